@@ -1,0 +1,174 @@
+"""What the array API standard leaves open, answered once for every array library."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
+
+Array = Any  # an array of NumPy, torch, JAX or any other array API library
+
+
+def namespace(*xs: Array) -> Any:
+    """The array API namespace of the arrays; NumPy and torch without a detour that torch.compile warns about."""
+    if all(is_numpy_array(x) for x in xs):
+        from array_api_compat import numpy
+
+        return numpy
+    if all(is_torch_array(x) for x in xs):
+        from array_api_compat import torch
+
+        return torch
+    return array_namespace(*xs)
+
+
+def is_numpy_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray)
+
+
+def is_torch_array(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def as_list(x: Any, name: str = "x") -> tuple[list[Array], Any]:
+    """The arrays of `x` (an array or a list of arrays) and their namespace; refuses what has no prox."""
+    many = isinstance(x, (list, tuple))
+    arrays = list(x) if many else [x]
+    if not arrays:
+        raise ValueError(f"{name} must hold at least one array, got an empty list")
+    for i, a in enumerate(arrays):
+        label = f"{name}[{i}]" if many else name
+        if not (is_numpy_array(a) or is_torch_array(a) or is_array_api_obj(a)):
+            raise TypeError(f"{label} must be an array or a list of arrays, got {type(a).__name__}")
+        if not is_floating(a):
+            raise TypeError(f"{label} must be a floating-point array, got {a.dtype}")
+    return arrays, namespace(*arrays)
+
+
+def like_input(x: Any, results: Sequence[Array]) -> Any:
+    """Hand `results` back in the container that `x` came in."""
+    return type(x)(results) if type(x) in (list, tuple) else list(results) if isinstance(x, (list, tuple)) else results[0]
+
+
+def is_floating(x: Array) -> bool:
+    """Real or complex floating point, the half precisions included."""
+    if is_torch_array(x):
+        return bool(x.dtype.is_floating_point or x.dtype.is_complex)
+    if "bfloat16" in str(x.dtype):
+        return True
+    return bool(namespace(x).isdtype(x.dtype, ("real floating", "complex floating")))
+
+
+def is_complex(x: Array) -> bool:
+    return "complex" in str(x.dtype)
+
+
+def is_number(v: Any) -> bool:
+    """A Python or NumPy scalar: something whose value may be read without waiting for a device."""
+    return isinstance(v, (int, float, np.number)) or (isinstance(v, np.ndarray) and v.ndim == 0)
+
+
+def widen(x: Array) -> Array:
+    """Half precision in float32, everything else as it is."""
+    if "float16" in str(x.dtype):
+        xp = namespace(x)
+        return xp.astype(x, xp.float32)
+    return x
+
+
+def cast(x: Array, target: Array) -> Array:
+    """`x` in the dtype of `target`."""
+    return x if x.dtype == target.dtype else namespace(x).astype(x, target.dtype)
+
+
+def like(v: Any, x: Array) -> Any:
+    """A number stays a Python float; an array comes to the library, real dtype and device of `x`."""
+    if is_number(v):
+        return float(v)
+    xp = namespace(x)
+    dtype = xp.real(x).dtype if is_complex(x) else x.dtype
+    if isinstance(v, np.ndarray) and not is_numpy_array(x):
+        return xp.asarray(v, dtype=dtype, device=x.device) if is_torch_array(x) else xp.asarray(v, dtype=dtype)
+    return v if v.dtype == dtype else xp.astype(v, dtype)
+
+
+def ndim(v: Any) -> int:
+    return getattr(v, "ndim", 0)
+
+
+def size(x: Array) -> int:
+    return math.prod(x.shape)
+
+
+def detach(x: Any) -> Any:
+    """`x` as a constant for automatic differentiation."""
+    if is_torch_array(x):
+        return x.detach()
+    if is_jax_array(x):
+        import jax
+
+        return jax.lax.stop_gradient(x)
+    return x
+
+
+def clip(x: Array, bound: Any) -> Array:
+    """min(max(x, -bound), bound); the method is the native, fused form where there is one."""
+    if isinstance(bound, float):
+        bound = min(bound, float(namespace(x).finfo(x.dtype).max))
+    if hasattr(x, "clip"):
+        return x.clip(-bound, bound)
+    return namespace(x).clip(x, -bound, bound)
+
+
+def segment_sum(values: Array, codes: Array, count: int) -> Array:
+    """Sum of the entries of the vector `values` that share a code in 0 .. count-1."""
+    if is_numpy_array(values):
+        return np.bincount(codes, weights=values, minlength=count).astype(values.dtype, copy=False)
+    if is_torch_array(values):
+        return values.new_zeros(count).index_add(0, index(codes, values), values)
+    xp = namespace(values)
+    if is_jax_array(values):
+        return xp.zeros(count, dtype=values.dtype).at[codes].add(values)
+    return xp.sum(_padded(values, codes, count, 0.0), axis=1)
+
+
+def segment_max(values: Array, codes: Array, count: int) -> Array:
+    """Largest of the non-negative entries of `values` that share a code; 0 where there is none."""
+    if is_numpy_array(values):
+        largest = np.zeros(count, values.dtype)
+        np.maximum.at(largest, codes, values)
+        return largest
+    if is_torch_array(values):
+        return values.new_zeros(count).scatter_reduce(0, index(codes, values), values, "amax")
+    xp = namespace(values)
+    if is_jax_array(values):
+        return xp.zeros(count, dtype=values.dtype).at[codes].max(values)
+    return xp.max(_padded(values, codes, count, 0.0), axis=1)
+
+
+def pad_index(codes: np.ndarray, count: int) -> np.ndarray:
+    """One row per group: the positions of its entries, then `len(codes)` as padding."""
+    order = np.argsort(codes, kind="stable")
+    lengths = np.bincount(codes, minlength=count)
+    rows = np.full((count, max(int(lengths.max(initial=0)), 1)), len(codes))
+    starts = np.cumsum(lengths) - lengths
+    rows[codes[order], np.arange(len(codes)) - np.repeat(starts, lengths)] = order
+    return rows
+
+
+def index(codes: np.ndarray, x: Array) -> Array:
+    """Integer `codes` as an index array beside `x`."""
+    xp = namespace(x)
+    return xp.asarray(codes, device=x.device) if is_torch_array(x) else xp.asarray(codes)
+
+
+def _padded(values: Array, codes: np.ndarray, count: int, fill: float) -> Array:
+    xp = namespace(values)
+    tail = xp.full((1,), fill, dtype=values.dtype)
+    rows = pad_index(codes, count)
+    return xp.reshape(xp.take(xp.concat([values, tail]), index(rows.reshape(-1), values), axis=0), rows.shape)

@@ -1,0 +1,40 @@
+"""Errors that name the argument, the value received and the domain.
+
+Only Python and NumPy values are looked at: reading a tracer or a device tensor would stall the program.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from proxopt._arrays import is_number
+
+
+def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Refuse a number or NumPy array with an entry that is not finite or not in [low, high]."""
+    if isinstance(value, (bool, str)) or value is None:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value, dtype=float)
+    if is_number(value):
+        number = float(value)
+        if math.isfinite(number) and (number > low if open_low else number >= low) and number <= high:
+            return
+        worst: Any = number
+    elif isinstance(value, np.ndarray):
+        good = np.isfinite(value) & (value > low if open_low else value >= low) & (value <= high)
+        if good.all():
+            return
+        worst = value.reshape(-1)[np.argmin(good.reshape(-1))]
+    else:
+        return
+    domain = f"be finite and {'>' if open_low else '>='} {low:g}" if high == math.inf else f"lie in [{low:g}, {high:g}]"
+    raise ValueError(f"{name} must {domain}, got {worst}")
+
+
+def one_of(name: str, value: Any, allowed: tuple) -> None:
+    if not any(value is a or (isinstance(a, str) and isinstance(value, str) and value == a) for a in allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,0 +1,377 @@
+"""How arrays split into groups: the only place that knows.
+
+A group is a set of entries that become zero together. Penalties ask four questions of it: how many
+entries, their sum, their largest, their median; and spread one number per group back over the entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from proxopt import _arrays
+from proxopt._arrays import Array
+
+WEIGHTS = ("sqrt_size", "inverse_sqrt_size", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A partition of the entries of an array, or of a list of arrays, into groups.
+
+    Build one with `Groups.whole()`, `Groups.along(axis)` or `Groups.labels(labels, axis)`.
+
+    >>> import numpy as np
+    >>> from proxopt import GroupL2, Groups
+    >>> x = np.array([[3.0, 0.1], [4.0, 0.1]])
+    >>> GroupL2(1.0, groups=Groups.along(0), weights="none").prox(x)  # columns live or die
+    array([[2.4, 0. ],
+           [3.2, 0. ]])
+    """
+
+    kind: str
+    axis: int | tuple[int, ...] | None = None
+    codes: tuple[np.ndarray, ...] | np.ndarray | None = None
+    names: tuple = ()
+    _counts: dict = field(default_factory=dict, repr=False)
+
+    # -- building -----------------------------------------------------------------------------
+
+    @classmethod
+    def whole(cls) -> Groups:
+        """All entries, of all arrays, are one group."""
+        return cls("whole")
+
+    @classmethod
+    def along(cls, axis: int | tuple[int, ...]) -> Groups:
+        """Entries along `axis` (an int or several) share a group: `along(0)` on a matrix = its columns."""
+        axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+        if not axes or not all(_is_int(a) for a in axes):
+            raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}")
+        return cls("along", tuple(int(a) for a in axes) if isinstance(axis, (tuple, list)) else int(axis))
+
+    @classmethod
+    def labels(cls, labels: Any, axis: int | tuple[int, ...] | None = 0) -> Groups:
+        """Slices along `axis` with the same label share a group; the other axes run inside.
+
+        Args:
+          labels: ints or strings, one per slice. For a list of arrays one such sequence per array:
+            equal labels across arrays are one group.
+          axis: the labelled axis; for a list of arrays also a tuple with one axis per array;
+            None takes labels of the array's own shape.
+
+        `names` holds the labels in order of first occurrence; `weights` arrays follow that order.
+        """
+        many = isinstance(labels, (list, tuple)) and any(_ndim(part) > 0 for part in labels)
+        parts = [_label_array(part) for part in labels] if many else [_label_array(labels)]
+        if any(not (np.issubdtype(p.dtype, np.integer) or p.dtype.kind in "US") for p in parts if p.size):
+            raise TypeError(f"labels must be ints or strings, got {parts[0].dtype}")
+        if len({p.dtype.kind in "US" for p in parts if p.size}) > 1:
+            raise TypeError("labels must be all ints or all strings, got both")
+        flat = np.concatenate([p.reshape(-1) for p in parts])
+        sorted_names, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        split = np.split(rank[inverse.reshape(-1)], np.cumsum([p.size for p in parts])[:-1])
+        codes = tuple(c.reshape(p.shape) for c, p in zip(split, parts))
+        names = tuple(n.item() for n in sorted_names[order])
+        if not (axis is None or _is_int(axis) or (isinstance(axis, (tuple, list)) and all(_is_int(a) for a in axis))):
+            raise TypeError(f"axis must be an int, one int per array, or None, got {axis!r}")
+        axis = tuple(int(a) for a in axis) if isinstance(axis, (tuple, list)) else axis
+        same_shape = many and len({c.shape for c in codes}) == 1
+        return cls("labels", axis, np.stack(codes) if same_shape else codes if many else codes[0], names)
+
+    def to_dict(self) -> dict:
+        """Plain data (numbers, strings, lists) that `from_dict` rebuilds the groups from."""
+        if self.kind != "labels":
+            return {"kind": self.kind, "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis}
+        codes = self.codes
+        named = [_named(c, self.names) for c in codes] if isinstance(codes, tuple) else _named(codes, self.names)
+        return {"kind": "labels", "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis, "labels": named}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Groups:
+        """The inverse of `to_dict`."""
+        axis = tuple(data["axis"]) if isinstance(data["axis"], list) else data["axis"]
+        if data["kind"] == "whole":
+            return cls.whole()
+        return cls.along(axis) if data["kind"] == "along" else cls.labels(data["labels"], axis)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Groups) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.axis, self.names))
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def from_right(self, xs: Sequence[Array]) -> Groups:
+        """The same groups with the axes of `along` counted from the right: they stay when a batch comes in front."""
+        return Groups("along", self._axes(xs[0].ndim)) if self.kind == "along" else self
+
+    def check(self, xs: Sequence[Array], name: str = "x") -> None:
+        """Raise ValueError where the groups do not fit the arrays."""
+        if self.kind == "along":
+            if len(xs) > 1:
+                raise ValueError(
+                    f"Groups.along({self.axis}) splits one array, got a list of {len(xs)}: use labels to join arrays"
+                )
+            self._axes(xs[0].ndim, name)
+        elif self.kind == "labels":
+            for i, (x, codes, axis) in enumerate(self._parts(xs)):
+                label = f"{name}[{i}]" if len(xs) > 1 else name
+                if axis is None:
+                    if codes.shape != tuple(x.shape):
+                        raise ValueError(
+                            f"labels with axis=None must have the shape of {label}, {tuple(x.shape)}, got {codes.shape}"
+                        )
+                elif not -x.ndim <= axis < x.ndim:
+                    raise ValueError(f"axis of the labels must exist in {label} of shape {tuple(x.shape)}, got {axis}")
+                elif codes.shape != (x.shape[axis],):
+                    raise ValueError(
+                        f"labels must hold one label per slice along axis {axis} of {label}, "
+                        f"{x.shape[axis]}, got {len(codes) if codes.ndim == 1 else codes.shape}"
+                    )
+
+    def count(self, xs: Sequence[Array]) -> int:
+        """How many groups the arrays split into."""
+        if self.kind == "whole":
+            return 1
+        if self.kind == "labels":
+            return len(self.names)
+        axes = self._axes(xs[0].ndim)
+        return math.prod([n for i, n in enumerate(xs[0].shape) if i - xs[0].ndim not in axes])
+
+    def sizes(self, xs: Sequence[Array]) -> int | np.ndarray:
+        """Entries per group: an int where all groups are alike, else an array in the order of `names`."""
+        if self.kind == "whole":
+            return sum(_arrays.size(x) for x in xs)
+        if self.kind == "along":
+            return math.prod([xs[0].shape[a] for a in self._axes(xs[0].ndim)])
+        shapes = tuple(tuple(x.shape) for x in xs)
+        if shapes not in self._counts:
+            counts = np.zeros(len(self.names), dtype=int)
+            for x, codes, axis in self._parts(xs):
+                inner = 1 if axis is None else _arrays.size(x) // max(x.shape[axis], 1)
+                counts += inner * np.bincount(codes.reshape(-1), minlength=len(self.names))
+            alike = counts.size > 0 and (counts == counts[0]).all()
+            self._counts[shapes] = int(counts[0]) if alike else counts
+        return self._counts[shapes]
+
+    def weights(self, xs: Sequence[Array], weights: Any) -> Any:
+        """One weight per group, ready to multiply what `total` returns."""
+        if isinstance(weights, str):
+            if weights == "none":
+                return 1.0
+            sizes = self.sizes(xs)
+            power = 0.5 if weights == "sqrt_size" else -0.5
+            if isinstance(sizes, int):
+                return float(max(sizes, 1)) ** power
+            return _arrays.like(np.maximum(sizes, 1.0) ** power, xs[0])
+        values = _arrays.like(weights, xs[0])
+        if self.kind == "along" and _arrays.ndim(values):
+            ndim, axes, xp = xs[0].ndim, self._axes(xs[0].ndim), _arrays.namespace(values)
+            reduced = tuple(n for i, n in enumerate(xs[0].shape) if i - ndim not in axes)
+            try:
+                values = xp.broadcast_to(values, reduced)
+            except (ValueError, RuntimeError):
+                raise ValueError(f"weights must have the reduced shape {reduced}, got {tuple(values.shape)}") from None
+            return xp.reshape(values, tuple(1 if i - ndim in axes else n for i, n in enumerate(xs[0].shape)))
+        if self.kind == "labels" and _arrays.ndim(values) and tuple(values.shape) != (len(self.names),):
+            raise ValueError(f"weights must hold one number per group, {len(self.names)}, got shape {tuple(values.shape)}")
+        if self.kind == "whole" and _arrays.ndim(values):
+            if math.prod(values.shape) != 1:
+                raise ValueError(f"weights must be one number for the one group, got shape {tuple(values.shape)}")
+            return _arrays.namespace(values).reshape(values, ())
+        return values
+
+    def total(self, values: Sequence[Array]) -> Array:
+        """Sum over each group; `along` keeps the summed axes with length one."""
+        return self._reduce(values, "sum")
+
+    def largest(self, values: Sequence[Array]) -> Array:
+        """Largest of each group of non-negative values; 0 in an empty group."""
+        return self._reduce(values, "max")
+
+    def median(self, values: Sequence[Array]) -> Array:
+        """Median of each group, the mean of the two middle entries where their number is even."""
+        xp = _arrays.namespace(*values)
+        if self.kind == "along":
+            axes = self._axes(values[0].ndim)
+            keep = tuple(a for a in range(-values[0].ndim, 0) if a not in axes)
+            rows = xp.permute_dims(values[0], tuple(a + values[0].ndim for a in keep + axes))
+            rows = xp.reshape(rows, (*(values[0].shape[a] for a in keep), -1))
+            shape = tuple(1 if i - values[0].ndim in axes else n for i, n in enumerate(values[0].shape))
+            return xp.reshape(_middle(xp, rows, rows.shape[-1]), shape)
+        flat = xp.concat([xp.reshape(v, (-1,)) for v in values])
+        if self.kind == "whole":
+            return _middle(xp, flat, flat.shape[0])
+        codes = np.concatenate([self._dense(v, c, a).reshape(-1) for v, c, a in self._parts(values)])
+        padded = _arrays._padded(flat, codes, len(self.names), math.inf)
+        counts = np.maximum(np.bincount(codes, minlength=len(self.names)), 1)
+        ordered = xp.reshape(xp.sort(padded, axis=-1), (-1,))
+        start = np.arange(len(self.names)) * padded.shape[1]
+        low, high = (_arrays.index(start + k, flat) for k in ((counts - 1) // 2, counts // 2))
+        return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
+
+    def spread(self, per_group: Any, xs: Sequence[Array]) -> list[Any]:
+        """One number per group, brought back over the entries: broadcasts against each of `xs`."""
+        if self.kind != "labels" or not _arrays.ndim(per_group):
+            return [per_group] * len(xs)
+        xp = _arrays.namespace(per_group)
+        out = []
+        for x, codes, axis in self._parts(xs):
+            taken = xp.take(per_group, _arrays.index(codes.reshape(-1), per_group), axis=0)
+            shape = tuple(x.shape) if axis is None else tuple(-1 if i == axis % x.ndim else 1 for i in range(x.ndim))
+            out.append(xp.reshape(taken, shape))
+        return out
+
+    def ids(self, xs: Sequence[Array]) -> list[np.ndarray]:
+        """The number of its group for every entry: which groups lie inside which."""
+        if self.kind == "whole":
+            return [np.zeros(x.shape, dtype=int) for x in xs]
+        if self.kind == "labels":
+            return [self._dense(x, codes, axis) for x, codes, axis in self._parts(xs)]
+        shape = tuple(1 if i - xs[0].ndim in self._axes(xs[0].ndim) else n for i, n in enumerate(xs[0].shape))
+        return [np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), xs[0].shape)]
+
+    def inside(self, outer: Groups, xs: Sequence[Array]) -> bool:
+        """Whether each of these groups lies in one group of `outer`."""
+        inner_ids = np.concatenate([i.reshape(-1) for i in self.ids(xs)])
+        outer_ids = np.concatenate([i.reshape(-1) for i in outer.ids(xs)])
+        first = np.zeros(self.count(xs), dtype=int)
+        first[inner_ids] = outer_ids
+        return bool((first[inner_ids] == outer_ids).all())
+
+    def constant(self, name: str, value: Any, xs: Sequence[Array]) -> Any:
+        """`value` (a number, or an array against the one array of `xs`) as one number per group.
+
+        Raises ValueError where it differs inside a group, as far as that can be told without reading a device.
+        """
+        if _arrays.ndim(value) == 0:
+            return value
+        if len(xs) > 1:
+            raise ValueError(f"{name} must be one number for a list of arrays, got shape {tuple(value.shape)}")
+        x = xs[0]
+        if self.kind == "along":
+            axes = [a for a in self._axes(x.ndim) if -a <= value.ndim and value.shape[a] != 1]
+            for a in axes:
+                head = np.take(value, [0], axis=a) if isinstance(value, np.ndarray) else None
+                if head is None or not (value == head).all():
+                    raise ValueError(f"{name} must be constant inside each group (axis {a}), got shape {tuple(value.shape)}")
+                value = head
+            return value
+        if not isinstance(value, np.ndarray) and math.prod(value.shape) != 1:
+            raise ValueError(
+                f"{name} must be one number where groups are {self.kind}, got shape {tuple(value.shape)}: "
+                "batch with vmap, weigh groups with weights="
+            )
+        try:
+            full = np.broadcast_to(np.asarray(value) if isinstance(value, np.ndarray) else value.reshape(()), x.shape)
+        except (ValueError, TypeError, RuntimeError):
+            raise ValueError(f"{name} of shape {tuple(value.shape)} must broadcast to x of shape {tuple(x.shape)}") from None
+        ids = self.ids(xs)[0].reshape(-1)
+        first = np.zeros(self.count(xs), dtype=full.dtype)
+        first[ids] = full.reshape(-1)
+        if not (first[ids] == full.reshape(-1)).all():
+            raise ValueError(f"{name} must be constant inside each group, got differing values in one group")
+        return first.reshape(()) if self.kind == "whole" else first
+
+    def varies(self, step: Any, x: Array) -> bool:
+        """Whether `step` can differ inside a group, told from shapes alone."""
+        if _arrays.ndim(step) == 0 or math.prod(step.shape) == 1:
+            return False
+        return self.kind != "along" or any(-a <= step.ndim and step.shape[a] != 1 for a in self._axes(x.ndim))
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _axes(self, ndim: int, name: str = "x") -> tuple[int, ...]:
+        """The axes of `along`, counted from the right."""
+        assert self.axis is not None
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if not all(-ndim <= a < ndim for a in axes):
+            raise ValueError(f"axis of Groups.along must exist in {name} with {ndim} axes, got {self.axis}")
+        from_right = tuple(a if a < 0 else a - ndim for a in axes)
+        if len(set(from_right)) != len(from_right):
+            raise ValueError(f"axis of Groups.along must name each axis once, got {self.axis}")
+        return from_right
+
+    def _parts(self, xs: Sequence[Array]) -> list[tuple[Array, np.ndarray, int | None]]:
+        """Each array with its codes and its labelled axis."""
+        assert self.codes is not None
+        codes: tuple[np.ndarray, ...]
+        if isinstance(self.codes, tuple):
+            codes = self.codes
+        elif len(xs) > 1 or (self.codes.shape[:1] == (1,) and self.codes.ndim == 2 and self.axis is not None):
+            codes = tuple(self.codes) if self.codes.ndim > 1 else (self.codes,)
+        else:
+            codes = (self.codes,)
+        if len(codes) != len(xs):
+            raise ValueError(f"labels must come as one sequence per array, {len(xs)}, got {len(codes)}")
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,) * len(xs)
+        if len(axes) != len(xs):
+            raise ValueError(f"axis of the labels must name one axis per array, {len(xs)}, got {len(axes)}")
+        return list(zip(xs, codes, axes))
+
+    def _dense(self, x: Array, codes: np.ndarray, axis: int | None) -> np.ndarray:
+        """Codes spread over all entries of x."""
+        if axis is None:
+            return codes
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return np.broadcast_to(codes.reshape(shape), tuple(x.shape))
+
+    def _reduce(self, values: Sequence[Array], how: str) -> Array:
+        xp = _arrays.namespace(*values)
+        fold = xp.sum if how == "sum" else xp.max
+        if self.kind == "along":
+            return fold(values[0], axis=self._axes(values[0].ndim), keepdims=True)
+        if self.kind == "whole":
+            parts = [fold(v) for v in values if _arrays.size(v)]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part if how == "sum" else xp.maximum(total, part)
+            return total
+        vectors, codes = [], []
+        for v, c, axis in self._parts(values):
+            inner = () if axis is None else tuple(i for i in range(v.ndim) if i != axis % v.ndim)
+            if not _arrays.size(v):
+                continue
+            vectors.append(xp.reshape(fold(v, axis=inner) if inner else v, (-1,)))
+            codes.append(c.reshape(-1))
+        joined = vectors[0] if len(vectors) == 1 else xp.concat(vectors)
+        segment = _arrays.segment_sum if how == "sum" else _arrays.segment_max
+        return segment(joined, codes[0] if len(codes) == 1 else np.concatenate(codes), len(self.names))
+
+
+def _middle(xp: Any, rows: Array, n: int) -> Array:
+    ordered = xp.sort(rows, axis=-1)
+    return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
+
+
+def _is_int(v: Any) -> bool:
+    return isinstance(v, (int, np.integer)) and not isinstance(v, bool)
+
+
+def _ndim(v: Any) -> int:
+    return 1 if isinstance(v, (list, tuple)) else _arrays.ndim(v)
+
+
+def _label_array(v: Any) -> np.ndarray:
+    if hasattr(v, "detach"):
+        v = v.detach().cpu()
+    flat = list(v) if isinstance(v, (list, tuple)) else None
+    if flat and len({isinstance(item, str) for item in flat}) > 1:
+        raise TypeError("labels must be all ints or all strings, got both")
+    return np.asarray(v)
+
+
+def _named(codes: Any, names: tuple) -> list:
+    if isinstance(codes, np.ndarray) and codes.ndim > 1:
+        return [_named(c, names) for c in codes]
+    return [names[c] for c in codes]
