@@ -94,6 +94,8 @@ def like(v: Any, x: Array) -> Any:
     dtype = xp.real(x).dtype if is_complex(x) else x.dtype
     if isinstance(v, np.ndarray) and not is_numpy_array(x):
         return xp.asarray(v, dtype=dtype, device=x.device) if is_torch_array(x) else xp.asarray(v, dtype=dtype)
+    if is_torch_array(v) and is_torch_array(x) and v.device != x.device:
+        v = v.to(x.device)
     return v if v.dtype == dtype else xp.astype(v, dtype)
 
 

@@ -1,0 +1,13 @@
+"""Proximal optimizers for torch: swap one in, get exact zeros."""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError('proxopt_torch needs PyTorch: pip install "proxopt[torch]"', name="torch") from error
+
+from proxopt_torch.optimizers import HAPG, AdamHAPG, ProxAdam, ProxSGD
+from proxopt_torch.strength_path import StrengthPath
+
+__all__ = ["HAPG", "AdamHAPG", "ProxAdam", "ProxSGD", "StrengthPath"]
