@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('proxopt_torch needs PyTorch: pip install "proxopt[torch]"', name="torch") from error
 
 from proxopt_torch.optimizers import HAPG, AdamHAPG, ProxAdam, ProxSGD
+from proxopt_torch.proximal import Proximal
 from proxopt_torch.strength_path import StrengthPath
 
-__all__ = ["HAPG", "AdamHAPG", "ProxAdam", "ProxSGD", "StrengthPath"]
+__all__ = ["HAPG", "AdamHAPG", "ProxAdam", "ProxSGD", "Proximal", "StrengthPath"]

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt._checks import in_range
+from proxopt_torch import kernels, stacks
 from proxopt_torch import param_groups as plain
 
 TRAIN, EVAL = "train", "eval"
@@ -76,39 +78,36 @@ class Penalised:
     def _swap_entry(self, entry: list[Tensor], mode: str) -> None:
         """Exchange what the parameters hold; nothing where they are the prox point anyway."""
 
-    def _ready(self) -> list[tuple[dict, Any, list[list[Tensor]]]]:
-        """Each group with its penalty and the entries that have gradients; raises before anything is changed."""
-        work = []
-        for number, group in enumerate(self.param_groups):
-            if group["mode"] == EVAL:
-                raise RuntimeError("step() needs the search point: call optimizer.train() after optimizer.eval()")
-            if not isinstance(group["lr"], Tensor):
-                in_range("lr", group["lr"])
-            penalty = self.penalty_of(group)
-            live = [e for e in entries(group) if all(p.grad is not None for p in e)]
-            for entry in live:
-                for p in entry:
-                    self._check_gradient(group, number, p)
-            work.append((group, penalty, live))
-        return work
-
-    def _check_gradient(self, group: dict, number: int, p: Tensor) -> None:
-        grad = p.grad
-        assert grad is not None
-        if grad.is_sparse:
+    def _ready(self, group: dict) -> tuple[Any, list[list[Tensor]]]:
+        """The penalty of a group and its entries that have gradients; raises before anything is changed."""
+        if group["mode"] == EVAL:
+            raise RuntimeError("step() needs the search point: call optimizer.train() after optimizer.eval()")
+        if not isinstance(group["lr"], Tensor):
+            in_range("lr", group["lr"])
+        live = [e for e in entries(group) if all(p.grad is not None for p in e)]
+        if any(p.grad is not None and p.grad.is_sparse for e in live for p in e):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients: use a dense embedding (sparse=False)")
-        on = group["check_finite"] if group["check_finite"] is not None else grad.device.type == "cpu"
-        if on and not torch.compiler.is_compiling() and not finite(grad):
-            where = next(i for i, q in enumerate(group["params"]) if q is p)
-            label = group["param_names"][where] if "param_names" in group else f"param_groups[{number}]['params'][{where}]"
-            kind = "NaN" if bool(grad.isnan().any()) else "inf"
-            raise ValueError(f"gradient of {label} (shape {tuple(p.shape)}) must be finite, got {kind}; nothing was updated")
+        return self.penalty_of(group), live
+
+    def _check_finite(self, group: dict, grads: list[Tensor]) -> None:
+        """Raise ValueError, naming the parameter, where a gradient of the group is not finite."""
+        on = group["check_finite"]
+        grads = [g for g in grads if on or (on is None and g.device.type == "cpu")]
+        if not grads or torch.compiler.is_compiling() or bool(torch.isfinite(get_total_norm(grads))):
+            return
+        for place, p in enumerate(group["params"]):  # the norm may overflow where no entry does
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                number = next(i for i, g in enumerate(self.param_groups) if g is group)
+                label = group["param_names"][place] if "param_names" in group else f"param_groups[{number}]['params'][{place}]"
+                kind = "NaN" if bool(p.grad.isnan().any()) else "inf"
+                raise ValueError(f"gradient of {label} (shape {tuple(p.shape)}) must be finite, got {kind}; nothing was updated")
 
     def _check_state_dict(self, state_dict: dict) -> None:
         """Raise where a checkpoint is not one of this optimizer over parameters of these shapes."""
+        found = sorted(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
         for key in ("state", "param_groups"):
-            if not isinstance(state_dict, dict) or key not in state_dict:
-                raise ValueError(f"state_dict must hold the key {key!r}, got {sorted(state_dict) if isinstance(state_dict, dict) else type(state_dict)}")
+            if key not in found:
+                raise ValueError(f"state_dict must hold the key {key!r}, got {found}")
         saved_groups = state_dict["param_groups"]
         if len(saved_groups) != len(self.param_groups):
             raise ValueError(
@@ -126,19 +125,37 @@ class Penalised:
             if bool(saved.get("joint", False)) != group["joint"]:
                 raise ValueError(f"state_dict must hold joint={group['joint']} in {where}, got {saved.get('joint')}")
             for place, (index, p) in enumerate(zip(saved["params"], group["params"])):
+                wanted = [tuple(q.shape) for q in (group["params"] if group["joint"] else [p])]
                 for key, value in state_dict["state"].get(index, {}).items():
-                    shapes = [tuple(v.shape) for v in value] if isinstance(value, (list, tuple)) else [tuple(getattr(value, "shape", ()))]
-                    wanted = [tuple(q.shape) for q in group["params"]] if group["joint"] else [tuple(p.shape)]
+                    shapes = [tuple(v.shape) for v in (value if isinstance(value, list) else [value]) if hasattr(v, "shape")]
                     if key in self.tensors_like_params and shapes != wanted:
-                        raise ValueError(f"state_dict must hold {key} of shape {wanted} for {where}['params'][{place}], got {shapes}")
+                        spot = f"{where}['params'][{place}]"
+                        raise ValueError(f"state_dict must hold {key} of shape {wanted} for {spot}, got {shapes}")
 
-    tensors_like_params: tuple[str, ...] = ()
+    def _keep_foreign(self, penalties: list) -> None:
+        """Put the live penalty objects back where a checkpoint only had their names."""
+        for group, penalty in zip(self.param_groups, penalties):
+            if isinstance(group["penalty"], dict) and group["penalty"].get("kind") == plain.FOREIGN:
+                group["penalty"] = penalty
+        self.__dict__.pop("_penalties", None)
+
+    def _adopt(self, group: dict, strength: Any = None) -> None:
+        """Turn the penalty of a new group into plain data, and raise where it does not fit."""
+        plain.normalise(group)
+        if strength is not None:
+            group["strength"] = plain.plain_strength(strength)
+        penalty = self.penalty_of(group)
+        for p in group["params"]:
+            if penalty is not None and self.componentwise and p.is_complex():
+                raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
+        plain.check_fit(penalty, entries(group), group["joint"])
+
+    tensors_like_params: tuple[str, ...] = ()  # state tensors that must have their parameter's shape
+    componentwise = False  # complex parameters are treated as pairs of real ones
 
 
 class ProximalOptimizer(Penalised, Optimizer):
     """Base of the optimizers: subclasses state their tensors, one reference update, and a faster twin."""
-
-    componentwise = False  # complex parameters are treated as pairs of real ones
 
     def __init__(self, params: Any, defaults: dict) -> None:
         defaults = {**GROUP_DEFAULTS, **defaults}
@@ -166,14 +183,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            plain.normalise(group)
-            if given is not None:
-                group["strength"] = plain.plain_strength(given)
-            penalty = self.penalty_of(group)
-            for p in group["params"]:
-                if penalty is not None and self.componentwise and p.is_complex():
-                    raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
-            plain.check_fit(penalty, entries(group), group["joint"])
+            self._adopt(group, given)
         except Exception:
             self.param_groups.pop()
             raise
@@ -191,15 +201,23 @@ class ProximalOptimizer(Penalised, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, penalty, live in self._ready():
-            self._step_group(group, penalty, live)
+        work = []
+        for group in self.param_groups:
+            penalty, live = self._ready(group)
+            stacked, alone = stacks.split(self, group, penalty, live)
+            grads = [stacks.gather(s) for s in stacked]
+            self._check_finite(group, grads + [p.grad for e in alone for p in e])  # type: ignore[misc]
+            work.append((group, penalty, list(zip(stacked, grads)), alone))
+        for group, penalty, stacked_grads, alone in work:
+            for stack, grad in stacked_grads:
+                stacks.step(self, group, penalty, stack, grad)
+            for entry in alone:
+                state = self._state_of(group, entry)
+                if kernels.fits(group, entry):
+                    self._kernel(group, penalty, entry[0], self._gradient(group, entry[0]), state)
+                else:
+                    self._reference(group, penalty, entry, state)
         return loss
-
-    def _step_group(self, group: dict, penalty: Any, live: list[list[Tensor]]) -> None:
-        for entry in live:
-            state = self._state_of(group, entry)
-            if not self._fast(group, penalty, entry, state):
-                self._reference(group, penalty, entry, state)
 
     def _reference(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> None:
         """The pure function of `proxopt.updates` on the tensors of one entry."""
@@ -230,13 +248,15 @@ class ProximalOptimizer(Penalised, Optimizer):
             p.copy_(r)
 
     def _gradient(self, group: dict, p: Tensor) -> Tensor:
-        """The gradient to descend, with coupled weight decay."""
-        grad = p.grad
-        assert grad is not None
+        assert p.grad is not None
+        return self.descent(group, p, p.grad)
+
+    def descent(self, group: dict, x: Tensor, grad: Tensor) -> Tensor:
+        """The gradient to descend at x: its sign for `maximize`, and coupled weight decay."""
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] and not group.get("decoupled_weight_decay"):
-            grad = grad.add(p, alpha=group["weight_decay"])
+            grad = grad.add(x, alpha=group["weight_decay"])
         return grad
 
     def _tensors(self, group: dict) -> tuple[str, ...]:
@@ -247,9 +267,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         """The update in `proxopt.updates`: next x, and the next state, whose first fields are `_tensors`."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def _fast(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> bool:
-        """Do the step in place, equal to the reference; False where only the reference can."""
-        return False
+    _kernel: Callable[..., None]  # the same step in place, from `kernels`
 
     def _state_of(self, group: dict, entry: list[Tensor]) -> dict:
         state = self.state[entry[0]]
@@ -282,8 +300,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         """Plain data for `torch.save`; loads with `weights_only=True` and resumes bit for bit, from either mode."""
         for group in self.param_groups:
             plain.normalise(group)
-        saved = super().state_dict()
-        return {**saved, "param_groups": [plain.packed(g) for g in saved["param_groups"]]}
+        return packed(super().state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over a checkpoint, hyperparameters and strengths included; tensors keep their saved precision.
@@ -294,14 +311,13 @@ class ProximalOptimizer(Penalised, Optimizer):
         self._check_state_dict(state_dict)
         live = [g["penalty"] for g in self.param_groups]
         super().load_state_dict(state_dict)
-        for group, penalty, saved in zip(self.param_groups, live, state_dict["param_groups"]):
-            if isinstance(group["penalty"], dict) and group["penalty"].get("kind") == plain.FOREIGN:
-                group["penalty"] = penalty
+        self._keep_foreign(live)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
                 for key, value in state_dict["state"].get(index, {}).items():
                     if key != "step":  # torch has cast the state to the parameter's dtype
                         self.state[p][key] = _to(value, p.device)
-        self.__dict__.pop("_penalties", None)
+        self.__dict__.pop("_stacks", None)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -314,15 +330,14 @@ class ProximalOptimizer(Penalised, Optimizer):
                     s["step"] = torch.tensor(float(s["step"]), dtype=torch.float32)
 
 
+def packed(state_dict: dict) -> dict:
+    """A state_dict in which foreign penalties are names."""
+    return {**state_dict, "param_groups": [plain.packed(g) for g in state_dict["param_groups"]]}
+
+
 def entries(group: dict) -> list[list[Tensor]]:
     """The problems of a group: all its parameters as one when joint, else each alone."""
     return [group["params"]] if group["joint"] else [[p] for p in group["params"]]
-
-
-def finite(grad: Tensor) -> bool:
-    """Whether all entries are finite; one pass without a temporary unless the sum itself overflows."""
-    total = torch.view_as_real(grad).sum() if grad.is_complex() else grad.sum()
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(grad).all())
 
 
 def _wide(p: Tensor) -> Tensor:

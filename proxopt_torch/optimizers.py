@@ -58,6 +58,7 @@ class ProxSGD(ProximalOptimizer):
     tensor([0.7900, 0.0000])
     """
 
+    _kernel = staticmethod(kernels.prox_sgd)
     tensors_like_params = ("velocity", "point", "search_point")
 
     def __init__(
@@ -87,17 +88,14 @@ class ProxSGD(ProximalOptimizer):
         state = updates.ProxSGDState(values[0], values[-1], count)
         return updates.prox_sgd(x, grad, state, penalty, lr=group["lr"], rho=group["rho"], tau=group["tau"])
 
-    def _fast(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> bool:
-        return kernels.fits(group, penalty, entry) and kernels.prox_sgd(group, penalty, entry[0], self._gradient(group, entry[0]), state)
-
 
 class HAPG(ProximalOptimizer):
     """Hierarchical accelerated proximal gradient: f(A) + penalty(A), exact zeros.
 
         p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = max(0, (t-2)/(t+1))
 
-    The parameters hold the search point A while training; `optimizer.eval()` swaps in the prox point p, which is exactly sparse. A
-    parameter without penalty follows the same recursion with prox = identity. At rest exactly at the stationary points
+    The parameters hold the search point A while training; `optimizer.eval()` swaps in the prox point p, which is exactly
+    sparse. A parameter without penalty follows the same recursion with prox = identity. At rest exactly at the stationary points
     of f + penalty.
 
     Args:
@@ -120,6 +118,7 @@ class HAPG(ProximalOptimizer):
     0
     """
 
+    _kernel = staticmethod(kernels.hapg)
     tensors_like_params = ("point", "search_point")
 
     def __init__(
@@ -145,9 +144,6 @@ class HAPG(ProximalOptimizer):
     def _update(self, group: dict, penalty: Any, x: Any, grad: Any, values: list, count: Any) -> tuple[Any, tuple]:
         state = updates.HAPGState(values[0], count)
         return updates.hapg(x, grad, state, penalty, lr=group["lr"], extrapolation=group["extrapolation"])
-
-    def _fast(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> bool:
-        return kernels.fits(group, penalty, entry) and kernels.hapg(group, penalty, entry[0], self._gradient(group, entry[0]), state)
 
 
 class ProxAdam(ProximalOptimizer):
@@ -179,6 +175,7 @@ class ProxAdam(ProximalOptimizer):
     """
 
     componentwise = True
+    _kernel = staticmethod(kernels.prox_adam)
     tensors_like_params = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -209,18 +206,15 @@ class ProxAdam(ProximalOptimizer):
         options = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"], "weight_decay": decay}
         return updates.prox_adam(x, grad, state, penalty, **options)
 
-    def _fast(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> bool:
-        return kernels.fits(group, penalty, entry) and kernels.prox_adam(group, penalty, entry[0], self._gradient(group, entry[0]), state)
-
 
 class AdamHAPG(ProximalOptimizer):
     """HAPG with Adam's gradient step: f(A) + penalty(A), exact zeros.
 
         p_t = prox(A_{t-1} - eta m_hat, eta),   A_t = p_t + u_t (p_t - p_{t-1}),   eta_i = lr / (sqrt(v_hat_i) + eps)
 
-    The parameters hold the search point A while training; `optimizer.eval()` swaps in the prox point p, which is exactly sparse. A
-    penalty's `metric=None` means "median" here, the published rule; with "exact" the method rests exactly at the stationary
-    points of f + penalty.
+    The parameters hold the search point A while training; `optimizer.eval()` swaps in the prox point p, which is exactly
+    sparse. A penalty's `metric=None` means "median" here, the published rule; with "exact" the method rests exactly
+    at the stationary points of f + penalty.
 
     Args:
       params: parameters or param groups.
@@ -246,6 +240,7 @@ class AdamHAPG(ProximalOptimizer):
     """
 
     componentwise = True
+    _kernel = staticmethod(kernels.adam_hapg)
     tensors_like_params = ("point", "exp_avg", "exp_avg_sq", "search_point")
 
     def __init__(
@@ -278,12 +273,9 @@ class AdamHAPG(ProximalOptimizer):
         return ("point", "exp_avg", "exp_avg_sq")
 
     def _update(self, group: dict, penalty: Any, x: Any, grad: Any, values: list, count: Any) -> tuple[Any, tuple]:
-        state = updates.AdamHAPGState(*values, count)
+        state = updates.AdamHAPGState(values[0], values[1], values[2], count)
         options = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"]}
         return updates.adam_hapg(x, grad, state, penalty, extrapolation=group["extrapolation"], **options)
-
-    def _fast(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> bool:
-        return kernels.fits(group, penalty, entry) and kernels.adam_hapg(group, penalty, entry[0], self._gradient(group, entry[0]), state)
 
 
 def _check_adam(betas: tuple[float, float], eps: float) -> None:
