@@ -132,7 +132,7 @@ def _support_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) 
 
 def _scale_(z: Tensor, change: Tensor) -> None:
     """z <- max(1 + change, 0) z, with +0 for dead entries."""
-    torch.addcmul(z.new_zeros(()), z, change.add_(1).clamp_(min=0), out=z)
+    z.mul_(change.add_(1).clamp_(min=0)).add_(0.0)
 
 
 def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:
@@ -158,8 +158,8 @@ def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) ->
         root = (root + move).clamp_(low, high)
         if bool((dead | (move.abs_() <= enough * root)).all()):
             break
-    share = root / h.add_(root)
-    torch.addcmul(z.new_zeros(()), z, share.masked_fill_(dead, 0), out=z)
+    root = root.masked_fill(dead, 0)
+    z.mul_(torch.div(root, h.add_(root), out=h)).add_(0.0)
 
 
 def _adam_(group: dict, x: Tensor, grad: Tensor, state: dict, decay: float) -> None:
