@@ -16,9 +16,11 @@ import csv
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +133,10 @@ class Data:
         self.valid_labels = torch.stack([y[o[cut:]] for o in orders])
 
     def __len__(self) -> int:
-        return self.images.shape[2] // self.batch
+        return -(-self.images.shape[2] // self.batch)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one epoch; every seed has its own order, the same for all networks of the seed."""
+        """Batches of one epoch, the short last one too; each seed has its own order, the same for all its networks."""
         seeds, _, n = self.images.shape
         order = torch.stack([torch.randperm(n, generator=stream(seed, epoch)) for seed in range(seeds)])
         images = self.images.gather(2, order[:, None].expand_as(self.images))
@@ -152,7 +154,7 @@ def initial(settings: Settings, nets: int) -> tuple[list[nn.Parameter], list[nn.
     """Glorot normal weights (seeds, nets, outputs, inputs) and zero biases; all networks of a seed start alike."""
     weights, biases = [], []
     generators = [stream(seed, 10**6) for seed in range(settings.seeds)]
-    for inputs, outputs in zip(SIZES, SIZES[1:]):
+    for inputs, outputs in pairwise(SIZES):
         scale = (2 / (inputs + outputs)) ** 0.5
         start = torch.stack([scale * torch.randn(outputs, inputs, generator=g) for g in generators])
         weights.append(nn.Parameter(start[:, None].repeat(1, nets, 1, 1)))
@@ -162,7 +164,7 @@ def initial(settings: Settings, nets: int) -> tuple[list[nn.Parameter], list[nn.
 
 def logits(images: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """(seeds * nets, 10, batch). The first layer of all networks of a seed is one matrix product."""
-    seeds, nets = weights[0].shape[:2]
+    nets = weights[0].shape[1]
     h = torch.bmm(weights[0].flatten(1, 2), images).unflatten(1, (nets, -1)).flatten(0, 1)
     h = F.leaky_relu(h + biases[0].flatten(0, 1), 0.01, inplace=True)
     for w, b in zip(weights[1:-1], biases[1:-1]):
@@ -267,7 +269,8 @@ def run(settings: Settings, out: Path) -> list[dict]:
     per_epoch = settings.seeds * len(data)
     networks = [(name, settings.strengths) for name in names] + [("dense", 1)]
     total = sum(n for _, n in networks) * per_epoch * (settings.epochs + settings.retrain_epochs)
-    with tqdm(total=total, unit="step", unit_scale=True, smoothing=0.02) as bar:
+    patience = 0.5 if sys.stderr.isatty() else 15.0  # seconds between lines of progress
+    with tqdm(total=total, unit="step", unit_scale=True, smoothing=0.02, mininterval=patience) as bar:
         found = {}
         for name, nets in networks:
             bar.set_description(f"search {name}")

@@ -21,7 +21,7 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *,
         value = np.asarray(value, dtype=float)
     if is_number(value):
         number = float(value)
-        if math.isfinite(number) and (number > low if open_low else number >= low) and number <= high:
+        if (number > low if open_low else number >= low) and number <= high and number < math.inf:  # comparisons can be traced
             return
         worst: Any = number
     elif isinstance(value, np.ndarray):

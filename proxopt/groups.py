@@ -37,7 +37,19 @@ class Groups:
     axis: int | tuple[int, ...] | None = None
     codes: tuple[np.ndarray, ...] | np.ndarray | None = None
     names: tuple = ()
-    _counts: dict = field(default_factory=dict, repr=False)
+    _slices: list[Any] = field(init=False)  # per array, how many of its slices bear each name; an int where all alike
+    _table: np.ndarray = field(init=False)  # a row per name: its slices, numbered through all arrays
+
+    def __post_init__(self) -> None:
+        """Lay out the labels once, for arrays of any size: a compiled step cannot look into them."""
+        if self.codes is None:
+            return
+        parts = [np.ravel(c) for c in (self.codes if isinstance(self.codes, tuple) or self.codes.ndim > 1 else [self.codes])]
+        joined, count = np.concatenate(parts), len(self.names)
+        counts = [np.bincount(c, minlength=count) for c in (parts if self.axis is not None else [joined])]
+        slices = [int(c[0]) if count and (c == c[0]).all() else c for c in counts]
+        object.__setattr__(self, "_slices", slices)
+        object.__setattr__(self, "_table", _arrays.pad_index(joined, count))
 
     # -- building -----------------------------------------------------------------------------
 
@@ -102,6 +114,11 @@ class Groups:
             return cls.whole()
         return cls.along(axis) if data["kind"] == "along" else cls.labels(data["labels"], axis)
 
+    def __repr__(self) -> str:
+        if self.kind == "labels":
+            return f"Groups.labels({len(self.names)} names, axis={self.axis})"
+        return "Groups.whole()" if self.kind == "whole" else f"Groups.along({self.axis})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Groups) and self.to_dict() == other.to_dict()
 
@@ -153,15 +170,10 @@ class Groups:
             return sum(_arrays.size(x) for x in xs)
         if self.kind == "along":
             return math.prod([xs[0].shape[a] for a in self._axes(xs[0].ndim)])
-        shapes = tuple(tuple(x.shape) for x in xs)
-        if shapes not in self._counts:
-            counts = np.zeros(len(self.names), dtype=int)
-            for x, codes, axis in self._parts(xs):
-                inner = 1 if axis is None else _arrays.size(x) // max(x.shape[axis], 1)
-                counts += inner * np.bincount(codes.reshape(-1), minlength=len(self.names))
-            alike = counts.size > 0 and (counts == counts[0]).all()
-            self._counts[shapes] = int(counts[0]) if alike else counts
-        return self._counts[shapes]
+        if self.axis is None:
+            return self._slices[0]
+        inner = [_arrays.size(x) // max(x.shape[axis], 1) for x, _, axis in self._parts(xs)]
+        return sum(n * slices for n, slices in zip(inner, self._slices))
 
     def weights(self, xs: Sequence[Array], weights: Any) -> Any:
         """One weight per group, ready to multiply what `total` returns."""
@@ -207,16 +219,13 @@ class Groups:
             rows = xp.permute_dims(values[0], tuple(a + values[0].ndim for a in keep + axes))
             rows = xp.reshape(rows, (*(values[0].shape[a] for a in keep), -1))
             shape = tuple(1 if i - values[0].ndim in axes else n for i, n in enumerate(values[0].shape))
-            return xp.reshape(_middle(xp, rows, rows.shape[-1]), shape)
-        flat = xp.concat([xp.reshape(v, (-1,)) for v in values])
+            return xp.reshape(_arrays.middle(rows), shape)
         if self.kind == "whole":
-            return _middle(xp, flat, flat.shape[0])
-        codes = np.concatenate([self._dense(v, c, a).reshape(-1) for v, c, a in self._parts(values)])
-        padded = _arrays._padded(flat, codes, len(self.names), math.inf)
-        counts = np.maximum(np.bincount(codes, minlength=len(self.names)), 1)
+            return _arrays.middle(xp.concat([xp.reshape(v, (-1,)) for v in values]))
+        padded = self._gather(values, math.inf)
         ordered = xp.reshape(xp.sort(padded, axis=-1), (-1,))
-        start = np.arange(len(self.names)) * padded.shape[1]
-        low, high = (_arrays.index(start + k, flat) for k in ((counts - 1) // 2, counts // 2))
+        start, sizes = np.arange(len(self.names)) * padded.shape[1], np.maximum(self.sizes(values), 1)
+        low, high = (_arrays.index(start + k, ordered) for k in ((sizes - 1) // 2, sizes // 2))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
     def spread(self, per_group: Any, xs: Sequence[Array]) -> list[Any]:
@@ -266,14 +275,16 @@ class Groups:
                     raise ValueError(f"{name} must be constant inside each group (axis {a}), got shape {tuple(value.shape)}")
                 value = head
             return value
-        if not isinstance(value, np.ndarray) and math.prod(value.shape) != 1:
+        if value.ndim <= x.ndim and math.prod(value.shape) == 1:
+            return _arrays.namespace(value).reshape(value, ())
+        if not isinstance(value, np.ndarray):
             raise ValueError(
                 f"{name} must be one number where groups are {self.kind}, got shape {tuple(value.shape)}: "
                 "batch with vmap, weigh groups with weights="
             )
         try:
-            full = np.broadcast_to(np.asarray(value) if isinstance(value, np.ndarray) else value.reshape(()), x.shape)
-        except (ValueError, TypeError, RuntimeError):
+            full = np.broadcast_to(value, x.shape)
+        except ValueError:
             raise ValueError(f"{name} of shape {tuple(value.shape)} must broadcast to x of shape {tuple(x.shape)}") from None
         ids = self.ids(xs)[0].reshape(-1)
         first = np.zeros(self.count(xs), dtype=full.dtype)
@@ -281,6 +292,16 @@ class Groups:
         if not (first[ids] == full.reshape(-1)).all():
             raise ValueError(f"{name} must be constant inside each group, got differing values in one group")
         return first.reshape(()) if self.kind == "whole" else first
+
+    def refuse_batch(self, name: str, value: Any, x: Array) -> None:
+        """Raise ValueError where broadcasting x against `value` would repeat entries inside a group, or shift its axes."""
+        n, shape = _arrays.ndim(value), (1,) * max(_arrays.ndim(value) - x.ndim, 0) + tuple(x.shape)
+        inside = self._axes(x.ndim) if self.kind == "along" else range(-n, 0)
+        if (n > x.ndim and self.kind != "along") or any(-a <= n and value.shape[a] not in (1, shape[a]) for a in inside):
+            raise ValueError(
+                f"{name} must not repeat the entries of a group: x has shape {tuple(x.shape)}, got {name} of shape "
+                f"{tuple(value.shape)} with {self}; batch whole arrays and labels with vmap"
+            )
 
     def varies(self, step: Any, x: Array) -> bool:
         """Whether `step` can differ inside a group, told from shapes alone."""
@@ -307,7 +328,7 @@ class Groups:
         codes: tuple[np.ndarray, ...]
         if isinstance(self.codes, tuple):
             codes = self.codes
-        elif len(xs) > 1 or (self.codes.shape[:1] == (1,) and self.codes.ndim == 2 and self.axis is not None):
+        elif len(xs) > 1 or (self.codes.shape[:1] == (1,) and self.codes.ndim == (xs[0].ndim if self.axis is None else 1) + 1):
             codes = tuple(self.codes) if self.codes.ndim > 1 else (self.codes,)
         else:
             codes = (self.codes,)
@@ -325,6 +346,20 @@ class Groups:
         shape = [1] * x.ndim
         shape[axis] = -1
         return np.broadcast_to(codes.reshape(shape), tuple(x.shape))
+
+    def _gather(self, values: Sequence[Array], fill: float) -> Array:
+        """One row per label with its entries of all arrays; shorter rows end in `fill`."""
+        xp = _arrays.namespace(*values)
+        rows = []
+        for v, codes, axis in self._parts(values):
+            if axis is not None:
+                v = xp.permute_dims(v, (axis % v.ndim, *(i for i in range(v.ndim) if i != axis % v.ndim)))
+            rows.append(xp.reshape(v, (codes.size, _arrays.size(v) // max(codes.size, 1))))
+        width = max(r.shape[1] for r in rows)
+        filler = _arrays.full((1, width), fill, rows[0])
+        rows = [xp.concat([r, _arrays.full((r.shape[0], width - r.shape[1]), fill, r)], axis=1) for r in rows]
+        entries = xp.take(xp.concat([*rows, filler]), _arrays.index(self._table.reshape(-1), rows[0]), axis=0)
+        return xp.reshape(entries, (len(self.names), -1))
 
     def _reduce(self, values: Sequence[Array], how: str) -> Array:
         xp = _arrays.namespace(*values)
@@ -347,11 +382,6 @@ class Groups:
         joined = vectors[0] if len(vectors) == 1 else xp.concat(vectors)
         segment = _arrays.segment_sum if how == "sum" else _arrays.segment_max
         return segment(joined, codes[0] if len(codes) == 1 else np.concatenate(codes), len(self.names))
-
-
-def _middle(xp: Any, rows: Array, n: int) -> Array:
-    ordered = xp.sort(rows, axis=-1)
-    return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
 
 
 def _is_int(v: Any) -> bool:

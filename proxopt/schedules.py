@@ -28,6 +28,8 @@ def linear(slope: float, start: float = 0.0, stop: float = math.inf) -> Schedule
     """
     _checks.in_range("slope", slope)
     _checks.in_range("start", start)
+    if not stop >= 0:
+        raise ValueError(f"stop must be >= 0, got {stop}")
     return lambda t: min(start + slope * t, stop)
 
 
@@ -41,6 +43,7 @@ def warmup(value: float, steps: int) -> Schedule:
 def cosine(start: float, steps: int, stop: float = 0.0) -> Schedule:
     """f(t) = stop + (start - stop) (1 + cos(pi t / steps)) / 2, and `stop` from `steps` on."""
     _checks.in_range("start", start)
+    _checks.in_range("stop", stop)
     _checks.in_range("steps", steps, open_low=True)
     return lambda t: stop + (start - stop) * (1 + math.cos(math.pi * min(t / steps, 1.0))) / 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,23 +10,27 @@ import numpy as np
 from proxopt import _arrays
 from proxopt.penalties.dual import to_numpy
 
+Point = list[np.ndarray]  # the entries of x, of p, of any z: double precision arrays in host memory
+
+SCALES = (1e-6, 1e-3, 1e-1, 1.0, 10.0)  # how far from p the laws look, in units of max|x|
+
 
 def check_prox(penalty: Any, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
     """Raise AssertionError, naming the law and the gap, where `penalty.prox(x, step)` breaks one.
 
     With p = prox(x, step) and u = (x - p) / step the laws are:
       type         p has the library, dtype and shape of x; x itself is left as it was; two calls agree
+      identity     step 0 changes nothing, and an entry whose step is 0 stays
+      origin       prox(0) = 0, for any step
       objective    f(z) + sum((z - x)^2 / (2 step)) is nowhere below its value at p, for z near and far
       subgradient  f(z) >= f(p) + <u, z - p> for all z tried          (only if penalty.convex)
       firm         <prox(x) - prox(y), x - y>_{1/step} >= ||prox(x) - prox(y)||^2_{1/step}     (only if penalty.convex)
       moreau       f(p) = <u, p>: x / step - u lies in the dual ball, the other half of Moreau's identity
                    (only if penalty.homogeneous)
-      origin       prox(0) = 0, for any step
-      identity     step 0 changes nothing
 
     Args:
       penalty: an object with `value(x)` and `prox(x, step)`; `convex` and `homogeneous` count as True unless declared otherwise.
-      x: a floating-point array, or a list of arrays.
+      x: a floating-point array, or a list of arrays; finite, and of the shape that the prox has.
       step: a number >= 0, or an array of x's shape (a list for a list).
       tolerance: allowed relative gap; by default 100 rounding units of x's dtype.
       seed: of the random points.
@@ -34,78 +39,145 @@ def check_prox(penalty: Any, x: Any, step: Any = 1.0, *, tolerance: float | None
     >>> from proxopt import L1
     >>> check_prox(L1(0.3), np.array([1.0, -0.2, 0.0]), step=0.5)
     """
-    rng = np.random.default_rng(seed)
-    arrays, xp = _arrays.as_list(x)
-    before = [to_numpy(a).copy() for a in arrays]
-    p = penalty.prox(x, step)
-    points, _ = _arrays.as_list(p, "prox(x)")
-    for a, b, old, again in zip(arrays, points, before, _arrays.as_list(penalty.prox(x, step))[0]):
+    case = _Case(penalty, x, step, tolerance, seed)
+    for law in LAWS:
+        law(case)
+
+
+class _Case:
+    """One prox problem, seen from NumPy in double precision; points reach the penalty in the library and dtype of x."""
+
+    def __init__(self, penalty: Any, x: Any, step: Any, tolerance: float | None, seed: int) -> None:
+        self.penalty, self.given_x, self.given_step = penalty, x, step
+        self.arrays, xp = _arrays.as_list(x)
+        self.rng = np.random.default_rng(seed)
+        self.tolerance = 100 * float(xp.finfo(self.arrays[0].dtype).eps) if tolerance is None else tolerance
+        self.x: Point = [to_numpy(a).copy() for a in self.arrays]
+        self.size = max((float(np.max(np.abs(a), initial=0.0)) for a in self.x), default=0.0) or 1.0
+        steps = step if isinstance(step, (list, tuple)) else [step] * len(self.x)
+        steps = [np.broadcast_to(to_numpy(s), a.shape) for s, a in zip(steps, self.x)]
+        self.moves = [s > 0 for s in steps]
+        self.inverse = [np.divide(1.0, s, out=np.zeros(s.shape), where=m) for s, m in zip(steps, self.moves)]
+        self.p = self.prox(self.x)
+        self.u = [(a - b) * i for a, b, i in zip(self.x, self.p, self.inverse)]
+
+    def like(self, z: Point) -> Any:
+        """z as the arrays that x came as."""
+        made = []
+        for a, v in zip(self.arrays, z):
+            where = {"device": a.device} if _arrays.is_torch_array(a) else {}
+            made.append(_arrays.namespace(a).asarray(v, dtype=a.dtype, **where))
+        return _arrays.like_input(self.given_x, made)
+
+    def rounded(self, z: Point) -> Point:
+        """z as the dtype of x holds it."""
+        return [to_numpy(a) for a in _arrays.as_list(self.like(z))[0]]
+
+    def prox(self, z: Point, step: Any = None) -> Point:
+        result = self.penalty.prox(self.like(z), self.given_step if step is None else step)
+        return [to_numpy(a) for a in _arrays.as_list(result, "prox(x)")[0]]
+
+    def value(self, z: Point) -> float:
+        return float(to_numpy(self.penalty.value(self.like(z))))
+
+    def objective(self, z: Point) -> float:
+        """f(z) + sum((z - x)^2 / (2 step)), over the entries that move."""
+        return self.value(z) + self.inner([a - b for a, b in zip(z, self.x)]) / 2
+
+    def inner(self, a: Point, b: Point | None = None) -> float:
+        """<a, b> in the metric 1 / step; ||a||^2 without b."""
+        return _dot([v * i for v, i in zip(a, self.inverse)], a if b is None else b)
+
+    def around(self, z: Point) -> Iterator[Point]:
+        """Points near and far from z: at random, in few entries, along u, and towards 0."""
+        for scale in SCALES:
+            noise = [self.rng.normal(size=a.shape) for a in z]
+            few = [v * (self.rng.random(v.shape) < 0.3) for v in noise]
+            for direction in (noise, few, _unit(self.u), _unit([-a for a in self.p])):
+                far = [a + m * scale * self.size * d for a, m, d in zip(z, self.moves, direction)]
+                yield self.rounded(far)
+
+
+def _type(case: _Case) -> None:
+    result, _ = _arrays.as_list(case.penalty.prox(case.given_x, case.given_step), "prox(x)")
+    _law("type", len(result) == len(case.arrays), f"{len(result)} arrays for {len(case.arrays)}")
+    for a, b in zip(case.arrays, result):
         _law("type", type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape, f"{type(b).__name__} {b.dtype} {b.shape}")
-        _law("type", np.array_equal(to_numpy(a), old, equal_nan=True), "x was changed in place")
-        _law("type", np.array_equal(to_numpy(b), to_numpy(again), equal_nan=True), "two calls differ")
-    for a, b in zip(arrays, _arrays.as_list(penalty.prox(x, 0.0))[0]):
-        _law("identity", np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True), "prox(x, 0) != x")
-    for b in _arrays.as_list(penalty.prox(_like(x, [a * 0 for a in before]), step))[0]:
-        _law("origin", not np.any(to_numpy(b)), "prox(0) != 0")
+    _law("type", _equal([to_numpy(a) for a in case.arrays], case.x), "x was changed in place")
+    _law("type", _equal([to_numpy(a) for a in result], case.p), "two calls differ")
 
-    eps = float(xp.finfo(arrays[0].dtype).eps)
-    tolerance = 100 * eps if tolerance is None else tolerance
-    steps = step if isinstance(step, (list, tuple)) else [step] * len(arrays)
-    steps = [
-        np.broadcast_to(np.asarray(s if isinstance(s, (int, float)) else to_numpy(s), float), b.shape)
-        for s, b in zip(steps, before)
-    ]
-    moves = [s > 0 for s in steps]
-    if not any(m.any() for m in moves):
+
+def _identity(case: _Case) -> None:
+    _law("identity", _equal(case.prox(case.x, 0.0), case.x), "prox(x, 0) != x")
+    stays = [np.where(m, a, b) for m, a, b in zip(case.moves, case.x, case.p)]
+    _law("identity", _equal(stays, case.x), "an entry with step 0 moved")
+
+
+def _origin(case: _Case) -> None:
+    _law("origin", not any(np.any(a) for a in case.prox([np.zeros_like(a) for a in case.x])), "prox(0) != 0")
+
+
+def _objective(case: _Case) -> None:
+    best = case.objective(case.p)
+    for z in case.around(case.p):
+        value = case.objective(z)
+        room = case.tolerance * (abs(value) + abs(best))
+        _law("objective", best <= value + room, f"{best!r} at the prox, {value!r} at a distance of {_distance(z, case.p):.1e}")
+
+
+def _subgradient(case: _Case) -> None:
+    f = case.value(case.p)
+    for z in case.around(case.p):
+        move = [a - b for a, b in zip(z, case.p)]
+        value, lower = case.value(z), f + _dot(case.u, move)
+        reach = [abs(a) + abs(b) for a, b in zip(case.x, case.p)]  # what u was rounded from
+        room = case.tolerance * (abs(f) + abs(value) + case.inner(reach, [abs(a) for a in move]))
+        _law("subgradient", value >= lower - room, f"f = {value!r} < {lower!r} at a distance of {_distance(z, case.p):.1e}")
+
+
+def _firm(case: _Case) -> None:
+    for y in case.around(case.x):
+        q = case.prox(y)
+        apart, moved = [a - b for a, b in zip(case.x, y)], [a - b for a, b in zip(case.p, q)]
+        cross, square = case.inner(moved, apart), case.inner(moved)
+        room = case.tolerance * case.inner([abs(a) + abs(b) for a, b in zip(case.x, y)])
+        _law("firm", cross >= square - room, f"{cross!r} < {square!r} at a distance of {_distance(y, case.x):.1e}")
+
+
+def _moreau(case: _Case) -> None:
+    if not all(m.all() for m in case.moves):  # an entry that is held can have any u
         return
-    inverse = [np.divide(1.0, s, out=np.zeros(s.shape), where=m) for s, m in zip(steps, moves)]
-    here = [to_numpy(b) for b in points]
-    u = [(b - q) * i for b, q, i in zip(before, here, inverse)]
-
-    def f(z: list[np.ndarray]) -> float:
-        return float(to_numpy(penalty.value(_like(x, z))))
-
-    def objective(z: list[np.ndarray]) -> float:
-        return f(z) + sum(float(np.sum((a - b) ** 2 * i)) / 2 for a, b, i in zip(z, before, inverse))
-
-    largest = max(float(np.max(np.abs(b), initial=0.0)) for b in before) or 1.0
-    f_here, best = f(here), objective(here)
-    for scale in (1e-6, 1e-3, 1e-1, 1.0, 10.0):
-        z = [q + m * scale * largest * rng.normal(size=q.shape) for q, m in zip(here, moves)]
-        z = [to_numpy(a) for a in _arrays.as_list(_like(x, z))[0]]  # as the dtype of x holds it
-        value = objective(z)
-        _law(
-            "objective", best <= value + tolerance * (abs(value) + abs(best)), f"{best!r} at the prox, {value!r} at scale {scale}"
-        )
-        if getattr(penalty, "convex", True):
-            lower = f_here + sum(float(np.sum(ui * (a - q))) for ui, a, q in zip(u, z, here))
-            room = tolerance * (
-                abs(f_here) + sum(float(np.sum(np.abs(ui) * (np.abs(a) + np.abs(q)))) for ui, a, q in zip(u, z, here))
-            )
-            _law("subgradient", f(z) >= lower - room, f"f = {f(z)!r} < {lower!r} at scale {scale}")
-            y = [b + m * scale * largest * rng.normal(size=b.shape) for b, m in zip(before, moves)]
-            y = [to_numpy(a) for a in _arrays.as_list(_like(x, y))[0]]
-            there = [to_numpy(a) for a in _arrays.as_list(penalty.prox(_like(x, y), step))[0]]
-            cross = sum(float(np.sum((q - t) * (b - a) * i)) for q, t, b, a, i in zip(here, there, before, y, inverse))
-            square = sum(float(np.sum((q - t) ** 2 * i)) for q, t, i in zip(here, there, inverse))
-            room = tolerance * sum(float(np.sum((np.abs(b) + np.abs(a)) ** 2 * i)) for b, a, i in zip(before, y, inverse))
-            _law("firm", cross >= square - room, f"{cross!r} < {square!r}")
-    if getattr(penalty, "homogeneous", True):
-        inner = sum(float(np.sum(ui * q)) for ui, q in zip(u, here))
-        room = tolerance * sum(float(np.sum(np.abs(b) * (np.abs(b) + np.abs(q)) * i)) for b, q, i in zip(before, here, inverse))
-        if all(m.all() for m in moves):
-            _law("moreau", abs(f_here - inner) <= room + tolerance * f_here, f"f(p) = {f_here!r}, <u, p> = {inner!r}")
+    f, inner = case.value(case.p), _dot(case.u, case.p)
+    reach = [abs(a) + abs(b) for a, b in zip(case.x, case.p)]
+    room = case.tolerance * (abs(f) + case.inner(reach, [abs(a) for a in case.p]))
+    _law("moreau", abs(f - inner) <= room, f"f(p) = {f!r}, <u, p> = {inner!r}")
 
 
-def _like(x: Any, values: list[np.ndarray]) -> Any:
-    arrays, _ = _arrays.as_list(x)
-    made = []
-    for a, v in zip(arrays, values):
-        xp = _arrays.namespace(a)
-        made.append(xp.asarray(v, dtype=a.dtype, device=a.device) if _arrays.is_torch_array(a) else xp.asarray(v, dtype=a.dtype))
-    return _arrays.like_input(x, made)
+def _if(declared: str, law: Callable[[_Case], None]) -> Callable[[_Case], None]:
+    """The law, for penalties that have the property `declared`."""
+    return lambda case: law(case) if getattr(case.penalty, declared, True) else None
+
+
+LAWS = (_type, _identity, _origin, _objective, _if("convex", _subgradient), _if("convex", _firm), _if("homogeneous", _moreau))
 
 
 def _law(name: str, holds: bool, found: str) -> None:
     if not holds:
         raise AssertionError(f"law {name!r} of the prox is broken: {found}")
+
+
+def _dot(a: Point, b: Point) -> float:
+    return sum(float(np.sum(v * w)) for v, w in zip(a, b))
+
+
+def _unit(a: Point) -> Point:
+    largest = max((float(np.max(np.abs(v), initial=0.0)) for v in a), default=0.0) or 1.0
+    return [v / largest for v in a]
+
+
+def _equal(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(v, w, equal_nan=True) for v, w in zip(a, b))
+
+
+def _distance(a: Point, b: Point) -> float:
+    return max((float(np.max(np.abs(v - w), initial=0.0)) for v, w in zip(a, b)), default=0.0)

@@ -184,6 +184,7 @@ def adam_hapg(
 
 def momentum(count: Any, extrapolation: str | float = "nesterov") -> Any:
     """u_t of SparseNAS: max(0, (t-2)/(t+1)), or as printed (u_1 = -1/2), or capped."""
+    check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
     if extrapolation == "as_printed":
         return u

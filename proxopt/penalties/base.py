@@ -54,12 +54,12 @@ class Penalty(ABC):
         arrays, _ = _arrays.as_list(x)
         self._check(arrays)
         steps = match_steps(step, arrays)
-        if any(_arrays.size(a) for a in arrays) and not all(isinstance(s, float) and s == 0 for s in steps):
+        if any(_arrays.size(a) for a in arrays):
             wide = [_arrays.widen(a) for a in arrays]
             result = self._prox(wide, [_arrays.like(s, a) for s, a in zip(steps, wide)])
-            result = [_arrays.cast(r, a) for r, a in zip(result, arrays)]
         else:
             result = [a * 1 for a in arrays]
+        result = [_arrays.cast(r, a) for r, a in zip(result, arrays)]
         return _arrays.like_input(x, result if out is None else _write(out, result))
 
     def with_metric(self: P, default: str) -> P:
@@ -98,8 +98,10 @@ class Penalty(ABC):
     def __hash__(self) -> int:
         return hash((type(self).__name__, *(f.name for f in fields(self))))  # type: ignore[arg-type]
 
-    def _check(self, xs: Sequence[Array]) -> None:  # noqa: B027 (entrywise penalties fit every array)
+    def _check(self, xs: Sequence[Array]) -> None:
         """Raise where the penalty does not fit the arrays."""
+        for x in xs:
+            _broadcasts("strength", self.strength, x)
 
     @abstractmethod
     def _value(self, xs: list[Array]) -> Array:
@@ -117,16 +119,19 @@ def match_steps(step: Any, arrays: Sequence[Array]) -> list[Any]:
         raise ValueError(f"step must be a number or one entry per array, {len(arrays)}, got {len(steps)}")
     for s, x in zip(steps, arrays):
         _checks.in_range("step", s)
-        if _arrays.ndim(s):
-            _broadcasts("step", s, x)
+        _broadcasts("step", s, x)
     return [float(s) if _arrays.is_number(s) else s for s in steps]
 
 
 def check_strength(strength: Any) -> None:
+    if isinstance(strength, (list, tuple)):
+        raise TypeError(f"strength must be a number or an array, got a {type(strength).__name__}")
     _checks.in_range("strength", strength)
 
 
 def _broadcasts(name: str, value: Any, x: Array) -> None:
+    if not _arrays.ndim(value):
+        return
     pairs = zip(reversed(value.shape), reversed(x.shape))
     if not all(v == n or v == 1 or n == 1 for v, n in pairs):
         raise ValueError(f"{name} must broadcast against x of shape {tuple(x.shape)}, got shape {tuple(value.shape)}")

@@ -25,8 +25,14 @@ def soft_threshold(x: Array, threshold: Any) -> Array:
     array([-2.,  0.,  1.])
     """
     _checks.in_range("threshold", threshold)
-    (x,), xp = _arrays.as_list(x)
-    t = _arrays.like(threshold, wide := _arrays.widen(x))
+    (x,), _ = _arrays.as_list(x)
+    wide = _arrays.widen(x)
+    return _arrays.cast(shrink_entries(wide, _arrays.like(threshold, wide)), x)
+
+
+def shrink_entries(x: Array, t: Any) -> Array:
+    """`soft_threshold` inside the doors: nothing is checked, t is a float or an array of x's library and real dtype."""
+    xp = _arrays.namespace(x)
     if isinstance(t, float) and t == 0:
         return x * 1
     if _arrays.is_complex(x):
@@ -34,10 +40,10 @@ def soft_threshold(x: Array, threshold: Any) -> Array:
         dead = modulus <= t
         scale = 1 - t / xp.where(dead, xp.ones_like(modulus), modulus)
         return x * xp.where(dead, xp.zeros_like(scale), scale)
-    clipped = _arrays.clip(wide, t)
+    clipped = _arrays.clip(x, t)
     if not isinstance(t, float):  # a clip to [0, 0] would still carry half a gradient at x = 0
         clipped = xp.where(xp.broadcast_to(t, clipped.shape) > 0, clipped, xp.zeros_like(clipped))
-    return _arrays.cast(wide - clipped, x)
+    return x - clipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +69,7 @@ class L1(Penalty):
         return weighted_l1(xs, self.strength)
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        return [soft_threshold(x, s * _arrays.like(self.strength, x)) for x, s in zip(xs, steps)]
+        return [shrink_entries(x, s * _arrays.like(self.strength, x)) for x, s in zip(xs, steps)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +108,7 @@ class ElasticNet(Penalty):
         out = []
         for x, step in zip(xs, steps):
             s = step * _arrays.like(self.strength, x)
-            out.append(soft_threshold(x, s * self.l1_ratio) / (1 + s * (1 - self.l1_ratio)))
+            out.append(shrink_entries(x, s * self.l1_ratio) / (1 + s * (1 - self.l1_ratio)))
         return out
 
 

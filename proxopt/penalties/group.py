@@ -12,7 +12,8 @@ from proxopt._arrays import Array
 from proxopt.groups import WEIGHTS, Groups
 from proxopt.penalties.base import METRICS, Penalty, check_strength
 
-NEWTON_STEPS = 9  # reach 1e-14 for any spread of the steps; one more carries the gradient
+BISECTIONS = 5  # find the decade of the root ...
+NEWTON_STEPS = 4  # ... and its digits: 1e-12 for steps that spread over 20 decades; one more carries the gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +52,15 @@ class GroupL2(Penalty):
         return self.groups or Groups.whole()
 
     def _check(self, xs: Sequence[Array]) -> None:
+        super()._check(xs)
         self._groups.check(xs)
 
     def _value(self, xs: list[Array]) -> Array:
         return group_value(xs, self._groups, self.weights, self.strength)
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        return group_prox(xs, steps, self._groups, self.weights, self.strength, self.metric)
+        groups, strength = per_group(xs, steps, self._groups, self.strength)
+        return group_prox(xs, steps, groups, self.weights, strength, self.metric)
 
 
 def check_group_options(groups: Any, weights: Any, metric: Any) -> None:
@@ -75,13 +78,19 @@ def group_value(xs: list[Array], groups: Groups, weights: Any, strength: Any) ->
     xp = _arrays.namespace(*xs)
     if not any(_arrays.size(x) for x in xs):
         return xp.sum(xp.abs(xs[0]))
-    scale = groups.constant("strength", _arrays.like(strength, xs[0]), xs)
+    _, scale = per_group(xs, [], groups, strength)
     return xp.sum(scale * groups.weights(xs, weights) * norms(xs, groups))
 
 
+def per_group(xs: list[Array], steps: list[Any], groups: Groups, strength: Any) -> tuple[Groups, Any]:
+    """The groups, and the strength of each, before anything broadcasts; refuses arrays that cut across groups."""
+    for step, x in zip(steps, xs):
+        groups.refuse_batch("step", step, x)
+    return groups.from_right(xs), _arrays.like(groups.constant("strength", strength, xs), xs[0])
+
+
 def group_prox(xs: list[Array], steps: list[Any], groups: Groups, weights: Any, strength: Any, metric: str | None) -> list[Array]:
-    """The prox of strength * sum_g w_g ||x_g||_2 by the rule that `metric` names."""
-    strength = groups.constant("strength", _arrays.like(strength, xs[0]), xs)
+    """The prox of strength * sum_g w_g ||x_g||_2 by the rule that `metric` names; groups and strength come from `per_group`."""
     bound = strength * groups.weights(xs, weights)
     step = steps[0]
     if all(s is step or (isinstance(s, float) and s == step) for s in steps) and not groups.varies(step, xs[0]):
@@ -114,7 +123,7 @@ def shrink(xs: list[Array], groups: Groups, threshold: Any) -> list[Array]:
     scale = xp.where(dead, xp.zeros_like(norm), 1 - threshold / xp.where(dead, xp.ones_like(norm), norm))
     if not isinstance(threshold, float):
         scale = xp.where(threshold > 0, scale, xp.ones_like(scale))
-    return [x * s for x, s in zip(xs, groups.spread(scale, xs))]
+    return [x * s + 0.0 for x, s in zip(xs, groups.spread(scale, xs))]  # + 0.0: a dead entry is 0, not -0
 
 
 def metric_shrink(xs: list[Array], steps: list[Array], groups: Groups, bound: Any) -> list[Array]:
@@ -123,8 +132,7 @@ def metric_shrink(xs: list[Array], steps: list[Array], groups: Groups, bound: An
         z = 0                      where ||x / s|| <= t
         z_i = x_i r / (r + s_i t)  else, with r = ||z|| > 0 the root of sum x_i^2 / (r + s_i t)^2 = 1
 
-    Newton on (sum x_i^2 / (r + s_i t)^2)^(-1/2) - 1, which is concave and increasing, climbs to the root from any
-    point on its left. Gradients come from one Newton step at the detached root.
+    Gradients come from one Newton step at the detached root.
     """
     xp = _arrays.namespace(*xs)
     unit = _scale(xs, groups)
@@ -135,19 +143,13 @@ def metric_shrink(xs: list[Array], steps: list[Array], groups: Groups, bound: An
         a.append(xp.where((s > 0) & (ai == ai), ai, xp.zeros_like(ai)))  # 0 * inf where m is tiny
 
     free = [ai <= 0 for ai in a]  # step or threshold 0: the entry stays, and keeps its group alive
-    held = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(free, y)]) > 0
+    held = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(free, y)]) != 0
     pull = [xp.where(f, xp.zeros_like(yi), yi / xp.where(f, xp.ones_like(ai), ai)) for f, yi, ai in zip(free, y, a)]
     dead = groups.spread(~held & (norms(pull, groups) <= 1), xs)
     y = [xp.where(d, xp.ones_like(yi), yi) for d, yi in zip(dead, y)]  # a harmless problem in place of a dead one
     a = [xp.where(d, xp.zeros_like(ai), ai) for d, ai in zip(dead, a)]
 
-    y0, a0 = [_arrays.detach(v) for v in y], [_arrays.detach(v) for v in a]
-    high = norms(y0, groups)
-    excess = groups.largest([xp.where(yi > ai, yi - ai, xp.zeros_like(yi)) for yi, ai in zip(y0, a0)])
-    low = xp.minimum(xp.maximum(excess, high - groups.largest(a0)), high)
-    root = low
-    for _ in range(NEWTON_STEPS):
-        root = xp.minimum(xp.maximum(_newton(root, y0, a0, groups), low), high)
+    root = _root([_arrays.detach(v) for v in y], [_arrays.detach(v) for v in a], groups)
     root = _newton(_arrays.detach(root), y, a, groups)
 
     out = []
@@ -155,8 +157,33 @@ def metric_shrink(xs: list[Array], steps: list[Array], groups: Groups, bound: An
         below = r + ai
         share = r / xp.where(below > 0, below, xp.ones_like(below))
         share = xp.where(d, xp.zeros_like(share), share)
-        out.append(x * xp.where(f, xp.ones_like(share), share))
+        out.append(x * xp.where(f, xp.ones_like(share), share) + 0.0)
     return out
+
+
+def _root(y: list[Array], a: list[Array], groups: Groups) -> Array:
+    """The root r of h(r) = (sum y^2 / (r + a)^2)^(-1/2) - 1 for every group, with y >= 0 and a >= 0.
+
+    h is concave and increasing: Newton lands left of the root from anywhere, and climbs to it from there. Where steps spread
+    over many decades it would climb about one decade at a time, so the bracket is first halved on a logarithmic scale.
+    """
+    xp = _arrays.namespace(*y)
+    high = norms(y, groups)
+    excess = groups.largest([xp.where(yi > ai, yi - ai, xp.zeros_like(yi)) for yi, ai in zip(y, a)])
+    low = xp.maximum(excess, high - groups.largest(a))
+
+    def climb(point: Array) -> tuple[Array, Array]:
+        ahead = _newton(point, y, a, groups)
+        return xp.minimum(xp.maximum(ahead, low), high), ahead < point
+
+    low, _ = climb(xp.minimum(low, high))
+    for _ in range(BISECTIONS):
+        middle = xp.sqrt(low * high)
+        low, beyond = climb(middle)
+        high = xp.where(beyond, middle, high)
+    for _ in range(NEWTON_STEPS):
+        low, _ = climb(low)
+    return low
 
 
 def _newton(root: Array, y: list[Array], a: list[Array], groups: Groups) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -82,30 +82,42 @@ class Nested(Penalty):
         return cls(*levels, strength=strength)
 
     def _check(self, xs: Sequence[Array]) -> None:
+        super()._check(xs)
+        group_levels = self._group_levels()
         for level in self.penalties:
             level._check(xs)
-        group_levels = self._group_levels()
-        for inner, outer in pairwise(group_levels):
-            if not _nested(inner, outer, xs):
+            for groups, x in product(group_levels, xs):
+                groups.refuse_batch("strength", level.strength, x)
+        for i, (inner, outer) in enumerate(pairwise(group_levels)):
+            if not _nested(inner, outer, xs) and not self._lies_inside(i, tuple(tuple(x.shape) for x in xs)):
                 raise ValueError(f"groups must be nested, leaves first: {inner} does not lie inside {outer}")
+
+    @_arrays.untraced
+    def _lies_inside(self, i: int, shapes: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether group level i lies inside the next, looked up in the labels."""
+        inner, outer = self._group_levels()[i : i + 2]
+        return inner.inside(outer, [np.broadcast_to(0.0, shape) for shape in shapes])
 
     def _group_levels(self) -> list[Groups]:
         return [p.groups or Groups.whole() for p in self.penalties if isinstance(p, GroupL2)]
 
     def _value(self, xs: list[Array]) -> Array:
-        scale = _arrays.like(self.strength, xs[0])
-        values = [p._value(xs) for p in self.penalties]
-        return scale * sum(values[1:], start=values[0])
+        levels = self._scaled(xs)
+        if any(_arrays.ndim(level.strength) for level in levels):  # every level counts each problem of a batch
+            xs = [_batched(x, levels) for x in xs]
+        values = [level._value(xs) for level in levels]
+        return sum(values[1:], start=values[0])
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
         self._refuse_inexact(xs, steps)
-        scaled = [s * _arrays.like(self.strength, x) for s, x in zip(steps, xs)]
-        first = xs
-        for level in self.penalties:
-            if isinstance(level, GroupL2) and level.groups:
-                level = replace(level, groups=level.groups.from_right(first))
-            xs = level._prox(xs, scaled)
+        for level in self._scaled(xs):
+            xs = level._prox(xs, steps)
         return xs
+
+    def _scaled(self, xs: Sequence[Array]) -> list[Penalty]:
+        """The levels at their full strength, with axes that stay when a strength brings a batch in front."""
+        levels = [p.with_strength(_arrays.times(p.strength, self.strength, xs[0])) for p in self.penalties]
+        return [replace(p, groups=p._groups.from_right(xs)) if isinstance(p, GroupL2) else p for p in levels]
 
     def _refuse_inexact(self, xs: list[Array], steps: list[Any]) -> None:
         levels = [p for p in self.penalties if isinstance(p, GroupL2)]
@@ -121,6 +133,11 @@ class Nested(Penalty):
                     )
 
 
+def _batched(x: Array, levels: list[Penalty]) -> Array:
+    shapes = [tuple(level.strength.shape) for level in levels if _arrays.ndim(level.strength)]
+    return _arrays.namespace(x).broadcast_to(x, np.broadcast_shapes(tuple(x.shape), *shapes))
+
+
 def _constant_inside(groups: Groups, step: Any, xs: list[Array]) -> bool:
     if not _arrays.is_numpy_array(step) or len(xs) > 1:
         return False
@@ -132,8 +149,7 @@ def _constant_inside(groups: Groups, step: Any, xs: list[Array]) -> bool:
 
 
 def _nested(inner: Groups, outer: Groups, xs: Sequence[Array]) -> bool:
-    if outer.kind == "whole":
-        return True
+    """Whether the kinds of groups alone tell that `inner` lies inside `outer`."""
     if inner.kind == outer.kind == "along":
         return set(inner._axes(xs[0].ndim)) <= set(outer._axes(xs[0].ndim))
-    return inner.inside(outer, xs)
+    return outer.kind == "whole"

@@ -10,8 +10,8 @@ from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt.groups import Groups
 from proxopt.penalties.base import Penalty, check_strength
-from proxopt.penalties.elementwise import soft_threshold, weighted_l1
-from proxopt.penalties.group import check_group_options, group_prox, group_value
+from proxopt.penalties.elementwise import shrink_entries, weighted_l1
+from proxopt.penalties.group import check_group_options, group_prox, group_value, per_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,7 @@ class SparseGroupLasso(Penalty):
         return self.groups or Groups.whole()
 
     def _check(self, xs: Sequence[Array]) -> None:
+        super()._check(xs)
         self._groups.check(xs)
 
     def _value(self, xs: list[Array]) -> Array:
@@ -61,10 +62,9 @@ class SparseGroupLasso(Penalty):
         return self.l1_ratio * l1 + (1 - self.l1_ratio) * group_value(xs, self._groups, self.weights, self.strength)
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        groups = self._groups.from_right(xs)
+        groups, strength = per_group(xs, steps, self._groups, self.strength)
         threshold = [_arrays.like(self.strength, x) * self.l1_ratio for x in xs]
-        sparse = [soft_threshold(x, s * t) for x, s, t in zip(xs, steps, threshold)]
-        if self.l1_ratio == 1:
+        sparse = [shrink_entries(x, s * t) for x, s, t in zip(xs, steps, threshold)]
+        if _arrays.is_number(self.l1_ratio) and self.l1_ratio == 1:
             return sparse
-        strength = _arrays.like(self.strength, xs[0]) * (1 - self.l1_ratio)
-        return group_prox(sparse, steps, groups, self.weights, strength, self.metric)
+        return group_prox(sparse, steps, groups, self.weights, strength * (1 - self.l1_ratio), self.metric)

@@ -1,0 +1,56 @@
+"""proxopt needs neither torch nor JAX, and its docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+PACKAGES = ("proxopt",)
+
+WITHOUT_FRAMEWORKS = """
+import sys
+for name in ("torch", "jax", "optax"):
+    sys.modules[name] = None  # import torch: ModuleNotFoundError
+import numpy as np
+import proxopt
+from proxopt import L1, GroupL2, Groups, SparseGroupLasso, max_strength, sparsity, updates
+x = np.linspace(-1, 1, 12).reshape(4, 3)
+for penalty in (L1(0.1), GroupL2(0.1, Groups.along(0)), SparseGroupLasso(0.1, 0.5, Groups.labels([0, 1, 1, 0]))):
+    proxopt.testing.check_prox(penalty, x, np.abs(x) + 0.1)
+    updates.adam_hapg(x, x, None, penalty, lr=0.1)
+    max_strength(x, penalty)
+sparsity.summary(x)
+assert not any(m.split(".")[0] in ("torch", "jax", "optax") for m in sys.modules if sys.modules[m] is not None)
+"""
+
+
+def test_proxopt_works_where_neither_torch_nor_jax_is_installed():
+    subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_FRAMEWORKS], check=True)
+
+
+def test_importing_proxopt_imports_no_framework():
+    code = "import sys, proxopt; assert not {'torch', 'jax', 'optax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def modules() -> list[str]:
+    """All modules of the packages by name."""
+    found = []
+    for package in map(importlib.import_module, PACKAGES):
+        found += [package.__name__] + [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_the_examples_in_the_docstrings_run(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("name", ["L1", "ElasticNet", "GroupL2", "SparseGroupLasso", "Nested", "Groups", "soft_threshold"])
+def test_what_a_user_meets_first_has_an_example(name):
+    assert ">>>" in getattr(importlib.import_module("proxopt"), name).__doc__
