@@ -213,15 +213,27 @@ def search(curve: Curve | None, settings: Settings, data: Data, bar: tqdm) -> di
     return found | {f"bias{i}": b.detach() for i, b in enumerate(biases)}
 
 
-def retrain(start: dict[str, Tensor], settings: Settings, data: Data, bar: tqdm) -> Tensor:
-    """Train the sparse networks on, zeros fixed and dead neurons gone. Validation accuracy (seeds, nets)."""
+def retrain(start: dict[str, Tensor], settings: Settings, data: Data, bar: tqdm, checkpoint: Path) -> Tensor:
+    """Train the sparse networks on, zeros fixed and dead neurons gone. Validation accuracy (seeds, nets).
+
+    Every 200 epochs go to `checkpoint`, from which a stopped run goes on bit for bit.
+    """
     layers = range(len(SIZES) - 1)
     masks = living_weights([start[f"weight{i}"] for i in layers])
     weights = [nn.Parameter(start[f"weight{i}"] * m) for i, m in zip(layers, masks)]
     biases = [nn.Parameter(start[f"bias{i}"].clone()) for i in layers]
     optimizer = torch.optim.Adam(weights + biases, lr=3e-4, fused=True)
-    nets = weights[0].shape[1] * settings.seeds
-    for epoch in range(settings.retrain_epochs):
+    per_epoch = weights[0].shape[1] * settings.seeds * len(data)
+    done = 0
+    if checkpoint.exists():
+        saved = load(checkpoint, settings)
+        done = saved["epoch"]
+        optimizer.load_state_dict(saved["optimizer"])
+        with torch.no_grad():
+            for p, value in zip(weights + biases, saved["params"]):
+                p.copy_(value)
+        bar.update(per_epoch * done)
+    for epoch in range(done, settings.retrain_epochs):
         for images, labels in data.epoch(settings.epochs + epoch):
             optimizer.zero_grad()
             loss_of(images, labels, weights, biases).backward()  # type: ignore[arg-type]
@@ -229,7 +241,10 @@ def retrain(start: dict[str, Tensor], settings: Settings, data: Data, bar: tqdm)
                 assert w.grad is not None
                 w.grad.mul_(m)  # Adam leaves an entry with gradient 0 and weight 0 at 0
             optimizer.step()
-        bar.update(nets * len(data))
+        bar.update(per_epoch)
+        if (epoch + 1) % 200 == 0:
+            params = [p.detach() for p in weights + biases]
+            save(checkpoint, settings, {"epoch": epoch + 1, "params": params, "optimizer": optimizer.state_dict()})
     return accuracy(data, weights, biases)  # type: ignore[arg-type]
 
 
@@ -244,22 +259,35 @@ def living_weights(weights: list[Tensor]) -> list[Tensor]:
 def stage(path: Path, settings: Settings, work: Callable[[], dict], count: int, bar: tqdm) -> dict:
     """The tensors of a finished stage from its file, or computed now and written there in one move."""
     if path.exists():
-        try:
-            saved = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise SystemExit(f"{path} is no finished stage ({error}); delete it or start over with --fresh") from None
-        if saved["settings"] != asdict(settings) | {"curves": list(settings.curves)}:
-            raise SystemExit(f"{path} was written with other settings, {saved['settings']}: choose another --out, or --fresh")
         bar.update(count)
-        return saved["tensors"]
+        return load(path, settings)
     start = time.perf_counter(), time.process_time()
     tensors = work()
     took = torch.tensor([time.perf_counter() - start[0], time.process_time() - start[1]])
-    tensors = tensors | {"took": took}
+    return save(path, settings, tensors | {"took": took})
+
+
+def save(path: Path, settings: Settings, content: dict) -> dict:
+    """Write in one move: a file is whole or not there."""
     draft = path.with_suffix(".part")
-    torch.save({"settings": asdict(settings) | {"curves": list(settings.curves)}, "tensors": tensors}, draft)
+    torch.save({"settings": plain(settings), "content": content}, draft)
     os.replace(draft, path)
-    return tensors
+    return content
+
+
+def load(path: Path, settings: Settings) -> dict:
+    """What `save` wrote, if it was under the same settings."""
+    try:
+        saved = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise SystemExit(f"{path} is not whole ({error}); delete it, or start over with --fresh") from None
+    if saved["settings"] != plain(settings):
+        raise SystemExit(f"{path} was written with other settings, {saved['settings']}: choose another --out, or --fresh")
+    return saved["content"]
+
+
+def plain(settings: Settings) -> dict:
+    return asdict(settings) | {"curves": list(settings.curves)}
 
 
 def run(settings: Settings, out: Path) -> list[dict]:
@@ -278,9 +306,11 @@ def run(settings: Settings, out: Path) -> list[dict]:
             found[name] = stage(out / f"search-{name}.pt", settings, work, nets * per_epoch * settings.epochs, bar)
         joined = {k: torch.cat([f[k] for f in found.values()], 1) for k in next(iter(found.values())) if k != "took"}
         bar.set_description("retrain all")
-        work = lambda: {"accuracy": retrain(joined, settings, data, bar)}
+        checkpoint = out / "retrain-unfinished.pt"
+        work = lambda: {"accuracy": retrain(joined, settings, data, bar, checkpoint)}
         steps = sum(n for _, n in networks) * per_epoch * settings.retrain_epochs
         retrained = stage(out / "retrain.pt", settings, work, steps, bar)
+        checkpoint.unlink(missing_ok=True)
     accuracies = retrained["accuracy"].split([n for _, n in networks], dim=1)
     for name, stage_found in [*found.items(), ("retraining", retrained)]:
         wall, cpu = stage_found["took"].tolist()

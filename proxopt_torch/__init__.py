@@ -7,8 +7,25 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError('proxopt_torch needs PyTorch: pip install "proxopt[torch]"', name="torch") from error
 
+from proxopt_torch import groups
+from proxopt_torch.compaction import Compacted, compact, load_compact
 from proxopt_torch.optimizers import HAPG, AdamHAPG, ProxAdam, ProxSGD
 from proxopt_torch.proximal import Proximal
+from proxopt_torch.report import SparsityReport, max_strength, sparsity_report
 from proxopt_torch.strength_path import StrengthPath
 
-__all__ = ["HAPG", "AdamHAPG", "ProxAdam", "ProxSGD", "Proximal", "StrengthPath"]
+__all__ = [
+    "HAPG",
+    "AdamHAPG",
+    "Compacted",
+    "ProxAdam",
+    "ProxSGD",
+    "Proximal",
+    "SparsityReport",
+    "StrengthPath",
+    "compact",
+    "groups",
+    "load_compact",
+    "max_strength",
+    "sparsity_report",
+]

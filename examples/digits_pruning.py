@@ -1,0 +1,119 @@
+"""Prune a digits classifier to a smaller one: python examples/digits_pruning.py --strength 2e-4 --out runs/digits
+
+Trains 64-40-20-10 on scikit-learn's digits with a penalty on the outgoing weights of every input pixel and neuron, removes
+what died, retrains the smaller network, prints a table and draws weights and living pixels into OUT/digits.png. About
+97 % accuracy before and after, half of the weights zero, under a minute on two cores.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from proxopt import L1, GroupL2, Groups, SparseGroupLasso
+from proxopt_torch import HAPG, AdamHAPG, ProxAdam, ProxSGD, compact, sparsity_report
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+OUTGOING = Groups.along(0)  # a column of a Linear weight: what one pixel or neuron feeds
+PENALTIES = {
+    "sgl": lambda strength: SparseGroupLasso(strength, l1_ratio=0.5, groups=OUTGOING),
+    "group_l2": lambda strength: GroupL2(strength, groups=OUTGOING),
+    "l1": L1,
+}
+OPTIMIZERS = {
+    "adamhapg": lambda groups: AdamHAPG(groups, lr=3e-4),
+    "hapg": lambda groups: HAPG(groups, lr=0.05),
+    "proxadam": lambda groups: ProxAdam(groups, lr=1e-3),
+    "proxsgd": lambda groups: ProxSGD(groups, lr=0.1),
+}
+
+
+def digits(seed):
+    """Pixels scaled to [0, 1]; three quarters to train, one to validate."""
+    x, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
+    x = (x / 16).float()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    cut = round(0.75 * len(x))
+    return (x[order[:cut]], y[order[:cut]]), (x[order[cut:]], y[order[cut:]])
+
+
+def train(net, optimizer, data, epochs, batch=256):
+    x, y = data
+    for _ in range(epochs):
+        for part in torch.randperm(len(x)).split(batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[part]), y[part]).backward()
+            optimizer.step()
+
+
+def accuracy(net, data):
+    return float((net(data[0]).argmax(1) == data[1]).float().mean())
+
+
+def row(name, net, valid):
+    report = sparsity_report(net)
+    weights = [p for n, p in net.named_parameters() if "weight" in n]
+    living = [int((w != 0).any(0).sum()) for w in weights]
+    print(
+        f"{name:22} {accuracy(net, valid):8.4f} {living[0]:9} {sum(living[1:]):8} {report.entries:10} {100 * report.share:9.1f} %"
+    )
+
+
+def draw(weights, pixels, path):
+    """The weight matrices, zeros white, and the pixels that the network still reads."""
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.6), width_ratios=[3.2, 2, 1.4, 1.6], constrained_layout=True)
+    titles = ("64 pixels to 40 neurons", "40 to 20 neurons", "20 neurons to 10 digits")
+    for axis, weight, title in zip(axes, weights, titles):
+        limit = float(weight.abs().max()) or 1.0
+        shown = torch.where(weight == 0, torch.nan, weight)
+        axis.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros", xlabel="from", ylabel="to")
+    axes[3].imshow(pixels.reshape(8, 8), cmap="Greys", vmin=0, interpolation="nearest")
+    axes[3].set(title=f"outgoing weight of each pixel\n{int((pixels > 0).sum())} of 64 live", xticks=[], yticks=[])
+    for dead in (pixels == 0).nonzero().flatten().tolist():
+        axes[3].text(dead % 8, dead // 8, "x", ha="center", va="center", color="firebrick", fontsize=11)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamhapg")
+    parser.add_argument("--penalty", choices=PENALTIES, default="sgl")
+    parser.add_argument("--strength", type=float, default=2e-4, help="larger, fewer weights")
+    parser.add_argument("--epochs", type=int, default=500)
+    parser.add_argument("--retrain-epochs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"))
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # the matrices are too small to share
+    data, valid = digits(args.seed)
+
+    net = nn.Sequential(nn.Linear(64, 40), nn.LeakyReLU(), nn.Linear(40, 20), nn.LeakyReLU(), nn.Linear(20, 10))
+    layers = [m for m in net if isinstance(m, nn.Linear)]
+    penalised = {"params": [m.weight for m in layers], "penalty": PENALTIES[args.penalty](args.strength)}
+    optimizer = OPTIMIZERS[args.optimizer]([penalised, {"params": [m.bias for m in layers]}])
+    train(net, optimizer, data, args.epochs)
+    optimizer.eval()  # the parameters now hold the prox point: exactly sparse
+
+    small = compact(net, valid[0], inputs=True)
+    pick = lambda d: (d[0][:, small.inputs], d[1])
+    print(f"{'network':22} {'accuracy':>8} {'features':>9} {'neurons':>8} {'parameters':>10} {'zeros':>11}")
+    row("sparse", net, valid)
+    row("compact", small.model, pick(valid))
+    train(small.model, torch.optim.Adam(small.model.parameters(), lr=3e-4), pick(data), args.retrain_epochs)
+    row("compact, retrained", small.model, pick(valid))
+
+    draw([m.weight.detach() for m in layers], layers[0].weight.detach().norm(dim=0), args.out / "digits.png")
+    torch.save({"inputs": small.inputs, "model": small.model.state_dict()}, args.out / "compact.pt")
+    print(f"written: {args.out}/digits.png, {args.out}/compact.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the NAS examples share: genotypes, spaces, networks, and pictures of cells."""

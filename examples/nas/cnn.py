@@ -1,0 +1,404 @@
+"""Convolutional networks of cells: the supernet that is searched, and the networks of a genotype.
+
+    net = Supernet(spaces.get("darts"), channels=16, layers=8, classes=10)
+    logits = net(images, {"normal": a, "reduce": b})            # a, b: one weight for each path of the cell, entering linearly
+    logits = net(images, {"normal": a, "reduce": b}, alive)     # alive: a bool for each path; the dead ones do not run
+
+    net = Network(genotype, channels=36, layers=20, classes=10)
+    logits, auxiliary = net(images)
+
+Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural architecture search as sparse supernet", 2021 (linear
+weights, any number of paths).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .genotype import CELLS, NODES, Genotype, Path
+from .operations import MAKE, BatchNorm, FactorizedReduce, Identity, Noise, Pool, Rectified, relu_conv_norm, scaled
+from .spaces import Masks, Space
+
+Weights = Mapping[str, Tensor]
+
+
+def kinds(layers: int) -> list[str]:
+    """The cell type of each layer: reduction at one third and two thirds of the depth."""
+    return ["reduce" if i in (layers // 3, 2 * layers // 3) else "normal" for i in range(layers)]
+
+
+def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
+    """The weights of DARTS: a softmax over the paths of each edge. Vectors (paths,) or (cells, paths), as the logits."""
+    out = {}
+    for cell in CELLS:
+        sizes = [len(names) for names in getattr(space, cell)]
+        out[cell] = torch.cat([part.softmax(-1) for part in logits[cell].split(sizes, -1)], -1)
+    return out
+
+
+class Supernet(nn.Module):
+    """All paths of a space in every cell; node = sum over its paths of weight * operation(source).
+
+    Cells of one type share the weights of their paths (a vector, entries as `space.paths(cell)`), unless they come as (cells of that
+    type, paths). `weights=None`: all 1. Batch norms have no scale and shift, the stem's aside: the weights are their scale.
+    """
+
+    def __init__(self, space: Space, channels: int = 16, layers: int = 8, classes: int = 10):
+        super().__init__()
+        self.space, self.kinds = space, kinds(layers)
+        stem, width = 3 * channels, channels
+        self.stem = nn.Sequential(conv3x3(3, stem), BatchNorm(stem))
+        cells: list[MixedCell] = []
+        before, last, reduced = stem, stem, False
+        for kind in self.kinds:
+            width *= 2 if kind == "reduce" else 1
+            cells.append(MixedCell(space.paths(kind), before, last, width, kind == "reduce", reduced))
+            before, last, reduced = last, len(NODES) * width, kind == "reduce"
+        self.cells = nn.ModuleList(cells)
+        self.classifier = nn.Linear(last, classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, weights: Weights | None = None, alive: Masks | None = None) -> Tensor:
+        """(N, 3, H, W) -> logits (N, classes). H and W divisible by 4.
+
+        Paths out of dead nodes do not run either: they carry nothing but the constants of their batch norms.
+        """
+        scales = self._scales(weights)
+        s0 = s1 = self.stem(images.contiguous(memory_format=torch.channels_last))
+        for kind, cell in zip(self.kinds, self.cells):
+            mask = None if alive is None else alive[kind]
+            s0, s1 = s1, cell(s0, s1, next(scales[kind]), mask)
+        return self.classifier(s1.mean((2, 3)))
+
+    def _scales(self, weights: Weights | None) -> dict[str, Any]:
+        """For each type an iterator over its cells; of each cell, a vector (channels,) for each path, or None for 1."""
+        scales = {}
+        for kind in CELLS:
+            cells = [cell for k, cell in zip(self.kinds, self.cells) if k == kind]
+            paths = len(self.space.paths(kind))
+            if weights is None:
+                rows = [[None] * paths for _ in cells]
+            else:
+                w = weights[kind]
+                if w.shape not in ((paths,), (len(cells), paths)):
+                    raise ValueError(f"{kind}: weights have shape ({paths},) or ({len(cells)}, {paths}), got {tuple(w.shape)}")
+                rows = _rows(w, [cell.channels for cell in cells])
+            scales[kind] = iter(rows)
+        return scales
+
+    def path_parameters(self) -> dict[tuple[str, Path], list[nn.Parameter]]:
+        """(cell, path): its parameters in all cells of the type. One name for groups, logs and genotypes."""
+        return {
+            (kind, path): [p for k, cell in zip(self.kinds, self.cells) if k == kind for p in cell.operation(i).parameters()]
+            for kind in CELLS
+            for i, path in enumerate(self.space.paths(kind))
+        }
+
+
+def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
+    """One vector (channels,) for each cell and path. Cells of one width and one row of weights share them."""
+    made: dict[int, Sequence[Tensor]] = {}
+    rows = []
+    for i, width in enumerate(channels):
+        key = width if weights.ndim == 1 else -i - 1
+        if key not in made:
+            row = weights if weights.ndim == 1 else weights[i]
+            made[key] = row[:, None].expand(-1, width).contiguous().unbind()
+        rows.append(made[key])
+    return rows
+
+
+class Source:
+    """A cell input or node: what several paths need of it is computed once."""
+
+    def __init__(self, x: Tensor):
+        self.x = x
+        self._made: dict[Any, Tensor] = {}
+
+    def rectified(self) -> Tensor:
+        return self._once("relu", F.relu)
+
+    def through(self, operation: nn.Module) -> Tensor:
+        return self._once(operation, operation)
+
+    def _once(self, key: Any, make: Any) -> Tensor:
+        if key not in self._made:
+            self._made[key] = make(self.x)
+        return self._made[key]
+
+
+class MixedCell(nn.Module):
+    """A cell of the supernet. Paths without parameters share their module, and its output, with all others of the same source."""
+
+    def __init__(self, paths: Sequence[Path], before: int, last: int, channels: int, reduction: bool, reduced: bool):
+        super().__init__()
+        self.paths, self.channels, self.reduction = tuple(paths), channels, reduction
+        self.preprocess0, self.preprocess1 = preprocess(before, last, channels, reduced, affine=False)
+        self.operations = nn.ModuleDict()
+        self.keys: list[str] = []
+        for path in self.paths:
+            stride = 2 if reduction and path.source < 2 else 1
+            made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels, stride, True)
+            shared = isinstance(made, Pool)
+            key = f"{path.operation}_from_{path.source}" + ("" if shared else f"_to_{path.node}")
+            if key not in self.operations:
+                self.operations[key] = made
+            self.keys.append(key)
+
+    def operation(self, path: int) -> nn.Module:
+        """The module of a path, by its number."""
+        return self.operations[self.keys[path]]
+
+    def forward(self, s0: Tensor, s1: Tensor, scales: Sequence[Tensor | None], alive: Sequence[bool] | None) -> Tensor:
+        sources: list[Source | None] = [Source(self.preprocess0(s0)), Source(self.preprocess1(s1))]
+        nodes: list[Tensor | None] = []
+        for node in NODES:
+            total = None
+            for i, path in enumerate(self.paths):
+                source = sources[path.source] if path.node == node else None
+                if source is None or path.operation == "none" or (alive is not None and not alive[i]):
+                    continue
+                y = self._run(i, source, scales[i])
+                total = y if total is None else total + y
+            nodes.append(total)
+            sources.append(None if total is None else Source(total))
+        template = next((x for x in nodes if x is not None), None)
+        if template is None:
+            raise ValueError(f"no path lives in the {'reduction' if self.reduction else 'normal'} cell")
+        return torch.cat([torch.zeros_like(template) if x is None else x for x in nodes], 1)
+
+    def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
+        operation = self.operation(path)
+        if isinstance(operation, Pool):
+            return scaled(source.through(operation), scale)
+        if isinstance(operation, Rectified):
+            return operation.body(source.rectified(), scale)
+        return operation(source.x, scale)
+
+
+def preprocess(before: int, last: int, channels: int, reduced: bool, affine: bool) -> tuple[Rectified, Rectified]:
+    """Both cell inputs to `channels`; the older one to half its size if the cell between was a reduction."""
+    first: Rectified
+    first = FactorizedReduce(before, channels, affine) if reduced else relu_conv_norm(before, channels, affine)
+    return first, relu_conv_norm(last, channels, affine)
+
+
+class Cell(nn.Module):
+    """A cell of given paths: node = sum of operation(source), output = its living nodes side by side."""
+
+    def __init__(self, paths: Sequence[Path], operations: Sequence[nn.Module], preprocess: Sequence[nn.Module]):
+        super().__init__()
+        self.paths = tuple(paths)
+        self.living = tuple(sorted({path.node for path in paths}))
+        self.preprocess0, self.preprocess1 = preprocess
+        self.operations = nn.ModuleList(operations)
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_path: float | Tensor = 0.0) -> Tensor:
+        nodes: dict[int, Source] = {0: Source(self.preprocess0(s0)), 1: Source(self.preprocess1(s1))}
+        for node in self.living:
+            total = None
+            for path, operation in zip(self.paths, self.operations):
+                if path.node == node:
+                    y = self._run(operation, nodes[path.source], drop_path)
+                    total = y if total is None else total + y
+            assert total is not None
+            nodes[node] = Source(total)
+        return torch.cat([nodes[node].x for node in self.living], 1)
+
+    def _run(self, operation: nn.Module, source: Source, drop_path: float | Tensor) -> Tensor:
+        if isinstance(operation, Identity):
+            return source.x
+        y = operation.body(source.rectified()) if isinstance(operation, Rectified) else operation(source.x)
+        return drop(y, drop_path) if self.training else y
+
+
+def drop(x: Tensor, probability: float | Tensor) -> Tensor:
+    """Whole samples of x to 0 with this probability, the others scaled up: drop path. A tensor costs no synchronisation."""
+    if not isinstance(probability, Tensor) and probability == 0:
+        return x
+    keep = 1 - probability
+    return x * ((torch.rand(len(x), 1, 1, 1, device=x.device) < keep) / keep).to(x.dtype)
+
+
+class Discrete(nn.Module):
+    """Stem, cells of given paths, classifier; between them the auxiliary head, which runs in training only.
+
+    Returns (logits, auxiliary logits or None). `drop_path` is the probability in training: set it every epoch.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        cells: Sequence[Cell],
+        classifier: nn.Linear,
+        stem1: nn.Module | None = None,
+        auxiliary: nn.Module | None = None,
+        drop_path: float | Tensor = 0.0,
+    ):
+        super().__init__()
+        self.stem, self.stem1, self.cells, self.classifier = stem, stem1, nn.ModuleList(cells), classifier
+        self.auxiliary, self.auxiliary_after = auxiliary, 2 * len(cells) // 3
+        self.drop_path = drop_path
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        s0 = s1 = self.stem(images.contiguous(memory_format=torch.channels_last))
+        if self.stem1 is not None:
+            s1 = self.stem1(s0)
+        auxiliary = None
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path)
+            if i == self.auxiliary_after and self.auxiliary is not None and self.training:
+                auxiliary = self.auxiliary(s1)
+        return self.classifier(s1.mean((2, 3))), auxiliary
+
+
+class Network(Discrete):
+    """The evaluation network of a genotype for CIFAR: scale and shift in all batch norms, none after pools."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        channels: int = 36,
+        layers: int = 20,
+        classes: int = 10,
+        auxiliary: bool = True,
+        drop_path: float | Tensor = 0.0,
+    ):
+        width = 3 * channels
+        stem = nn.Sequential(conv3x3(3, width), BatchNorm(width))
+        cells, widths = cells_of(genotype, channels, layers, width, reduced=False)
+        head = auxiliary_head(widths[2 * layers // 3], classes, stride=3, last_norm=True) if auxiliary else None
+        super().__init__(stem, cells, nn.Linear(widths[-1], classes), auxiliary=head, drop_path=drop_path)
+
+
+class ImageNetNetwork(Discrete):
+    """The mobile network for 224x224 images: three stem convolutions of stride 2."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        channels: int = 48,
+        layers: int = 14,
+        classes: int = 1000,
+        auxiliary: bool = True,
+        drop_path: float | Tensor = 0.0,
+    ):
+        half = channels // 2
+        halves = [conv3x3(3, half, 2), BatchNorm(half), nn.ReLU(inplace=True), conv3x3(half, channels, 2), BatchNorm(channels)]
+        stem1 = nn.Sequential(nn.ReLU(), conv3x3(channels, channels, 2), BatchNorm(channels))
+        cells, widths = cells_of(genotype, channels, layers, channels, reduced=True)
+        head = auxiliary_head(widths[2 * layers // 3], classes, stride=2, last_norm=False) if auxiliary else None
+        super().__init__(nn.Sequential(*halves), cells, nn.Linear(widths[-1], classes), stem1, head, drop_path)
+
+
+def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+
+
+def cells_of(genotype: Genotype, channels: int, layers: int, stem: int, reduced: bool) -> tuple[list[Cell], list[int]]:
+    """The evaluation cells of a genotype, dead ends removed, and the width of the output of each.
+
+    `reduced`: whether the older of the two first inputs has twice the size of the other.
+    """
+    genotype = genotype.clean()
+    empty = [cell for cell in CELLS if not genotype.living(cell)]
+    if empty:
+        raise ValueError(f"no path of the genotype reaches an input of the {empty[0]} cell")
+    cells, widths = [], []
+    before = last = stem
+    for kind in kinds(layers):
+        channels *= 2 if kind == "reduce" else 1
+        paths = genotype.paths(kind)
+        strides = [2 if kind == "reduce" and path.source < 2 else 1 for path in paths]
+        operations = [MAKE[path.operation](channels, stride, False) for path, stride in zip(paths, strides)]
+        cells.append(Cell(paths, operations, preprocess(before, last, channels, reduced, affine=True)))
+        before, last, reduced = last, channels * len(genotype.living(kind)), kind == "reduce"
+        widths.append(last)
+    return cells, widths
+
+
+def auxiliary_head(channels: int, classes: int, stride: int, last_norm: bool) -> nn.Sequential:
+    """A second classifier on an 8x8 (stride 3) or 7x7 (stride 2) map, for the gradient it gives in training."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.AvgPool2d(5, stride, count_include_pad=False),
+        nn.Conv2d(channels, 128, 1, bias=False),
+        BatchNorm(128),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(128, 768, 2, bias=False),
+        BatchNorm(768) if last_norm else nn.Identity(),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(768, classes),
+    )
+
+
+class Weighted(nn.Module):
+    """A copy of a supernet operation with its architecture weight, one for each channel, as a constant."""
+
+    def __init__(self, operation: nn.Module, scale: Tensor | None):
+        super().__init__()
+        self.operation = copy.deepcopy(operation)
+        self.register_buffer("scale", None if scale is None else scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x, self.scale)
+
+
+def restricted(net: Supernet, genotype: Genotype, weights: Weights | None = None) -> Discrete:
+    """What the supernet computes when only the paths of the genotype live, as a network that holds nothing else.
+
+    Parameters and statistics are copies. Where the cleaned genotype has all nodes of the mask, `restricted(net, genotype, weights)` and
+    `net(images, weights, space.masks(genotype))` give the same logits.
+    """
+    genotype = genotype.clean()
+    scales = net._scales(weights)
+    cells = []
+    columns: list[Tensor | None] = [None, None]  # the channels that are left of the two previous outputs
+    for kind, mixed in zip(net.kinds, net.cells):
+        number = {path: i for i, path in enumerate(mixed.paths)}
+        row, paths = next(scales[kind]), genotype.paths(kind)
+        operations = [Weighted(mixed.operation(number[path]), row[number[path]]) for path in paths]
+        pre = [keep_inputs(m, c) for m, c in zip((mixed.preprocess0, mixed.preprocess1), columns)]
+        cells.append(Cell(paths, operations, pre))
+        nodes = torch.tensor([node - NODES[0] for node in genotype.living(kind)])
+        columns = [columns[1], (nodes[:, None] * mixed.channels + torch.arange(mixed.channels)).flatten()]
+    return Discrete(copy.deepcopy(net.stem), cells, keep_inputs(net.classifier, columns[1]))
+
+
+def keep_inputs(module: Any, columns: Tensor | None) -> Any:
+    """A copy of a module that reads only these channels of its input."""
+    module = copy.deepcopy(module)
+    for layer in module.modules() if columns is not None else ():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.weight = nn.Parameter(layer.weight.detach()[:, columns].clone())
+            setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", len(columns))
+    return module
+
+
+def count(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """{"parameters": without the auxiliary head, "macs": multiply-adds of convolutions and linear maps for one image}.
+
+    input_shape: (3, H, W). Nothing is computed: the model is copied to the meta device.
+    """
+    parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary."))
+    macs = 0
+
+    def add(module: Any, inputs: Any, output: Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * (module.weight.numel() // len(module.weight))
+
+    meta = copy.deepcopy(model).to("meta").eval()
+    for module in meta.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        meta(torch.empty(1, *input_shape, device="meta"))
+    return {"parameters": parameters, "macs": macs}

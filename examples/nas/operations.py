@@ -1,0 +1,187 @@
+"""The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in two forms.
+
+Search form: batch norm without scale and shift, also after pools. Evaluation form: with both, and none after pools. Every
+operation is called as `operation(x, scale)` and returns scale * operation(x), scale a (C,) vector or None for 1: where it ends in a
+batch norm, the architecture weight is the scale of that norm and costs nothing. Those that begin with a ReLU have `body`, which takes
+the rectified input, so that all of them at one source share one ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .depthwise import DepthwiseConv
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose result is multiplied by `scale`, without a pass of its own over the data."""
+
+    updates = True
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if scale is not None:
+            weight = scale if weight is None else weight * scale
+            bias = None if bias is None else bias * scale
+        training = self.training or self.running_mean is None
+        keep = not training or self.updates
+        mean, var = (self.running_mean, self.running_var) if keep else (None, None)
+        return F.batch_norm(x, mean, var, weight, bias, training, self._momentum(training and keep), self.eps)
+
+    def _momentum(self, updates: bool) -> float:
+        """momentum=None is the plain average over batches, as `update_bn` wants it."""
+        if self.momentum is not None or not updates:
+            return self.momentum or 0.0
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        return 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+
+
+@contextmanager
+def frozen_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch norms go on using the statistics of each batch but do not remember them: for the extra passes of a bi-level step."""
+    norms = [m for m in net.modules() if isinstance(m, BatchNorm)]
+    before = [m.updates for m in norms]
+    for m in norms:
+        m.updates = False
+    try:
+        yield
+    finally:
+        for m, updates in zip(norms, before):
+            m.updates = updates
+
+
+class Identity(nn.Module):
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled(x, scale)
+
+
+class Noise(nn.Module):
+    """A fresh N(0, 1) tensor of the shape of the (strided) input: the operation of S4 that must not be chosen."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled(torch.randn_like(x[:, :, :: self.stride, :: self.stride]), scale)
+
+
+class Pool(nn.Module):
+    """3x3, padding 1 (not counted in the mean); followed by a batch norm in the search form."""
+
+    def __init__(self, kind: str, channels: int, stride: int, search: bool):
+        super().__init__()
+        self.kind, self.stride = kind, stride
+        self.norm = BatchNorm(channels, affine=False) if search else None
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        if self.kind == "max_pool_3x3":
+            y = F.max_pool2d(x, 3, self.stride, 1)
+        else:
+            y = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        return scaled(y, scale) if self.norm is None else self.norm(y, scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, stride={self.stride}"
+
+
+class Rectified(nn.Module):
+    """An operation that begins with a ReLU."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.body(F.relu(x), scale)
+
+    def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class ConvNorm(Rectified):
+    """ReLU, the convolutions one after the other, batch norm."""
+
+    def __init__(self, convs: list[nn.Module], channels: int, affine: bool):
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.norm = BatchNorm(channels, affine=affine)
+
+    def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
+        for conv in self.convs:
+            rectified = conv(rectified)
+        return self.norm(rectified, scale)
+
+
+class Twice(Rectified):
+    """One after the other; the scale belongs to the second."""
+
+    def __init__(self, first: Rectified, second: Rectified):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.second(self.first.body(rectified), scale)
+
+
+class FactorizedReduce(Rectified):
+    """ReLU, two 1x1 convolutions of stride 2, the second one pixel further, side by side, batch norm. Even sizes only."""
+
+    def __init__(self, channels_in: int, channels: int, affine: bool):
+        super().__init__()
+        self.even = nn.Conv2d(channels_in, channels // 2, 1, 2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels - channels // 2, 1, 2, bias=False)
+        self.norm = BatchNorm(channels, affine=affine)
+
+    def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.norm(torch.cat([self.even(rectified), self.odd(rectified[:, :, 1:, 1:])], 1), scale)
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale[:, None, None]
+
+
+def relu_conv_norm(channels_in: int, channels: int, affine: bool) -> ConvNorm:
+    """ReLU, 1x1 convolution, batch norm."""
+    return ConvNorm([nn.Conv2d(channels_in, channels, 1, bias=False)], channels, affine)
+
+
+def separable(kernel: int, dilation: int = 1) -> Callable[[int, int, bool], ConvNorm]:
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
+
+    def make(channels: int, stride: int, search: bool) -> ConvNorm:
+        depthwise = DepthwiseConv(channels, kernel, stride, dilation)
+        return ConvNorm([depthwise, nn.Conv2d(channels, channels, 1, bias=False)], channels, not search)
+
+    return make
+
+
+def twice_separable(kernel: int) -> Callable[[int, int, bool], Twice]:
+    make = separable(kernel)
+    return lambda channels, stride, search: Twice(make(channels, stride, search), make(channels, 1, search))
+
+
+def skip(channels: int, stride: int, search: bool) -> nn.Module:
+    return Identity() if stride == 1 else FactorizedReduce(channels, channels, not search)
+
+
+def factorised_seven(channels: int, stride: int, search: bool) -> ConvNorm:
+    wide = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
+    tall = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
+    return ConvNorm([wide, tall], channels, not search)
+
+
+# name: (channels, stride, search form or evaluation form) -> module
+MAKE: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "max_pool_3x3": lambda channels, stride, search: Pool("max_pool_3x3", channels, stride, search),
+    "avg_pool_3x3": lambda channels, stride, search: Pool("avg_pool_3x3", channels, stride, search),
+    "skip_connect": skip,
+    "sep_conv_3x3": twice_separable(3),
+    "sep_conv_5x5": twice_separable(5),
+    "dil_conv_3x3": separable(3, dilation=2),
+    "dil_conv_5x5": separable(5, dilation=2),
+    "sep_conv_7x7": twice_separable(7),
+    "conv_7x1_1x7": factorised_seven,
+    "noise": lambda channels, stride, search: Noise(stride),
+}
