@@ -1,8 +1,8 @@
-"""Prune a digits classifier to a smaller one: python examples/digits_pruning.py --strength 2e-4 --out runs/digits
+"""Prune a digits classifier to a smaller one: python examples/digits_pruning.py --strength 1e-3 --out runs/digits
 
 Trains 64-40-20-10 on scikit-learn's digits with a penalty on the outgoing weights of every input pixel and neuron, removes
-what died, retrains the smaller network, prints a table and draws weights and living pixels into OUT/digits.png. About
-97 % accuracy before and after, half of the weights zero, under a minute on two cores.
+what died, retrains the smaller network, prints a table and draws weights and living pixels into OUT/digits.png. Of 3630
+parameters about 570 are left, at 97 % validation accuracy, after some ten seconds.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def draw(weights, pixels, path):
     figure, axes = plt.subplots(1, 4, figsize=(15, 4.6), width_ratios=[3.2, 2, 1.4, 1.6], constrained_layout=True)
     titles = ("64 pixels to 40 neurons", "40 to 20 neurons", "20 neurons to 10 digits")
     for axis, weight, title in zip(axes, weights, titles):
-        limit = float(weight.abs().max()) or 1.0
+        limit = float(weight.abs().flatten().quantile(0.99)) or 1.0
         shown = torch.where(weight == 0, torch.nan, weight)
         axis.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros", xlabel="from", ylabel="to")
@@ -82,9 +82,9 @@ def draw(weights, pixels, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamhapg")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="hapg")
     parser.add_argument("--penalty", choices=PENALTIES, default="sgl")
-    parser.add_argument("--strength", type=float, default=2e-4, help="larger, fewer weights")
+    parser.add_argument("--strength", type=float, default=1e-3, help="larger, fewer weights")
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--retrain-epochs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -31,7 +31,10 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *,
         worst = value.reshape(-1)[np.argmin(good.reshape(-1))]
     else:
         return
-    domain = f"be finite and {'>' if open_low else '>='} {low:g}" if high == math.inf else f"lie in [{low:g}, {high:g}]"
+    if high == math.inf:
+        domain = f"be finite and {'>' if open_low else '>='} {low:g}"
+    else:
+        domain = f"lie in {'(' if open_low else '['}{low:g}, {high:g}]"
     raise ValueError(f"{name} must {domain}, got {worst}")
 
 

@@ -126,11 +126,16 @@ class Penalised:
                 raise ValueError(f"state_dict must hold joint={group['joint']} in {where}, got {saved.get('joint')}")
             for place, (index, p) in enumerate(zip(saved["params"], group["params"])):
                 wanted = [tuple(q.shape) for q in (group["params"] if group["joint"] else [p])]
-                for key, value in state_dict["state"].get(index, {}).items():
+                held = state_dict["state"].get(index, {})
+                self._check_names({**group, **saved}, held)
+                for key, value in held.items():
                     shapes = [tuple(v.shape) for v in (value if isinstance(value, list) else [value]) if hasattr(v, "shape")]
                     if key in self.tensors_like_params and shapes != wanted:
                         spot = f"{where}['params'][{place}]"
                         raise ValueError(f"state_dict must hold {key} of shape {wanted} for {spot}, got {shapes}")
+
+    def _check_names(self, group: dict, held: dict) -> None:
+        """Raise where the saved state of a parameter is that of another method."""
 
     def _keep_foreign(self, penalties: list) -> None:
         """Put the live penalty objects back where a checkpoint only had their names."""
@@ -273,10 +278,11 @@ class ProximalOptimizer(Penalised, Optimizer):
         state = self.state[entry[0]]
         if "step" not in state:
             device = entry[0].device if group["capturable"] else "cpu"
+            start = entry if group["differentiable"] else [p.detach() for p in entry]
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for n in self._tensors(group):
                 make = torch.clone if n == "point" else torch.zeros_like
-                tensors = [make(_wide(p.detach()), memory_format=torch.preserve_format) for p in entry]
+                tensors = [make(_wide(p), memory_format=torch.preserve_format) for p in start]
                 state[n] = tensors if group["joint"] else tensors[0]
         return state
 
@@ -318,6 +324,11 @@ class ProximalOptimizer(Penalised, Optimizer):
                     if key != "step":  # torch has cast the state to the parameter's dtype
                         self.state[p][key] = _to(value, p.device)
         self.__dict__.pop("_stacks", None)
+
+    def _check_names(self, group: dict, held: dict) -> None:
+        tensors = set(held) - {"step", "search_point"}
+        if held and tensors != set(self._tensors(group)):
+            raise ValueError(f"state_dict must hold the state {self._tensors(group)} of {type(self).__name__}, got {sorted(tensors)}")
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
