@@ -38,7 +38,6 @@ class Groups:
     codes: tuple[np.ndarray, ...] | np.ndarray | None = None
     names: tuple = ()
     _slices: list[Any] = field(init=False)  # per array, how many of its slices bear each name; an int where all alike
-    _table: np.ndarray = field(init=False)  # a row per name: its slices, numbered through all arrays
 
     def __post_init__(self) -> None:
         """Lay out the labels once, for arrays of any size: a compiled step cannot look into them."""
@@ -49,7 +48,6 @@ class Groups:
         counts = [np.bincount(c, minlength=count) for c in (parts if self.axis is not None else [joined])]
         slices = [int(c[0]) if count and (c == c[0]).all() else c for c in counts]
         object.__setattr__(self, "_slices", slices)
-        object.__setattr__(self, "_table", _arrays.pad_index(joined, count))
 
     # -- building -----------------------------------------------------------------------------
 
@@ -222,10 +220,11 @@ class Groups:
             return xp.reshape(_arrays.middle(rows), shape)
         if self.kind == "whole":
             return _arrays.middle(xp.concat([xp.reshape(v, (-1,)) for v in values]))
-        padded = self._gather(values, math.inf)
-        ordered = xp.reshape(xp.sort(padded, axis=-1), (-1,))
-        start, sizes = np.arange(len(self.names)) * padded.shape[1], np.maximum(self.sizes(values), 1)
-        low, high = (_arrays.index(start + k, ordered) for k in ((sizes - 1) // 2, sizes // 2))
+        ordered = self._in_order(values)
+        sizes = np.zeros(len(self.names), dtype=int) + self.sizes(values)
+        start, sizes = np.cumsum(sizes) - sizes, np.maximum(sizes, 1)
+        last = max(ordered.shape[0] - 1, 0)  # what an empty last label reads, and nobody uses
+        low, high = (_arrays.index(np.minimum(start + k, last), ordered) for k in ((sizes - 1) // 2, sizes // 2))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
     def spread(self, per_group: Any, xs: Sequence[Array]) -> list[Any]:
@@ -347,19 +346,20 @@ class Groups:
         shape[axis] = -1
         return np.broadcast_to(codes.reshape(shape), tuple(x.shape))
 
-    def _gather(self, values: Sequence[Array], fill: float) -> Array:
-        """One row per label with its entries of all arrays; shorter rows end in `fill`."""
+    def _in_order(self, values: Sequence[Array]) -> Array:
+        """All entries as one vector, label by label, ascending inside each: memory does not grow with uneven labels."""
         xp = _arrays.namespace(*values)
-        rows = []
+        flat, owners = [], []
         for v, codes, axis in self._parts(values):
             if axis is not None:
                 v = xp.permute_dims(v, (axis % v.ndim, *(i for i in range(v.ndim) if i != axis % v.ndim)))
-            rows.append(xp.reshape(v, (codes.size, _arrays.size(v) // max(codes.size, 1))))
-        width = max(r.shape[1] for r in rows)
-        filler = _arrays.full((1, width), fill, rows[0])
-        rows = [xp.concat([r, _arrays.full((r.shape[0], width - r.shape[1]), fill, r)], axis=1) for r in rows]
-        entries = xp.take(xp.concat([*rows, filler]), _arrays.index(self._table.reshape(-1), rows[0]), axis=0)
-        return xp.reshape(entries, (len(self.names), -1))
+            shape = (codes.size, _arrays.size(v) // max(codes.size, 1))
+            flat.append(xp.reshape(v, (-1,)))
+            owners.append(xp.reshape(xp.broadcast_to(xp.reshape(_arrays.index(codes, v), (-1, 1)), shape), (-1,)))
+        joined, owner = xp.concat(flat), xp.concat(owners)
+        by_size = xp.argsort(joined)
+        by_label = xp.argsort(xp.take(owner, by_size, axis=0), stable=True)
+        return xp.take(joined, xp.take(by_size, by_label, axis=0), axis=0)
 
     def _reduce(self, values: Sequence[Array], how: str) -> Array:
         xp = _arrays.namespace(*values)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .depthwise import DepthwiseConv
+from .kernels import DepthwiseConv, PointwiseNorm, worthwhile
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -24,18 +24,25 @@ class BatchNorm(nn.BatchNorm2d):
     updates = True
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if scale is not None:
-            weight = scale if weight is None else weight * scale
-            bias = None if bias is None else bias * scale
-        training = self.training or self.running_mean is None
-        keep = not training or self.updates
-        mean, var = (self.running_mean, self.running_var) if keep else (None, None)
-        return F.batch_norm(x, mean, var, weight, bias, training, self._momentum(training and keep), self.eps)
+        return F.batch_norm(x, *self._running(), *self._affine(scale), self.training, self._momentum(), self.eps)
 
-    def _momentum(self, updates: bool) -> float:
+    def after(self, conv: nn.Conv2d, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """forward(conv(x), scale) for a 1x1 convolution, whose result is not kept for the gradient."""
+        if not (self.training and torch.is_grad_enabled() and worthwhile(x)):
+            return self(conv(x), scale)
+        return PointwiseNorm.apply(x, conv.weight, *self._affine(scale), self._running(), self._momentum(), self.eps)
+
+    def _affine(self, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if scale is None or self.weight is None:
+            return (self.weight if scale is None else scale), self.bias
+        return self.weight * scale, self.bias * scale
+
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        return (self.running_mean, self.running_var) if self.updates or not self.training else (None, None)
+
+    def _momentum(self) -> float:
         """momentum=None is the plain average over batches, as `update_bn` wants it."""
-        if self.momentum is not None or not updates:
+        if self.momentum is not None or not (self.training and self.updates):
             return self.momentum or 0.0
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         return 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
@@ -101,7 +108,7 @@ class Rectified(nn.Module):
 
 
 class ConvNorm(Rectified):
-    """ReLU, the convolutions one after the other, batch norm."""
+    """ReLU, the convolutions one after the other, the last of them 1x1, batch norm."""
 
     def __init__(self, convs: list[nn.Module], channels: int, affine: bool):
         super().__init__()
@@ -109,9 +116,10 @@ class ConvNorm(Rectified):
         self.norm = BatchNorm(channels, affine=affine)
 
     def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
-        for conv in self.convs:
+        *before, last = self.convs
+        for conv in before:
             rectified = conv(rectified)
-        return self.norm(rectified, scale)
+        return self.norm.after(last, rectified, scale)
 
 
 class Twice(Rectified):
