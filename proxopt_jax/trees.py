@@ -1,0 +1,213 @@
+"""Which leaves of a pytree a penalty sees: path patterns, trees of penalties, labels that span leaves.
+
+`penalty` may be
+  - one penalty: every leaf has it;
+  - a list of (path pattern, penalty): the first pattern that fits a leaf's path decides, leaves that none fits have no
+    penalty. A path is the keys joined by "/", as in `layers/0/kernel`; a pattern is a shell glob over all of it, in which
+    `*` also crosses "/", as in `*/kernel` or `fc[12]/*`;
+  - a tree of penalties and None with the structure of the parameters, or a prefix of it;
+  - None: nothing has a penalty.
+An object from elsewhere with `value(x)` and `prox(x, step)` is a penalty too, if JAX can trace its prox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from proxopt import Groups, _arrays, _checks
+from proxopt_jax.steps import at
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The leaves that a penalty (None: no penalty) sees together: one leaf alone, or several when joint."""
+
+    penalty: Any
+    where: tuple[int, ...]
+    joint: bool
+
+    def take(self, leaves: Sequence[Any]) -> Any:
+        """Its part of `leaves`: an array, or a list of arrays when joint."""
+        return [leaves[i] for i in self.where] if self.joint else leaves[self.where[0]]
+
+    def put(self, leaves: list, values: Any) -> None:
+        """Write its part into `leaves`."""
+        for i, value in zip(self.where, values if self.joint else [values]):
+            leaves[i] = value
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What the user said about penalties, and what it means for given parameters.
+
+    Args:
+      spec: one of the forms above.
+      strength: a number, a traced array or a schedule that replaces the strength of every penalty; None keeps them.
+      joint: leaves that share one penalty object are one problem, so that groups may span them.
+    """
+
+    spec: Any
+    strength: Any = None
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        penalties = [p for _, p in self.spec] if _is_rules(self.spec) else jax.tree.leaves(self.spec, is_leaf=_is_node)
+        for p in penalties:
+            if p is not None and not _is_penalty(p):
+                raise TypeError(
+                    "penalty must be a penalty, a list of (path pattern, penalty), a tree of penalties, or None, "
+                    f"got {p!r} of type {type(p).__name__}"
+                )
+            if p is not None and self.strength is not None and not hasattr(p, "with_strength"):
+                raise TypeError(f"strength must be None for a penalty without with_strength, got {type(p).__name__}")
+        if self.strength is not None and not callable(self.strength):
+            _checks.in_range("strength", self.strength)
+
+    def problems(self, params: Any, count: Any) -> list[Problem]:
+        """Every leaf of `params` in exactly one problem, at the strength of step `count`."""
+        chosen = self._chosen(params)
+        alone = [Problem(self._now(p, count), (i,), False) for i, p in enumerate(chosen) if p is None or not self.joint]
+        shared: dict[int, list[int]] = {}
+        for i, p in enumerate(chosen):
+            if p is not None and self.joint:
+                shared.setdefault(id(p), []).append(i)
+        return alone + [Problem(self._now(chosen[w[0]], count), tuple(w), True) for w in shared.values()]
+
+    def check(self, params: Any, attempt: Callable[[Problem, Any], Any]) -> None:
+        """Raise, naming the path, where `attempt(problem, x)`, the use that is made of a penalty, does not fit its leaves x.
+
+        Only shapes are looked at, nothing is computed.
+        """
+        names = paths(params)
+        arrays = [jnp.asarray(x) for x in jax.tree.leaves(params)]
+        leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+        for problem in self.problems(params, jnp.zeros((), jnp.int32)):
+            where = ", ".join(repr(names[i]) for i in problem.where)
+            if problem.penalty is None:
+                continue
+            for i in problem.where:
+                if not _arrays.is_floating(arrays[i]):
+                    raise TypeError(
+                        f"params leaf {names[i]!r} must be floating point to have a penalty, got {leaves[i].dtype}: "
+                        "leave it out with a path pattern, or hide it with optax.masked"
+                    )
+            try:
+                jax.eval_shape(partial(attempt, problem), problem.take(leaves))
+            except (ValueError, TypeError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"penalty must fit params leaf {where}: {error}") from error
+
+    def _chosen(self, params: Any) -> list[Any]:
+        """The penalty, or None, of each leaf."""
+        n = len(jax.tree.leaves(params))
+        if not n:  # everything is masked, or optax looks at the state's structure with a placeholder
+            return []
+        if self.spec is None or _is_penalty(self.spec):
+            return [self.spec] * n
+        return self._by_pattern(paths(params)) if _is_rules(self.spec) else self._by_tree(params)
+
+    def _by_pattern(self, names: list[str]) -> list[Any]:
+        patterns = [pattern for pattern, _ in self.spec]
+        hits = [next((k for k, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None) for name in names]
+        for k, pattern in enumerate(patterns):
+            if k not in hits:
+                known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+                raise ValueError(f"penalty pattern must decide at least one leaf, got {pattern!r} (pattern {k}); leaves: {known}")
+        return [None if k is None else self.spec[k][1] for k in hits]
+
+    def _by_tree(self, params: Any) -> list[Any]:
+        penalties, treedef = jax.tree.flatten(self.spec, is_leaf=_is_node)
+        structure: Any = treedef
+        try:
+            subtrees = structure.flatten_up_to(params)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"penalty must be a tree with the structure of params or a prefix of it: {error}. "
+                "A list of (path pattern, penalty) fits any tree"
+            ) from error
+        return [p for p, subtree in zip(penalties, subtrees) for _ in jax.tree.leaves(subtree)]
+
+    def _now(self, penalty: Any, count: Any) -> Any:
+        if penalty is None or self.strength is None:
+            return penalty
+        return penalty.with_strength(at(self.strength, count))
+
+
+def paths(params: Any) -> list[str]:
+    """The path of each leaf: its keys joined by "/"; "" where `params` is one array."""
+    return ["/".join(map(_key, path)) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def tree_labels(labels: Any, axis: Any = 0) -> Groups:
+    """Groups over the leaves of a pytree: slices with equal labels, in whichever leaf, are one group.
+
+    For a penalty with `joint=True`, whose leaves then become zero together: a neuron's weights, bias and outgoing weights.
+
+    Args:
+      labels: a tree like the parameters that the penalty sees. At each leaf ints or strings, one per slice along `axis`: a
+        list, a range or a NumPy array.
+      axis: the labelled axis, or a tree of axes like `labels`.
+
+    Returns:
+      `Groups.labels` with the leaves in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: `axis` is a tree of another structure, or there is no leaf.
+
+    >>> import jax.numpy as jnp, optax, proxopt_jax
+    >>> from proxopt import GroupL2
+    >>> params = {"b": jnp.array([0.1, 3.0]), "w": jnp.array([[0.1, 2.0], [0.2, 1.0], [0.0, 5.0]])}
+    >>> neurons = proxopt_jax.tree_labels({"b": range(2), "w": range(2)}, axis={"b": 0, "w": 1})
+    >>> tx = proxopt_jax.proximal(GroupL2(1.0, groups=neurons), learning_rate=1.0, joint=True)
+    >>> updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["b"].round(2)
+    Array([0.  , 2.04], dtype=float32)
+    """
+    parts, treedef = jax.tree.flatten(labels, is_leaf=_is_labels)
+    if not parts:
+        raise ValueError("labels must hold at least one leaf, got none")
+    for part in parts:
+        if not _is_labels(part):
+            raise TypeError(f"labels must hold ints or strings for each leaf, got {part!r}")
+    if not isinstance(axis, int):
+        found: Any = jax.tree.structure(axis)
+        if found != treedef:
+            raise ValueError(f"axis must be an int or a tree like labels, {treedef}, got {found}")
+        axis = tuple(jax.tree.leaves(axis))
+    return Groups.labels([np.asarray(part) for part in parts], axis)
+
+
+def _key(entry: Any) -> str:
+    for name in ("key", "name", "idx"):
+        if hasattr(entry, name):
+            return str(getattr(entry, name))
+    return str(entry)
+
+
+def _is_penalty(p: Any) -> bool:
+    return callable(getattr(p, "prox", None)) and callable(getattr(p, "value", None))
+
+
+def _is_node(p: Any) -> bool:
+    return p is None or _is_penalty(p)
+
+
+def _is_rules(spec: Any) -> bool:
+    """Whether it is a list of (path pattern, penalty)."""
+    if not isinstance(spec, (list, tuple)) or not spec:
+        return False
+    return all(isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str) for rule in spec)
+
+
+def _is_labels(part: Any) -> bool:
+    if isinstance(part, (range, np.ndarray, jax.Array)):
+        return True
+    return isinstance(part, (list, tuple)) and bool(part) and all(isinstance(v, (int, np.integer, str)) for v in part)

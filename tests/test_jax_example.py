@@ -1,0 +1,22 @@
+"""The example runs, and what it cuts is worth cutting."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits_pruning_jax.py"
+
+
+def test_the_digits_example_cuts_neurons_and_keeps_the_accuracy(monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("sys.argv", [str(EXAMPLE), "--epochs", "60", "--strength", "0.005"])
+    plain, sparse, cut, again = runpy.run_path(str(EXAMPLE))["main"]()
+    assert "cut, retrained" in capsys.readouterr().out
+    assert plain[1] == sparse[1] == "64-40-20-10"
+    assert plain[3] == 0 < sparse[3]
+    assert cut[2] < plain[2] / 2
+    assert sparse[4] == pytest.approx(cut[4], abs=0.01)
+    assert again[4] > 0.9
