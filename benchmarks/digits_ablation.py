@@ -40,13 +40,17 @@ LARGEST = 10**-3.7
 
 @dataclass(frozen=True)
 class Settings:
-    """Epochs, batch size and rates are those of the paper; `strengths` are spread evenly in the logarithm."""
+    """Epochs, batch size and rates are those of the paper; `strengths` are spread evenly in the logarithm.
+
+    `extrapolation` caps u_t of HAPG and AdamHAPG; None is the published sequence, which goes to 1.
+    """
 
     strengths: int = 8
     seeds: int = 5
     epochs: int = 500
     retrain_epochs: int = 3000
     batch: int = 256
+    extrapolation: float | None = None
     curves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,6 +59,8 @@ class Settings:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.batch > 1347:
             raise ValueError(f"batch must be <= 1347, the size of the training set, got {self.batch}")
+        if self.extrapolation is not None and not 0 <= self.extrapolation <= 1:
+            raise ValueError(f"extrapolation must lie in [0, 1], got {self.extrapolation}")
         unknown = [c for c in self.curves if c not in CURVES]
         if unknown:
             raise ValueError(f"curves must be among {', '.join(CURVES)}, got {', '.join(unknown)}")
@@ -86,16 +92,19 @@ class Curve:
             return GroupL2(strength, **groups)
         return SparseGroupLasso(strength, l1_ratio=0.5, **groups)
 
-    def optimizer(self, weights: list[nn.Parameter], biases: list[nn.Parameter], penalty: Any) -> torch.optim.Optimizer:
+    def optimizer(
+        self, weights: list[nn.Parameter], biases: list[nn.Parameter], penalty: Any, extrapolation: float | None = None
+    ) -> torch.optim.Optimizer:
+        cap: str | float = "nesterov" if extrapolation is None else extrapolation
         if self.method == "sgd":
             return torch.optim.SGD(weights + biases, lr=0.025, momentum=0.9)
         if self.method == "adam":
             return torch.optim.Adam(weights + biases, lr=3e-4, betas=(0.5, 0.999))
         groups = [{"params": weights, "penalty": penalty}, {"params": biases}]
         if self.method == "hapg":
-            return HAPG(groups, lr=0.05)
+            return HAPG(groups, lr=0.05, extrapolation=cap)
         if self.method == "adamhapg":
-            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999))
+            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999), extrapolation=cap)
         return ProxAdam(groups, lr=3e-4, betas=(0.5, 0.999))
 
     @property
@@ -193,7 +202,7 @@ def search(curve: Curve | None, settings: Settings, data: Data, bar: tqdm) -> di
     weights, biases = initial(settings, len(strengths))
     curve = curve or Curve("adam", "sgl", "dense")
     penalty = curve.build(strengths.reshape(1, -1, 1, 1))
-    optimizer = curve.optimizer(weights, biases, penalty)
+    optimizer = curve.optimizer(weights, biases, penalty, settings.extrapolation)
     in_loss = curve.method in ("sgd", "adam")
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs) if curve.cosine else None
     for epoch in range(settings.epochs):
@@ -320,7 +329,7 @@ def run(settings: Settings, out: Path) -> list[dict]:
     return [
         record
         for name, acc in zip(names, accuracies)
-        for record in records(CURVES[name], settings, found[name], acc, before[name], dense)
+        for record in records(CURVES[name], settings, found[name], acc, before[name], dense, found["dense"])
     ]
 
 
@@ -329,8 +338,12 @@ def split(found: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [found[f"weight{i}"] for i in layers], [found[f"bias{i}"] for i in layers]
 
 
-def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, before: Tensor, dense: Tensor) -> Iterator[dict]:
+def records(
+    curve: Curve, settings: Settings, found: dict, accuracies: Tensor, before: Tensor, dense: Tensor, dense_found: dict
+) -> Iterator[dict]:
+    norm = lambda own: float(torch.stack([w.norm() for w in own]).norm())
     weights, _ = split(found)
+    dense_weights, _ = split(dense_found)
     for n, strength in enumerate(settings.strength_grid()):
         for seed in range(settings.seeds):
             own = [w[seed, n] for w in weights]
@@ -346,7 +359,9 @@ def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, b
                 "features": living[0],
                 "neurons": sum(living[1:]),
                 "accuracy_before_retraining": float(before[seed, n]),
+                "norm": norm(own),
                 "dense_accuracy": float(dense[seed, 0]),
+                "dense_norm": norm([w[seed, 0] for w in dense_weights]),
             }
 
 
@@ -424,16 +439,19 @@ def table(rows: list[dict]) -> str:
     strength = max(r["strength"] for r in rows)
     seeds = len({r["seed"] for r in rows})
     dense = cell([100 * d for d in {r["seed"]: r["dense_accuracy"] for r in rows}.values()], ".2f")
+    norm = cell(list({r["seed"]: r["dense_norm"] for r in rows}.values()), ".1f")
     lines = [
-        f"At strength {strength:.3g}, mean ± standard deviation over {seeds} seeds; the dense network reaches {dense} %.",
+        f"At strength {strength:.3g}, mean ± standard deviation over {seeds} seeds.",
+        f"The dense network reaches {dense} %, its weights a norm of {norm} before retraining.",
         "",
-        "| curve | accuracy % | features of 64 | neurons of 60 | zero weights % |",
-        "| --- | --- | --- | --- | --- |",
+        "| curve | accuracy % | features of 64 | neurons of 60 | zero weights % | norm of the weights |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for curve in CURVES.values():
         group = of_curve(rows, curve).get(strength)
         if group:
             cells = [cell([f * r[key] for r in group], ".2f" if key == "accuracy" else ".1f") for key, _, f in PANELS]
+            cells.append(cell([r["norm"] for r in group], ".1f"))
             lines.append(f"| {curve.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -445,10 +463,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget finished stages in --out")
     for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Settings, name)}")
+    parser.add_argument("--extrapolation", type=float, help="cap u_t of HAPG and AdamHAPG, in [0, 1]; default: as published")
     parser.add_argument("--curves", nargs="+", help=f"among {', '.join(CURVES)}; default all")
     args = parser.parse_args(argv)
     chosen = dict(QUICK) if args.quick else {}
-    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "curves"):
+    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "extrapolation", "curves"):
         if getattr(args, name) is not None:
             chosen[name] = getattr(args, name)
     try:

@@ -71,9 +71,9 @@ def draw(weights, pixels, path):
     for axis, weight, title in zip(axes, weights, titles):
         limit = float(weight.abs().flatten().quantile(0.99)) or 1.0
         shown = torch.where(weight == 0, torch.nan, weight)
-        axis.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axis.imshow(shown.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros", xlabel="from", ylabel="to")
-    axes[3].imshow(pixels.reshape(8, 8), cmap="Greys", vmin=0, interpolation="nearest")
+    axes[3].imshow(pixels.reshape(8, 8).numpy(), cmap="Greys", vmin=0, interpolation="nearest")
     axes[3].set(title=f"outgoing weight of each pixel\n{int((pixels > 0).sum())} of 64 live", xticks=[], yticks=[])
     for dead in (pixels == 0).nonzero().flatten().tolist():
         axes[3].text(dead % 8, dead // 8, "x", ha="center", va="center", color="firebrick", fontsize=11)

@@ -328,7 +328,8 @@ class ProximalOptimizer(Penalised, Optimizer):
     def _check_names(self, group: dict, held: dict) -> None:
         tensors = set(held) - {"step", "search_point"}
         if held and tensors != set(self._tensors(group)):
-            raise ValueError(f"state_dict must hold the state {self._tensors(group)} of {type(self).__name__}, got {sorted(tensors)}")
+            own = f"{self._tensors(group)} of {type(self).__name__}"
+            raise ValueError(f"state_dict must hold the state {own}, got {sorted(tensors)}")
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

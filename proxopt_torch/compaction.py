@@ -17,7 +17,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 @dataclass
 class Compacted:
     """model: the smaller network, in eval mode. inputs: indices of the input features it still reads (None: all, as
-    they were). removed: how many channels went, by the name of the layer that made them.
+    they were). removed: how many channels went, by the name of the first layer that made them.
     """
 
     model: Any
@@ -45,7 +45,7 @@ def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tole
       tolerance: how far outputs may move, relative to the largest, by rounding.
 
     Raises:
-      ImportError: torch-pruning is not installed (`pip install "proxopt[compact]"`).
+      ImportError: torch-pruning is not installed (`pip install "proxopt[torch]"`).
       ValueError: inputs=True and something other than a Linear layer reads the input.
       RuntimeError: the outputs differ; nothing was changed.
 
@@ -66,8 +66,8 @@ def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tole
     while found := _next_removal(small, example):
         root, prune, group, channels = found
         _fold(small, example, group, channels)
-        names = {m: n for n, m in small.named_modules()}
-        removed[names[root]] += len(channels)
+        makers = {item.dep.target.module for item in group if not _is_reader(item)}
+        removed[next(name for name, m in small.named_modules() if m in makers)] += len(channels)
         _graph(small, example).get_pruning_group(root, prune, idxs=channels).prune()
     kept = None
     if inputs:
@@ -252,7 +252,7 @@ def _graph(model: nn.Module, example: tuple) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch_pruning":
             raise
-        raise ImportError('compact needs torch-pruning: pip install "proxopt[compact]"') from error
+        raise ImportError('compact needs torch-pruning: pip install "proxopt[torch]"') from error
     with torch.enable_grad():
         return tp.DependencyGraph().build_dependency(model, example_inputs=example)
 

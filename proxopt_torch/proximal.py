@@ -28,7 +28,7 @@ class Proximal(Penalised, Optimizer):
 
     It wraps `base` and shares its param groups, state and hooks, so schedulers, GradScaler and checkpoints see one
     optimizer. The prox has the scalar step lr. Behind SGD that is proximal SGD; behind one with a step for each entry (Adam,
-    Muon, Lion) the rest points are not those of f + penalty where these steps differ, and `ProxAdam` is the exact choice for Adam.
+    Muon, Lion) the rest points are not those of f + penalty where these steps differ: for Adam, `ProxAdam` is exact.
 
     Args:
       base: any torch optimizer whose param groups have an lr. Its groups may carry "penalty", "strength" and "joint".

@@ -1,0 +1,123 @@
+"""On a CUDA device: the same steps as on a CPU, graphs and the compiler included. Skipped where there is none."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch_cases import MAKERS, PENALTIES, groups_of, problem, snapshot, train
+
+from proxopt import GroupL2, Groups, SparseGroupLasso
+from proxopt_torch import Proximal, compact
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def on(device, name, penalty, steps=50, **options):
+    net, x, y = problem()
+    net, x, y = net.to(device), x.to(device), y.to(device)
+    optimizer = MAKERS[name](groups_of(net, penalty), **options)
+    train(optimizer, net, x, y, steps)
+    return [p.cpu() for p in snapshot(net, optimizer)]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_device_takes_the_steps_of_the_cpu(name, penalty):
+    for ours, there in zip(on("cpu", name, PENALTIES[penalty]), on("cuda", name, PENALTIES[penalty])):
+        torch.testing.assert_close(ours, there, rtol=1e-6, atol=1e-7)
+        assert torch.equal(ours == 0, there == 0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_capturable_steps_replay_as_a_graph(name, foreach):
+    points = []
+    for graphed in (False, True):
+        net, x, y = problem(torch.float32)
+        net, x, y = net.cuda(), x.cuda(), y.cuda()
+        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=True, foreach=foreach)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            train(optimizer, net, x, y, 3)
+            if graphed:
+                graph = torch.cuda.CUDAGraph()
+                optimizer.zero_grad(set_to_none=False)
+                with torch.cuda.graph(graph, stream=stream):
+                    train_once(optimizer, net, x, y)
+                for _ in range(5):
+                    graph.replay()
+            else:
+                train(optimizer, net, x, y, 5)
+        torch.cuda.synchronize()
+        points.append(snapshot(net, optimizer))
+    for a, b in zip(*points):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def train_once(optimizer, net, x, y):
+    for p in net.parameters():
+        p.grad.zero_()
+    ((net(x) - y) ** 2).mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_compiled_step_equals_the_eager_one(name):
+    points = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        net, x, y = problem()
+        net, x, y = net.cuda(), x.cuda(), y.cuda()
+        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]))
+        step = torch.compile(optimizer.step) if compiled else optimizer.step
+        for _ in range(4):
+            optimizer.zero_grad()
+            ((net(x) - y) ** 2).mean().backward()
+            step()
+        points.append(snapshot(net, optimizer))
+    for a, b in zip(*points):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scaler_skips_the_step_with_inf():
+    w = nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = Proximal(torch.optim.Adam([w], lr=0.1, fused=True), GroupL2(1.0))
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0)
+    scaler.scale((w * torch.tensor([1.0, float("inf"), 1.0], device="cuda")).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(w, torch.ones_like(w))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_checkpoint_moves_between_devices(name):
+    net, x, y = problem()
+    optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]))
+    train(optimizer, net, x, y, 5)
+    there = copy.deepcopy(net).cuda()
+    other = MAKERS[name](groups_of(there, PENALTIES["sgl"]))
+    other.load_state_dict(optimizer.state_dict())
+    train(optimizer, net, x, y, 5)
+    train(other, there, x.cuda(), y.cuda(), 5)
+    for p, q in zip(net.parameters(), there.parameters()):
+        torch.testing.assert_close(p, q.cpu(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_network_on_the_device_compacts_there():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).cuda()
+    with torch.no_grad():
+        net[0].weight[:3] = 0
+    x = torch.randn(4, 6, device="cuda")
+    small = compact(net, x, inputs=True)
+    assert small.removed == {"0": 3}
+    torch.testing.assert_close(small.model(x[:, small.inputs]), net(x))
+
+
+def test_labels_and_whole_groups_live_on_the_device():
+    x = torch.randn(6, 5, device="cuda")
+    for groups in (Groups.labels([0, 1, 0, 2, 2, 1], axis=0), Groups.whole(), Groups.along(1)):
+        for metric in ("exact", "median", "support"):
+            penalty = SparseGroupLasso(0.3, 0.5, groups, metric=metric)
+            step = torch.rand(6, 5, device="cuda") + 0.1
+            torch.testing.assert_close(penalty.prox(x, step).cpu(), penalty.prox(x.cpu(), step.cpu()), rtol=1e-4, atol=1e-5)
