@@ -7,8 +7,8 @@
     net = Network(genotype, channels=36, layers=20, classes=10)
     logits, auxiliary = net(images)
 
-Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural architecture search as sparse supernet", 2021 (linear
-weights, any number of paths).
+Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural architecture search as sparse supernet",
+2021 (linear weights, any number of paths).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .genotype import CELLS, NODES, Genotype, Path
-from .operations import MAKE, BatchNorm, FactorizedReduce, Identity, Noise, Pool, Rectified, relu_conv_norm, scaled
+from .operations import MAKE, BatchNorm, FactorizedReduce, Identity, Pool, Rectified, relu_conv_norm, scaled
 from .spaces import Masks, Space
 
 Weights = Mapping[str, Tensor]
@@ -45,8 +45,9 @@ def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
 class Supernet(nn.Module):
     """All paths of a space in every cell; node = sum over its paths of weight * operation(source).
 
-    Cells of one type share the weights of their paths (a vector, entries as `space.paths(cell)`), unless they come as (cells of that
-    type, paths). `weights=None`: all 1. Batch norms have no scale and shift, the stem's aside: the weights are their scale.
+    Cells of one type share the weights of their paths (a vector, entries as `space.paths(cell)`), unless they come as (cells
+    of that type, paths). `weights=None`: all 1. Batch norms have no scale and shift, the stem's aside: the weights are their
+    scale.
     """
 
     def __init__(self, space: Space, channels: int = 16, layers: int = 8, classes: int = 10):
@@ -355,8 +356,8 @@ class Weighted(nn.Module):
 def restricted(net: Supernet, genotype: Genotype, weights: Weights | None = None) -> Discrete:
     """What the supernet computes when only the paths of the genotype live, as a network that holds nothing else.
 
-    Parameters and statistics are copies. Where the cleaned genotype has all nodes of the mask, `restricted(net, genotype, weights)` and
-    `net(images, weights, space.masks(genotype))` give the same logits.
+    Parameters and statistics are copies. Where the cleaned genotype has all nodes of the mask,
+    `restricted(net, genotype, weights)` and `net(images, weights, space.masks(genotype))` give the same logits.
     """
     genotype = genotype.clean()
     scales = net._scales(weights)

@@ -1,9 +1,9 @@
 """The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in two forms.
 
 Search form: batch norm without scale and shift, also after pools. Evaluation form: with both, and none after pools. Every
-operation is called as `operation(x, scale)` and returns scale * operation(x), scale a (C,) vector or None for 1: where it ends in a
-batch norm, the architecture weight is the scale of that norm and costs nothing. Those that begin with a ReLU have `body`, which takes
-the rectified input, so that all of them at one source share one ReLU.
+operation is called as `operation(x, scale)` and returns scale * operation(x), scale a (C,) vector or None for 1: where it ends
+in a batch norm, the architecture weight is the scale of that norm and costs nothing. Those that begin with a ReLU have `body`,
+which takes the rectified input, so that all of them at one source share one ReLU.
 """
 
 from __future__ import annotations
