@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
 
 import pytest
 
-PACKAGES = ("proxopt",)
+PACKAGES = ("proxopt", "proxopt_torch", "proxopt_jax")
+
+NO_EXAMPLE = ("Penalty", "Compacted", "SparsityReport", "ProximalState")  # a base, and what functions return
 
 WITHOUT_FRAMEWORKS = """
 import sys
@@ -51,6 +54,21 @@ def test_the_examples_in_the_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("name", ["L1", "ElasticNet", "GroupL2", "SparseGroupLasso", "Nested", "Groups", "soft_threshold"])
-def test_what_a_user_meets_first_has_an_example(name):
-    assert ">>>" in getattr(importlib.import_module("proxopt"), name).__doc__
+def public() -> list[tuple[str, str]]:
+    """What the packages export."""
+    return [(p, name) for p in PACKAGES for name in importlib.import_module(p).__all__]
+
+
+@pytest.mark.parametrize(("package", "name"), public())
+def test_what_a_user_meets_has_an_example(package, name):
+    thing = getattr(importlib.import_module(package), name)
+    if not (inspect.isfunction(thing) or inspect.isclass(thing)) or name in NO_EXAMPLE:
+        return
+    assert ">>>" in thing.__doc__
+
+
+def test_a_plugin_without_its_framework_names_the_extra():
+    for package, framework in (("proxopt_torch", "torch"), ("proxopt_jax", "jax"), ("proxopt_jax", "optax")):
+        code = f"import sys; sys.modules[{framework!r}] = None\nimport {package}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f'pip install "proxopt[{package[8:]}]"' in done.stderr

@@ -642,9 +642,3 @@ def test_the_cheap_metrics_leave_the_minimum_where_steps_differ_inside_a_group(m
     np.testing.assert_allclose(exact, best, atol=1e-12)
     cheap = GroupL2(1.0, weights="none", metric=metric).prox(best - steps * grad, steps)
     assert np.abs(cheap - best).max() > 0.05
-
-
-def test_the_missing_framework_is_named():
-    code = "import sys; sys.modules['torch'] = None\nimport proxopt_torch"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert 'pip install "proxopt[torch]"' in done.stderr

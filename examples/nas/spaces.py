@@ -1,8 +1,8 @@
 """Search spaces as data: the names of the operations on each edge of the normal and the reduction cell.
 
 Edges run node by node, source by source: (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), ..., (5, 4): fourteen. The paths of a cell,
-and with them the entries of an architecture vector, run edge by edge, and along an edge in the order of the names. "none" is the zero
-operation: it takes a share in a softmax, and nothing else.
+and with them the entries of an architecture vector, run edge by edge, and along an edge in the order of the names. "none" is
+the zero operation: it takes a share in a softmax, and nothing else.
 """
 
 from __future__ import annotations
