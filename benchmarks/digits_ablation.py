@@ -5,8 +5,8 @@ zeros are removed, and what is left is retrained. Curves over the strength: SGD,
 sparse group lasso, lasso and group lasso under HAPG. All strengths and seeds of a curve are one batch of networks, and
 all sparse networks are retrained as one batch.
 
-Writes ablation.csv, ablation.json and ablation.png into --out. Finished stages are kept there too: a run that was stopped goes
-on where it was.
+`--framework jax` trains with the JAX twin, `digits_ablation_jax.py`. Writes ablation.csv, ablation.json and ablation.png
+into --out. Finished stages are kept there too: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Settings:
     batch: int = 256
     extrapolation: float | None = None
     curves: tuple[str, ...] = ()
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch"):
@@ -84,7 +85,7 @@ class Curve:
     metric: str | None = None
     cut: float = 0.0
 
-    def build(self, strength: Tensor) -> Any:
+    def build(self, strength: Any) -> Any:
         groups: dict[str, Any] = {"groups": OUTGOING, "metric": self.metric}
         if self.penalty == "lasso":
             return L1(strength)
@@ -144,10 +145,14 @@ class Data:
     def __len__(self) -> int:
         return -(-self.images.shape[2] // self.batch)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one epoch, the short last one too; each seed has its own order, the same for all its networks."""
+    def order(self, epoch: int) -> Tensor:
+        """(seeds, n): each seed has its own order of the images, the same for all its networks."""
         seeds, _, n = self.images.shape
-        order = torch.stack([torch.randperm(n, generator=stream(seed, epoch)) for seed in range(seeds)])
+        return torch.stack([torch.randperm(n, generator=stream(seed, epoch)) for seed in range(seeds)])
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one epoch, the short last one too."""
+        order = self.order(epoch)
         images = self.images.gather(2, order[:, None].expand_as(self.images))
         labels = self.labels.gather(1, order)
         for i in range(len(self)):
@@ -299,9 +304,19 @@ def plain(settings: Settings) -> dict:
     return asdict(settings) | {"curves": list(settings.curves)}
 
 
+def trainings(framework: str) -> tuple[Callable, Callable]:
+    """`search` and `retrain`, of this file or of its JAX twin."""
+    if framework == "torch":
+        return search, retrain
+    import digits_ablation_jax
+
+    return digits_ablation_jax.search, digits_ablation_jax.retrain
+
+
 def run(settings: Settings, out: Path) -> list[dict]:
     """All stages; one record for each curve, strength and seed."""
     data = Data(settings)
+    search, retrain = trainings(settings.framework)
     names = [name for name in CURVES if not settings.curves or name in settings.curves]
     per_epoch = settings.seeds * len(data)
     networks = [(name, settings.strengths) for name in names] + [("dense", 1)]
@@ -463,11 +478,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget finished stages in --out")
     for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Settings, name)}")
+    parser.add_argument("--framework", choices=("torch", "jax"), default="torch")
     parser.add_argument("--extrapolation", type=float, help="cap u_t of HAPG and AdamHAPG, in [0, 1]; default: as published")
     parser.add_argument("--curves", nargs="+", help=f"among {', '.join(CURVES)}; default all")
     args = parser.parse_args(argv)
     chosen = dict(QUICK) if args.quick else {}
-    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "extrapolation", "curves"):
+    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "extrapolation", "curves", "framework"):
         if getattr(args, name) is not None:
             chosen[name] = getattr(args, name)
     try:
