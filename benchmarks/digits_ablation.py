@@ -1,9 +1,9 @@
 """The DIGITS ablation of SparseNAS (Fig. 3): python benchmarks/digits_ablation.py --out runs/digits_ablation [--quick]
 
 A 64-40-20-10 network on scikit-learn's digits is trained with a penalty on the outgoing weights of each feature and neuron,
-zeros are removed, and what is left is retrained. Curves over the strength: SGD, Adam, HAPG, AdamHAPG and ProxAdam under the
-sparse group lasso, lasso and group lasso under HAPG. All strengths and seeds of a curve are one batch of networks, and
-all sparse networks are retrained as one batch.
+zeros are removed, and what is left is trained from fresh weights. Curves over the strength: SGD, Adam, HAPG, AdamHAPG and
+ProxAdam under the sparse group lasso, lasso and group lasso under HAPG. All strengths and seeds of a curve are one batch of
+networks, and all sparse networks are retrained as one batch.
 
 `--framework jax` trains with the JAX twin, `digits_ablation_jax.py`. Writes ablation.csv, ablation.json and ablation.png
 into --out. Finished stages are kept there too: a run that was stopped goes on where it was.
@@ -42,7 +42,7 @@ LARGEST = 10**-3.7
 class Settings:
     """Epochs, batch size and rates are those of the paper; `strengths` are spread evenly in the logarithm.
 
-    `extrapolation` caps u_t of HAPG and AdamHAPG; None is the published sequence, which goes to 1.
+    `drop_last` leaves out the short last batch of each epoch.
     """
 
     strengths: int = 8
@@ -50,7 +50,7 @@ class Settings:
     epochs: int = 500
     retrain_epochs: int = 3000
     batch: int = 256
-    extrapolation: float | None = None
+    drop_last: bool = False
     curves: tuple[str, ...] = ()
     framework: str = "torch"
 
@@ -60,8 +60,6 @@ class Settings:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.batch > 1347:
             raise ValueError(f"batch must be <= 1347, the size of the training set, got {self.batch}")
-        if self.extrapolation is not None and not 0 <= self.extrapolation <= 1:
-            raise ValueError(f"extrapolation must lie in [0, 1], got {self.extrapolation}")
         unknown = [c for c in self.curves if c not in CURVES]
         if unknown:
             raise ValueError(f"curves must be among {', '.join(CURVES)}, got {', '.join(unknown)}")
@@ -72,7 +70,7 @@ class Settings:
         return torch.logspace(-5, -3.7, self.strengths, dtype=torch.float64).tolist()
 
 
-QUICK = {"strengths": 3, "seeds": 3, "retrain_epochs": 300, "curves": ("sgd", "adam", "hapg", "adamhapg")}
+QUICK = {"strengths": 3, "seeds": 5, "retrain_epochs": 400, "curves": ("sgd", "adam", "hapg", "adamhapg")}
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,16 @@ class Curve:
             return GroupL2(strength, **groups)
         return SparseGroupLasso(strength, l1_ratio=0.5, **groups)
 
-    def optimizer(
-        self, weights: list[nn.Parameter], biases: list[nn.Parameter], penalty: Any, extrapolation: float | None = None
-    ) -> torch.optim.Optimizer:
-        cap: str | float = "nesterov" if extrapolation is None else extrapolation
+    def optimizer(self, weights: list[nn.Parameter], biases: list[nn.Parameter], penalty: Any) -> torch.optim.Optimizer:
         if self.method == "sgd":
             return torch.optim.SGD(weights + biases, lr=0.025, momentum=0.9)
         if self.method == "adam":
             return torch.optim.Adam(weights + biases, lr=3e-4, betas=(0.5, 0.999))
         groups = [{"params": weights, "penalty": penalty}, {"params": biases}]
         if self.method == "hapg":
-            return HAPG(groups, lr=0.05, extrapolation=cap)
+            return HAPG(groups, lr=0.05)
         if self.method == "adamhapg":
-            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999), extrapolation=cap)
+            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999))
         return ProxAdam(groups, lr=3e-4, betas=(0.5, 0.999))
 
     @property
@@ -136,24 +131,25 @@ class Data:
         y = torch.tensor(digits.target)
         cut = round(0.75 * len(x))
         orders = [torch.randperm(len(x), generator=stream(seed)) for seed in range(settings.seeds)]
-        self.batch = settings.batch
+        n = cut if not settings.drop_last else cut // settings.batch * settings.batch
+        self.batch, self.shown = settings.batch, n  # images an epoch shows
         self.images = torch.stack([x[o[:cut]].T for o in orders])
         self.labels = torch.stack([y[o[:cut]] for o in orders])
         self.valid_images = torch.stack([x[o[cut:]].T for o in orders]).contiguous()
         self.valid_labels = torch.stack([y[o[cut:]] for o in orders])
 
     def __len__(self) -> int:
-        return -(-self.images.shape[2] // self.batch)
+        return -(-self.shown // self.batch)
 
     def order(self, epoch: int) -> Tensor:
-        """(seeds, n): each seed has its own order of the images, the same for all its networks."""
+        """(seeds, images shown): each seed has its own order of the images, the same for all its networks."""
         seeds, _, n = self.images.shape
-        return torch.stack([torch.randperm(n, generator=stream(seed, epoch)) for seed in range(seeds)])
+        return torch.stack([torch.randperm(n, generator=stream(seed, epoch))[: self.shown] for seed in range(seeds)])
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one epoch, the short last one too."""
         order = self.order(epoch)
-        images = self.images.gather(2, order[:, None].expand_as(self.images))
+        images = self.images.gather(2, order[:, None].expand(-1, self.images.shape[1], -1))
         labels = self.labels.gather(1, order)
         for i in range(len(self)):
             part = slice(i * self.batch, (i + 1) * self.batch)
@@ -164,10 +160,10 @@ def stream(seed: int, epoch: int = -1) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * (epoch + 1) + seed)
 
 
-def initial(settings: Settings, nets: int) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Glorot normal weights (seeds, nets, outputs, inputs) and zero biases; all networks of a seed start alike."""
+def initial(settings: Settings, nets: int, draw: int = 0) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Glorot normal weights (seeds, nets, outputs, inputs) and zero biases; all networks of a seed and draw start alike."""
     weights, biases = [], []
-    generators = [stream(seed, 10**6) for seed in range(settings.seeds)]
+    generators = [stream(seed, 10**6 + draw) for seed in range(settings.seeds)]
     for inputs, outputs in pairwise(SIZES):
         scale = (2 / (inputs + outputs)) ** 0.5
         start = torch.stack([scale * torch.randn(outputs, inputs, generator=g) for g in generators])
@@ -201,13 +197,12 @@ def accuracy(data: Data, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         return (guess == data.valid_labels[:, None]).float().mean(2)
 
 
-def search(curve: Curve | None, settings: Settings, data: Data, bar: tqdm) -> dict[str, Tensor]:
-    """Train all strengths and seeds of a curve (None: one dense network a seed), and cut. Named weights and biases."""
-    strengths = torch.tensor(settings.strength_grid() if curve else [0.0])
+def search(curve: Curve, settings: Settings, data: Data, bar: tqdm) -> dict[str, Tensor]:
+    """Train all strengths and seeds of a curve, and cut. Named weights and biases."""
+    strengths = torch.tensor(settings.strength_grid())
     weights, biases = initial(settings, len(strengths))
-    curve = curve or Curve("adam", "sgl", "dense")
     penalty = curve.build(strengths.reshape(1, -1, 1, 1))
-    optimizer = curve.optimizer(weights, biases, penalty, settings.extrapolation)
+    optimizer = curve.optimizer(weights, biases, penalty)
     in_loss = curve.method in ("sgd", "adam")
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs) if curve.cosine else None
     for epoch in range(settings.epochs):
@@ -227,16 +222,16 @@ def search(curve: Curve | None, settings: Settings, data: Data, bar: tqdm) -> di
     return found | {f"bias{i}": b.detach() for i, b in enumerate(biases)}
 
 
-def retrain(start: dict[str, Tensor], settings: Settings, data: Data, bar: tqdm, checkpoint: Path) -> Tensor:
-    """Train the sparse networks on, zeros fixed and dead neurons gone. Validation accuracy (seeds, nets).
+def retrain(masks: list[Tensor], settings: Settings, data: Data, bar: tqdm, checkpoint: Path) -> Tensor:
+    """Train the networks that the masks leave from fresh weights. Validation accuracy (seeds, nets).
 
     Every 200 epochs go to `checkpoint`, from which a stopped run goes on bit for bit.
     """
-    layers = range(len(SIZES) - 1)
-    masks = living_weights([start[f"weight{i}"] for i in layers])
-    weights = [nn.Parameter(start[f"weight{i}"] * m) for i, m in zip(layers, masks)]
-    biases = [nn.Parameter(start[f"bias{i}"].clone()) for i in layers]
-    optimizer = torch.optim.Adam(weights + biases, lr=3e-4, fused=True)
+    weights, biases = initial(settings, masks[0].shape[1], draw=1)
+    with torch.no_grad():
+        for w, m in zip(weights, masks):
+            w.mul_(m)
+    optimizer = torch.optim.Adam(weights + biases, lr=3e-4, betas=(0.5, 0.999), fused=True)
     per_epoch = weights[0].shape[1] * settings.seeds * len(data)
     done = 0
     if checkpoint.exists():
@@ -319,32 +314,33 @@ def run(settings: Settings, out: Path) -> list[dict]:
     search, retrain = trainings(settings.framework)
     names = [name for name in CURVES if not settings.curves or name in settings.curves]
     per_epoch = settings.seeds * len(data)
-    networks = [(name, settings.strengths) for name in names] + [("dense", 1)]
-    total = sum(n for _, n in networks) * per_epoch * (settings.epochs + settings.retrain_epochs)
+    searched = len(names) * settings.strengths
+    total = per_epoch * (searched * settings.epochs + (searched + 1) * settings.retrain_epochs)
     patience = 0.5 if sys.stderr.isatty() else 15.0  # seconds between lines of progress
     with tqdm(total=total, unit="step", unit_scale=True, smoothing=0.02, mininterval=patience) as bar:
         found = {}
-        for name, nets in networks:
+        for name in names:
             bar.set_description(f"search {name}")
-            work = lambda name=name: search(CURVES.get(name), settings, data, bar)
-            found[name] = stage(out / f"search-{name}.pt", settings, work, nets * per_epoch * settings.epochs, bar)
-        joined = {k: torch.cat([f[k] for f in found.values()], 1) for k in next(iter(found.values())) if k != "took"}
+            work = lambda name=name: search(CURVES[name], settings, data, bar)
+            count = settings.strengths * per_epoch * settings.epochs
+            found[name] = stage(out / f"search-{name}.pt", settings, work, count, bar)
         bar.set_description("retrain all")
+        masks = [living_weights(split(f)[0]) for f in found.values()]
+        dense = [torch.ones_like(m[:, :1]) for m in masks[0]]
+        joined = [torch.cat(layer, 1) for layer in zip(*masks, dense)]
         checkpoint = out / "retrain-unfinished.pt"
         work = lambda: {"accuracy": retrain(joined, settings, data, bar, checkpoint)}
-        steps = sum(n for _, n in networks) * per_epoch * settings.retrain_epochs
-        retrained = stage(out / "retrain.pt", settings, work, steps, bar)
+        retrained = stage(out / "retrain.pt", settings, work, (searched + 1) * per_epoch * settings.retrain_epochs, bar)
         checkpoint.unlink(missing_ok=True)
-    accuracies = retrained["accuracy"].split([n for _, n in networks], dim=1)
+    *accuracies, dense_accuracy = retrained["accuracy"].split([settings.strengths] * len(names) + [1], dim=1)
     for name, stage_found in [*found.items(), ("retraining", retrained)]:
         wall, cpu = stage_found["took"].tolist()
         print(f"{name:18} {wall:7.1f} s wall, {cpu:7.1f} s CPU")
-    dense = accuracies[-1]
-    before = {name: accuracy(data, *(split(f))) for name, f in found.items()}
+    before = {name: accuracy(data, *split(f)) for name, f in found.items()}
     return [
         record
         for name, acc in zip(names, accuracies)
-        for record in records(CURVES[name], settings, found[name], acc, before[name], dense, found["dense"])
+        for record in records(CURVES[name], settings, found[name], acc, before[name], dense_accuracy)
     ]
 
 
@@ -353,12 +349,8 @@ def split(found: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [found[f"weight{i}"] for i in layers], [found[f"bias{i}"] for i in layers]
 
 
-def records(
-    curve: Curve, settings: Settings, found: dict, accuracies: Tensor, before: Tensor, dense: Tensor, dense_found: dict
-) -> Iterator[dict]:
-    norm = lambda own: float(torch.stack([w.norm() for w in own]).norm())
+def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, before: Tensor, dense: Tensor) -> Iterator[dict]:
     weights, _ = split(found)
-    dense_weights, _ = split(dense_found)
     for n, strength in enumerate(settings.strength_grid()):
         for seed in range(settings.seeds):
             own = [w[seed, n] for w in weights]
@@ -374,9 +366,7 @@ def records(
                 "features": living[0],
                 "neurons": sum(living[1:]),
                 "accuracy_before_retraining": float(before[seed, n]),
-                "norm": norm(own),
                 "dense_accuracy": float(dense[seed, 0]),
-                "dense_norm": norm([w[seed, 0] for w in dense_weights]),
             }
 
 
@@ -454,19 +444,16 @@ def table(rows: list[dict]) -> str:
     strength = max(r["strength"] for r in rows)
     seeds = len({r["seed"] for r in rows})
     dense = cell([100 * d for d in {r["seed"]: r["dense_accuracy"] for r in rows}.values()], ".2f")
-    norm = cell(list({r["seed"]: r["dense_norm"] for r in rows}.values()), ".1f")
     lines = [
-        f"At strength {strength:.3g}, mean ± standard deviation over {seeds} seeds.",
-        f"The dense network reaches {dense} %, its weights a norm of {norm} before retraining.",
+        f"At strength {strength:.3g}, mean ± standard deviation over {seeds} seeds; the dense network reaches {dense} %.",
         "",
-        "| curve | accuracy % | features of 64 | neurons of 60 | zero weights % | norm of the weights |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| curve | accuracy % | features of 64 | neurons of 60 | zero weights % |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for curve in CURVES.values():
         group = of_curve(rows, curve).get(strength)
         if group:
             cells = [cell([f * r[key] for r in group], ".2f" if key == "accuracy" else ".1f") for key, _, f in PANELS]
-            cells.append(cell([r["norm"] for r in group], ".1f"))
             lines.append(f"| {curve.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -474,16 +461,16 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/digits_ablation"), help="folder for results and finished stages")
-    parser.add_argument("--quick", action="store_true", help="the four SGL methods, three strengths and seeds, short retraining")
+    parser.add_argument("--quick", action="store_true", help="the four SGL methods, three strengths, short retraining")
     parser.add_argument("--fresh", action="store_true", help="forget finished stages in --out")
     for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Settings, name)}")
     parser.add_argument("--framework", choices=("torch", "jax"), default="torch")
-    parser.add_argument("--extrapolation", type=float, help="cap u_t of HAPG and AdamHAPG, in [0, 1]; default: as published")
+    parser.add_argument("--drop-last", action="store_true", default=None, help="leave out the short last batch of an epoch")
     parser.add_argument("--curves", nargs="+", help=f"among {', '.join(CURVES)}; default all")
     args = parser.parse_args(argv)
     chosen = dict(QUICK) if args.quick else {}
-    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "extrapolation", "curves", "framework"):
+    for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch", "drop_last", "curves", "framework"):
         if getattr(args, name) is not None:
             chosen[name] = getattr(args, name)
     try:

@@ -26,7 +26,6 @@ STRETCH = 25  # epochs a call, so that progress shows
 
 def transformation(curve: ablation.Curve, strength: Any, settings: ablation.Settings, steps: int) -> Any:
     """The optimizer of a curve for one network; `steps` are those of an epoch."""
-    cap: Any = "nesterov" if settings.extrapolation is None else settings.extrapolation
     if curve.method == "adam":
         return optax.adam(3e-4, 0.5, 0.999)
     cosine = lambda count: (1 + jnp.cos(jnp.pi * (count // steps) / settings.epochs)) / 2  # a step down each epoch
@@ -34,9 +33,9 @@ def transformation(curve: ablation.Curve, strength: Any, settings: ablation.Sett
         return optax.sgd(lambda count: 0.025 * cosine(count), momentum=0.9)
     penalty = [("weight*", curve.build(strength))]
     if curve.method == "hapg":
-        return proxopt_jax.hapg(lambda count: 0.05 * cosine(count), penalty, cap)
+        return proxopt_jax.hapg(lambda count: 0.05 * cosine(count), penalty)
     if curve.method == "adamhapg":
-        return proxopt_jax.adam_hapg(3e-4, penalty, 0.5, 0.999, extrapolation=cap)
+        return proxopt_jax.adam_hapg(3e-4, penalty, 0.5, 0.999)
     return proxopt_jax.prox_adam(3e-4, penalty, 0.5, 0.999)
 
 
@@ -111,15 +110,18 @@ class Trainer:
         return {k: torch.tensor(np.asarray(v if "weight" in k else v[..., None])) for k, v in params.items()}
 
 
-def search(curve: ablation.Curve | None, settings: ablation.Settings, data: ablation.Data, bar: tqdm) -> dict[str, torch.Tensor]:
-    """As `digits_ablation.search`."""
-    strengths = np.asarray(settings.strength_grid() if curve else [0.0], np.float32)
-    curve = curve or ablation.Curve("adam", "sgl", "dense")
-    weights, biases = ablation.initial(settings, len(strengths))
+def initial(settings: ablation.Settings, nets: int, draw: int = 0) -> dict[str, jax.Array]:
+    weights, biases = ablation.initial(settings, nets, draw)
     params = {f"weight{i}": jnp.asarray(w.detach().numpy()) for i, w in enumerate(weights)}
-    params |= {f"bias{i}": jnp.asarray(b.detach().squeeze(-1).numpy()) for i, b in enumerate(biases)}
+    return params | {f"bias{i}": jnp.asarray(b.detach().squeeze(-1).numpy()) for i, b in enumerate(biases)}
+
+
+def search(curve: ablation.Curve, settings: ablation.Settings, data: ablation.Data, bar: tqdm) -> dict[str, torch.Tensor]:
+    """As `digits_ablation.search`."""
+    strengths = np.asarray(settings.strength_grid(), np.float32)
+    params = initial(settings, len(strengths))
     in_loss = curve.method in ("sgd", "adam")
-    extra = (lambda s, p: sum(curve.build(s).value(p[f"weight{i}"]) for i in range(len(weights)))) if in_loss else None
+    extra = (lambda s, p: sum(curve.build(s).value(p[f"weight{i}"]) for i in range(len(params) // 2))) if in_loss else None
     trainer = Trainer(params, strengths, data, lambda s: transformation(curve, s, settings, len(data)), extra)
     done = 0
     for stop in trainer.epochs(0, settings.epochs):
@@ -130,16 +132,13 @@ def search(curve: ablation.Curve | None, settings: ablation.Settings, data: abla
 
 
 def retrain(
-    start: dict[str, torch.Tensor], settings: ablation.Settings, data: ablation.Data, bar: tqdm, checkpoint: Path
+    masks: list[torch.Tensor], settings: ablation.Settings, data: ablation.Data, bar: tqdm, checkpoint: Path
 ) -> torch.Tensor:
     """As `digits_ablation.retrain`."""
-    layers = range(len(start) // 2)
-    masks = ablation.living_weights([start[f"weight{i}"] for i in layers])
-    params = {f"weight{i}": jnp.asarray((start[f"weight{i}"] * m).numpy()) for i, m in zip(layers, masks)}
-    params |= {f"bias{i}": jnp.asarray(start[f"bias{i}"].squeeze(-1).numpy()) for i in layers}
-    mask = {f"weight{i}": jnp.asarray(m.numpy()) for i, m in zip(layers, masks)}
     nets = masks[0].shape[1]
-    trainer = Trainer(params, np.zeros(nets, np.float32), data, lambda s: optax.adam(3e-4), mask=mask)
+    mask = {f"weight{i}": jnp.asarray(m.numpy()) for i, m in enumerate(masks)}
+    params = {k: v * mask.get(k, 1) for k, v in initial(settings, nets, draw=1).items()}
+    trainer = Trainer(params, np.zeros(nets, np.float32), data, lambda s: optax.adam(3e-4, 0.5, 0.999), mask=mask)
     done = 0
     treedef = jax.tree.structure(trainer.carry)
     if checkpoint.exists():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and their tensors are small
+
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass

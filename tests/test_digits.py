@@ -159,3 +159,27 @@ def test_the_four_methods_land_where_the_paper_does(tmp_path):
     assert 0.35 < mean("adamhapg", "sparsity") < 0.50
     dense = statistics.mean(r["dense_accuracy"] for r in rows)
     assert all(mean(m, "accuracy") > dense - 0.01 for m in methods)
+
+
+def test_jax_and_torch_tell_the_same(tmp_path):
+    options = [
+        "--strengths",
+        "2",
+        "--seeds",
+        "1",
+        "--epochs",
+        "4",
+        "--retrain-epochs",
+        "2",
+        "--curves",
+        "sgd",
+        "adam",
+        "hapg",
+        "adamhapg",
+        "proxadam",
+    ]
+    ours, theirs = (run(tmp_path / f, "--framework", f, *options) for f in ("torch", "jax"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(a[k] == b[k] for k in ("method", "penalty", "metric", "strength", "seed"))
+        assert a["sparsity"] == pytest.approx(b["sparsity"], abs=2e-3)
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.01)

@@ -1,0 +1,106 @@
+"""Gradients of architecture weights A in min_A L_val(w*(A), A), w*(A) = argmin_w L_train(w, A).
+
+First order takes w for w*. Second order takes one step of the weight optimizer, w' = w - lr d(w, A):
+
+    dA = grad_A L_val(w', A) - lr grad_A <grad_w L_train(w, A), v>,    v = grad_w' L_val(w', A)
+
+with the last term by a central difference in w, as DARTS does, or exactly by differentiating twice.
+
+Source: Liu, Simonyan, Yang, "DARTS", 2019, Eq. 5-8; SparseNAS, Eq. 11-13 (whose v is printed with the training loss; the chain
+rule, and the code it refers to, take the validation loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[], Tensor]
+Average = Callable[[Sequence[Tensor]], None]
+HESSIANS = ("difference", "exact")
+
+
+def first_order(arch: Sequence[Tensor], valid_loss: Loss, average: Average = lambda tensors: None) -> list[Tensor]:
+    """grad_A L_val(w, A); no gradient of the weights is computed.
+
+    Args:
+      arch: the architecture weights, which `valid_loss()` uses.
+      average: replaces tensors by their mean over the processes of a data-parallel run.
+    """
+    grads = [_or_zero(g, a) for g, a in zip(torch.autograd.grad(valid_loss(), arch, allow_unused=True), arch)]
+    average(grads)
+    return grads
+
+
+def second_order(
+    arch: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    train_loss: Loss,
+    valid_loss: Loss,
+    lr: float,
+    direction: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda grads: grads,
+    hessian: str = "difference",
+    average: Average = lambda tensors: None,
+) -> list[Tensor]:
+    """The gradient above. `weights` are moved while it is computed and hold their old bits at the end.
+
+    Args:
+      arch: the architecture weights A.
+      weights: the weights w; both losses use these tensors and `arch`.
+      lr: learning rate of the step to w'.
+      direction: d(w, A) from grad_w L_train(w, A): momentum and decay, as far as the weight optimizer has them.
+      hessian: "difference", two more gradients at w +- v 0.01 / ||v||, or "exact".
+      average: as in `first_order`.
+
+    Raises:
+      ValueError: an unknown `hessian`.
+    """
+    if hessian not in HESSIANS:
+        raise ValueError(f"hessian must be one of {', '.join(HESSIANS)}, got {hessian!r}")
+    start = [w.detach().clone() for w in weights]
+    grads = [_or_zero(g, w) for g, w in zip(torch.autograd.grad(train_loss(), weights, allow_unused=True), weights)]
+    average(grads)
+    with torch.no_grad():
+        torch._foreach_add_(list(weights), list(direction(grads)), alpha=-lr)
+    both = [*arch, *weights]
+    found = [_or_zero(g, t) for g, t in zip(torch.autograd.grad(valid_loss(), both, allow_unused=True), both)]
+    average(found)
+    outer, v = found[: len(arch)], found[len(arch) :]
+    _restore(weights, start)
+    inner = _exact(arch, weights, train_loss, v) if hessian == "exact" else _difference(arch, weights, train_loss, v, start)
+    average(inner)
+    return [o - lr * i for o, i in zip(outer, inner)]
+
+
+def _difference(
+    arch: Sequence[Tensor], weights: Sequence[Tensor], loss: Loss, v: list[Tensor], start: list[Tensor]
+) -> list[Tensor]:
+    norm = torch.stack(torch._foreach_norm(v)).norm()
+    eps = torch.where(norm > 0, 0.01 / norm, 0.0)
+    sides = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for w, s, d in zip(weights, start, v):
+                w.copy_(s + sign * eps * d)
+        sides.append([_or_zero(g, a) for g, a in zip(torch.autograd.grad(loss(), arch, allow_unused=True), arch)])
+    _restore(weights, start)
+    return [torch.where(eps > 0, (plus - minus) / (2 * eps), 0.0) for plus, minus in zip(*sides)]
+
+
+def _exact(arch: Sequence[Tensor], weights: Sequence[Tensor], loss: Loss, v: list[Tensor]) -> list[Tensor]:
+    grads = torch.autograd.grad(loss(), weights, create_graph=True, allow_unused=True)
+    product = sum((g * d).sum() for g, d in zip(grads, v) if g is not None)
+    if not isinstance(product, Tensor) or not product.requires_grad:
+        return [torch.zeros_like(a) for a in arch]
+    return [_or_zero(g, a) for g, a in zip(torch.autograd.grad(product, arch, allow_unused=True), arch)]
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad.detach()
+
+
+@torch.no_grad()
+def _restore(weights: Sequence[Tensor], start: Sequence[Tensor]) -> None:
+    torch._foreach_copy_(list(weights), list(start))

@@ -1,0 +1,238 @@
+"""CIFAR-10 and CIFAR-100 as tensors on the device, augmented there.
+
+    data = load("cifar10", "data")
+    augment = Augment(data.mean, data.std, padding=4, cutout=16)
+    for images, labels in Batches(data.train, size=64, seed=0, augment=augment).epoch(3):
+
+A batch is a function of (seed, epoch, number) and nothing else, so a stopped run goes on with the batch it had come to, and each
+rank of a data-parallel run takes its share of one and the same batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, and the md5 of everything that is read."""
+
+    title: str
+    url: str
+    archive_md5: str
+    folder: str
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+    label: bytes
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# Mean and standard deviation as in DARTS and, for CIFAR-100, as in P-DARTS.
+SOURCES = {
+    "cifar10": Source(
+        "CIFAR-10",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        "cifar-10-batches-py",
+        (
+            ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+            ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+            ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+            ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+            ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        ),
+        (("test_batch", "40351d587109b95175f43aff81a1287e"),),
+        b"labels",
+        10,
+        (0.49139968, 0.48215827, 0.44653124),
+        (0.24703233, 0.24348505, 0.26158768),
+    ),
+    "cifar100": Source(
+        "CIFAR-100",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        "cifar-100-python",
+        (("train", "16019d7e3df5f24257cddd939b257f8d"),),
+        (("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+        b"fine_labels",
+        100,
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+    ),
+}
+
+
+class Images(NamedTuple):
+    """images: uint8 (N, 3, H, W). labels: int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Images:
+        return Images(self.images.to(device), self.labels.to(device))
+
+    def take(self, which: slice) -> Images:
+        return Images(self.images[which], self.labels[which])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """train, test: all images. mean, std: of the channels, on the scale [0, 1]."""
+
+    name: str
+    train: Images
+    test: Images
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def load(name: str, data_dir: str | Path) -> Dataset:
+    """A data set from `data_dir`, downloaded there first if it is missing.
+
+    Every file is checked against its published md5 before it is parsed.
+
+    Raises:
+      ValueError: an unknown name; a file that is damaged.
+      FileNotFoundError: the data are missing and could not be downloaded; the message says how to get them by hand.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"data must be one of {', '.join(SOURCES)}, got {name!r}")
+    source, folder = SOURCES[name], Path(data_dir)
+    if folder.name != source.folder:
+        folder = folder / source.folder
+    if not all((folder / file).is_file() for file, _ in source.train + source.test):
+        _download(source, folder.parent)
+    parts = [_read(folder, files, source) for files in (source.train, source.test)]
+    return Dataset(name, parts[0], parts[1], source.classes, source.mean, source.std)
+
+
+def _download(source: Source, root: Path) -> None:
+    import pooch
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        unpack = pooch.Untar(extract_dir=".")
+        pooch.retrieve(source.url, f"md5:{source.archive_md5}", path=root, processor=unpack, progressbar=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source.title} is not in {root / source.folder} and could not be downloaded ({error}). "
+            f"Get {source.url}, unpack it, and pass the folder that holds {source.folder} as --data-dir"
+        ) from error
+
+
+def _read(folder: Path, files: tuple[tuple[str, str], ...], source: Source) -> Images:
+    images, labels = [], []
+    for name, md5 in files:
+        content = (folder / name).read_bytes()
+        found = hashlib.md5(content).hexdigest()
+        if found != md5:
+            raise ValueError(
+                f"{folder / name} must have the md5 {md5}, got {found}: the file is damaged, delete it to get it anew"
+            )
+        batch = pickle.loads(content, encoding="bytes")  # known bytes: the md5 was checked
+        images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
+        labels.append(np.asarray(batch[source.label], np.int64))
+    return Images(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """uint8 images to normalised floats; with `padding` a random crop out of the padded image and a random flip, and where
+    `cutout` a square of that side is blanked (DeVries and Taylor, 2017: clipped at the border)."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    padding: int = 0
+    cutout: int = 0
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        n, _, height, width = images.shape
+        device = images.device
+        draw = lambda high: torch.randint(high, (n, 1, 1, 1), generator=generator, device=device)
+        if self.padding:
+            top, left, flip = draw(2 * self.padding + 1), draw(2 * self.padding + 1), draw(2)
+            rows = top + torch.arange(height, device=device)[:, None]
+            columns = torch.arange(width, device=device)
+            columns = left + torch.where(flip == 1, width - 1 - columns, columns)
+            images = F.pad(images, (self.padding,) * 4)
+            number, channel = (torch.arange(k, device=device) for k in images.shape[:2])
+            images = images[number[:, None, None, None], channel[:, None, None], rows, columns]
+        scale = torch.tensor(self.std, device=device).mul(255).reciprocal()
+        shift = -torch.tensor(self.mean, device=device) / torch.tensor(self.std, device=device)
+        out = images * scale[:, None, None] + shift[:, None, None]
+        if self.cutout:
+            y, x = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
+            rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+            inside = (rows >= y) & (rows < y + self.cutout) & (columns >= x) & (columns < x + self.cutout)
+            out = out.masked_fill(inside, 0.0)
+        return out.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process works on."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches of a set of images. `stream` tells apart sets that are drawn from in one run."""
+
+    data: Images
+    size: int
+    seed: int
+    augment: Augment
+    stream: int = 0
+    share: Share = Share()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= len(self.data.labels):
+            raise ValueError(f"batch must lie in [1, {len(self.data.labels)}], the number of images, got {self.size}")
+        if self.size % self.share.world:
+            raise ValueError(f"batch must be a multiple of the {self.share.world} processes, got {self.size}")
+
+    def __len__(self) -> int:
+        """Batches of an epoch; an incomplete last one is left out."""
+        return len(self.data.labels) // self.size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from number `start` on."""
+        order = torch.randperm(len(self.data.labels), generator=self._generator("cpu", epoch, 0)).to(self.data.images.device)
+        for number in range(start, len(self)):
+            yield self._batch(order, epoch, number)
+
+    def _batch(self, order: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        which = order[number * self.size : (number + 1) * self.size]
+        generator = self._generator(self.data.images.device, epoch, number + 1)
+        images = self.augment(self.data.images[which], generator)
+        own = slice(self.share.rank, None, self.share.world)
+        return images[own], self.data.labels[which][own]
+
+    def _generator(self, device: torch.device | str, *place: int) -> torch.Generator:
+        words = np.random.SeedSequence((self.seed, self.stream, *place)).generate_state(1, np.uint64)
+        return torch.Generator(device).manual_seed(int(words[0]))
+
+
+def whole(data: Images, augment: Augment, size: int = 500, share: Share = Share()) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order, not shuffled: to evaluate. A process sees its share."""
+    images, labels = data.images[share.rank :: share.world], data.labels[share.rank :: share.world]
+    for part, own in zip(images.split(size), labels.split(size)):
+        yield augment(part), own

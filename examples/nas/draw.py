@@ -1,0 +1,149 @@
+"""Pictures of a search: cells as graphs, architecture weights as a heat map, curves over the epochs. All by matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path as File
+from typing import Any
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+from .genotype import CELLS, NODES, Genotype
+from .spaces import EDGES, Space
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+COLORS = {
+    "max_pool_3x3": "#8c6bb1",
+    "avg_pool_3x3": "#c994c7",
+    "skip_connect": "#969696",
+    "sep_conv_3x3": "#2171b5",
+    "sep_conv_5x5": "#08306b",
+    "dil_conv_3x3": "#41ab5d",
+    "dil_conv_5x5": "#00441b",
+    "sep_conv_7x7": "#54278f",
+    "conv_7x1_1x7": "#e7298a",
+    "noise": "#d94801",
+}
+# Where the nodes of a cell stand: inputs left, output right.
+PLACES = {0: (0.0, 2.0), 1: (0.0, 0.0), 2: (2.0, 2.6), 3: (4.0, -0.7), 4: (6.0, 2.6), 5: (8.0, -0.7), "out": (10.0, 1.0)}
+NAMES = {0: "input\nk-2", 1: "input\nk-1", "out": "output"}
+
+
+def cells(genotype: Genotype, title: str = "") -> plt.Figure:
+    """Both cells as graphs: every path an arrow in the colour of its operation, dead nodes pale, the output the living nodes."""
+    figure, axes = plt.subplots(2, 1, figsize=(11, 8.6), constrained_layout=True)
+    for axis, cell in zip(axes, CELLS):
+        paths = genotype.paths(cell)
+        axis.set_title(f"{cell} cell: {len(paths)} paths, {len(genotype.living(cell))} nodes", loc="left", fontsize=11)
+        _nodes(axis, genotype.living(cell))
+        for node, source in EDGES:
+            here = [path.operation for path in paths if (path.node, path.source) == (node, source)]
+            for i, operation in enumerate(here):
+                _arrow(axis, PLACES[source], PLACES[node], COLORS[operation], (i - (len(here) - 1) / 2) * 0.13 + 0.08)
+        for node in genotype.living(cell):
+            _arrow(axis, PLACES[node], PLACES["out"], "#bbbbbb", 0.05, style="--")
+        axis.set(xlim=(-0.8, 10.8), ylim=(-2.0, 3.9))
+        axis.axis("off")
+    shown = [name for name in COLORS if any(path.operation == name for cell in CELLS for path in genotype.paths(cell))]
+    handles = [plt.Line2D([], [], color=COLORS[name], linewidth=2.5, label=name) for name in shown]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _nodes(axis: Any, living: Sequence[int]) -> None:
+    for node, (x, y) in PLACES.items():
+        alive = node in (0, 1, "out") or node in living
+        face = "#fff3d6" if node in (0, 1) else "#e3efda" if node == "out" else "#deebf7" if alive else "#f6f6f6"
+        edge = "#444444" if alive else "#cccccc"
+        axis.add_patch(FancyBboxPatch((x - 0.38, y - 0.3), 0.76, 0.6, "round,pad=0.05", facecolor=face, edgecolor=edge, zorder=3))
+        text = NAMES.get(node, str(node))
+        axis.text(x, y, text, ha="center", va="center", fontsize=9, color=edge, zorder=4)
+
+
+def _arrow(axis: Any, start: tuple, end: tuple, color: str, bend: float, style: str = "-") -> None:
+    axis.add_patch(
+        FancyArrowPatch(
+            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13, shrinkA=17, shrinkB=17,
+            color=color, linewidth=1.7, linestyle=style, zorder=2,
+        )
+    )  # fmt: skip
+
+
+def heat_map(space: Space, point: Mapping[str, Tensor]) -> plt.Figure:
+    """The weights of both cells: a row an operation, a column an edge, nodes apart; exact zeros white, no such path grey."""
+    figure, axes = plt.subplots(2, 1, figsize=(11, 6.4), constrained_layout=True)
+    limit = max((float(p.abs().max()) for p in point.values()), default=0.0) or 1.0
+    for axis, cell in zip(axes, CELLS):
+        names = list(dict.fromkeys(path.operation for path in space.paths(cell)))
+        grid = np.full((len(names), len(EDGES)), np.nan)
+        for path, weight in zip(space.paths(cell), point[cell].tolist()):
+            grid[names.index(path.operation), EDGES.index((path.node, path.source))] = weight
+        axis.set_facecolor("#dddddd")
+        picture = axis.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        for row, column in np.argwhere(grid == 0):
+            axis.plot(column, row, ".", color="#bbbbbb", markersize=2)
+        for end in (1.5, 4.5, 8.5):
+            axis.axvline(end, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xticks(range(len(EDGES)), [f"{source}-{node}" for node, source in EDGES])
+        zeros = int(np.nansum(grid == 0))
+        axis.set_title(
+            f"{cell} cell: {int(np.isfinite(grid).sum()) - zeros} weights, {zeros} exact zeros", loc="left", fontsize=11
+        )
+    axes[1].set_xlabel("edge (source-node)")
+    figure.colorbar(picture, ax=axes, label="architecture weight")
+    return figure
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
+    """Accuracy, living paths and living nodes over the epochs; `runs`: the rows of one or several searches by name."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    one = len(runs) == 1
+    for number, (name, rows) in enumerate(runs.items()):
+        epochs = [row["epoch"] + 1 for row in rows]
+        color = f"C{number}"
+        series: list[tuple[int, str, str, str, str]] = [(0, "valid_accuracy", "supernet", "-", color)]
+        if one:
+            series += [(0, "restricted_accuracy", "living paths only", "--", "C1"), (0, "train_accuracy", "training", ":", "C2")]
+        for axis, quantity in ((1, "paths"), (2, "nodes")):
+            series += [(axis, f"{quantity}_{c}", f"{c} cell", s, color) for c, s in zip(CELLS, ("-", "--"))]
+        for axis, key, what, style, shade in series:
+            factor = 100 if "accuracy" in key else 1
+            label = what if one else name if key in ("valid_accuracy", "paths_normal", "nodes_normal") else None
+            axes[axis].plot(
+                epochs, [factor * row[key] for row in rows], style, color=shade, label=label, marker=".", markersize=3
+            )
+    for axis, title in zip(axes, ("accuracy (%)", "living paths", "living nodes")):
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(0, len(NODES) + 0.2)
+    return figure
+
+
+def svg(figure: plt.Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
+    text = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "cells"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def save(figure: plt.Figure, *files: File) -> None:
+    """To every file, by its suffix."""
+    for file in files:
+        if file.suffix == ".svg":
+            file.write_text(svg(figure))
+        else:
+            figure.savefig(file, dpi=120)
+    plt.close(figure)

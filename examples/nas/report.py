@@ -1,0 +1,90 @@
+"""What a finished search leaves behind: pictures, and one HTML page that holds all of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import draw
+from .genotype import Genotype, load
+from .settings import SearchSettings
+from .spaces import Space
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { padding: .15rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+svg { width: 100%; height: auto; }
+pre { background: #f6f6f6; padding: 1rem; }
+.warning { background: #fff3d6; padding: .5rem 1rem; }
+"""
+COLUMNS = ("epoch", "strength", "train_accuracy", "valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce")
+
+
+def write(
+    out: Path,
+    method: str,
+    rows: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Tensor]],
+    space: Space,
+    settings: SearchSettings,
+    seed: int,
+) -> None:
+    """cells.svg, cells.png, weights.png, curves.png and report.html in `out`, beside the genotype.json that is there."""
+    genotype = load(out / "genotype.json")
+    title = f"{method}, space {space.name}, {settings.data}, seed {seed}"
+    pictures = {
+        "cells": draw.cells(genotype, title),
+        "weights": draw.heat_map(space, points[-1]),
+        "curves": draw.curves({method: rows}),
+    }
+    texts = {name: draw.svg(figure) for name, figure in pictures.items()}
+    page = _page(title, genotype, rows, texts, {"seed": seed, **settings.plain()})
+    draw.save(pictures["cells"], out / "cells.svg", out / "cells.png")
+    draw.save(pictures["weights"], out / "weights.png")
+    draw.save(pictures["curves"], out / "curves.png")
+    (out / "report.html").write_text(page)
+
+
+def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader should know of the result before he trains it."""
+    last, found = rows[-1], []
+    for cell in ("normal", "reduce"):
+        paths, skips = last[f"paths_{cell}"], last[f"skips_{cell}"]
+        if paths and skips > paths / 2:
+            found.append(f"{skips} of the {paths} paths of the {cell} cell are skip connections: the search may have collapsed")
+    if last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
+        found.append("the living paths alone are more than ten points worse than the supernet: it has not settled yet")
+    return found
+
+
+def _page(
+    title: str, genotype: Genotype, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], settings: Mapping[str, Any]
+) -> str:
+    columns = [c for c in COLUMNS if c in rows[-1]]
+    head = "".join(f"<th>{c.replace('_', ' ')}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(c, row[c])}</td>" for c in columns) + "</tr>" for row in rows)
+    chosen = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in settings.items())
+    notes = "".join(f'<p class="warning">{html.escape(w)}</p>' for w in warnings(rows))
+    drawn = {name: text[text.index("<svg") :] for name, text in pictures.items()}
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+{notes}
+<h2>Cells</h2>{drawn["cells"]}
+<h2>Architecture weights at the prox point</h2>{drawn["weights"]}
+<h2>Over the epochs</h2>{drawn["curves"]}
+<table><tr>{head}</tr>{body}</table>
+<h2>Genotype</h2><pre>{html.escape(genotype.to_json())}</pre>
+<h2>Settings</h2><table>{chosen}</table>
+</body></html>
+"""
+
+
+def _cell(column: str, value: Any) -> str:
+    return f"{100 * value:.2f} %" if "accuracy" in column else f"{value:.4g}" if isinstance(value, float) else str(value)
