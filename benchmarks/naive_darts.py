@@ -7,6 +7,8 @@ operations, weights as they are instead of a softmax.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -157,17 +159,20 @@ class NaiveNetwork(nn.Module):
 
 
 class NaiveSearch:
-    """The first-order loop: alpha by Adam on a validation batch, then the weights by SGD on a training batch."""
+    """The loop: alpha by Adam on a validation batch, first order or through one unrolled weight step, then the weights by SGD."""
 
-    def __init__(self, net: NaiveNetwork, lr: float = 0.025):
-        self.net = net
+    def __init__(self, net: NaiveNetwork, lr: float = 0.025, second_order: bool = False):
+        self.net, self.lr, self.second_order = net, lr, second_order
         self.weights = torch.optim.SGD(net.weight_parameters(), lr, momentum=0.9, weight_decay=3e-4)
         self.alphas = torch.optim.Adam(net.arch_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 
     def step(self, images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> float:
         """One search step; the training loss."""
         self.alphas.zero_grad()
-        F.cross_entropy(self.net(val_images), val_labels).backward()
+        if self.second_order:
+            self._unrolled(images, labels, val_images, val_labels)
+        else:
+            F.cross_entropy(self.net(val_images), val_labels).backward()
         self.alphas.step()
         self.weights.zero_grad()
         loss = F.cross_entropy(self.net(images), labels)
@@ -175,3 +180,28 @@ class NaiveSearch:
         nn.utils.clip_grad_norm_(self.net.weight_parameters(), 5.0)
         self.weights.step()
         return loss.item()
+
+    def _unrolled(self, images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> None:
+        net, params = self.net, self.net.weight_parameters()
+        grads = torch.autograd.grad(F.cross_entropy(net(images), labels), params)
+        unrolled = copy.deepcopy(net)
+        with torch.no_grad():
+            for q, p, g in zip(unrolled.weight_parameters(), params, grads):
+                moment = self.weights.state[p].get("momentum_buffer", torch.zeros_like(p)) * 0.9
+                q.copy_(p - self.lr * (moment + g + 3e-4 * p))
+        unrolled.zero_grad()
+        F.cross_entropy(unrolled(val_images), val_labels).backward()
+        vector = [q.grad for q in unrolled.weight_parameters()]
+        radius = 0.01 / torch.cat([v.reshape(-1) for v in vector]).norm()  # type: ignore[union-attr]
+        sides = []
+        for factor in (1.0, -2.0):
+            with torch.no_grad():
+                for p, v in zip(params, vector):
+                    p.add_(factor * radius * v)  # type: ignore[operator]
+            sides.append(torch.autograd.grad(F.cross_entropy(net(images), labels), net.arch_parameters()))
+        with torch.no_grad():
+            for p, v in zip(params, vector):
+                p.add_(radius * v)  # type: ignore[operator]
+        for a, b, plus, minus in zip(net.arch_parameters(), unrolled.arch_parameters(), *sides):
+            assert b.grad is not None
+            a.grad = b.grad - self.lr * (plus - minus) / (2 * radius)

@@ -192,6 +192,9 @@ class Share:
     world: int = 1
 
 
+ALL = Share()
+
+
 @dataclass(frozen=True)
 class Batches:
     """Shuffled, augmented batches of a set of images. `stream` tells apart sets that are drawn from in one run."""
@@ -201,7 +204,7 @@ class Batches:
     seed: int
     augment: Augment
     stream: int = 0
-    share: Share = Share()
+    share: Share = ALL
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= len(self.data.labels):
@@ -231,7 +234,7 @@ class Batches:
         return torch.Generator(device).manual_seed(int(words[0]))
 
 
-def whole(data: Images, augment: Augment, size: int = 500, share: Share = Share()) -> Iterator[tuple[Tensor, Tensor]]:
+def whole(data: Images, augment: Augment, size: int = 500, share: Share = ALL) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, not shuffled: to evaluate. A process sees its share."""
     images, labels = data.images[share.rank :: share.world], data.labels[share.rank :: share.world]
     for part, own in zip(images.split(size), labels.split(size)):

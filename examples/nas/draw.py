@@ -131,6 +131,19 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
     return figure
 
 
+def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Loss and accuracy of a training over the epochs."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    epochs = [row["epoch"] + 1 for row in rows]
+    for axis, what, factor in zip(axes, ("loss", "accuracy"), (1, 100)):
+        for part, style in (("train", ":"), ("valid", "-")):
+            axis.plot(epochs, [factor * row[f"{part}_{what}"] for row in rows], style, label=part, marker=".", markersize=3)
+        axis.set(title=what + (" (%)" if factor == 100 else ""), xlabel="epoch")
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False)
+    return figure
+
+
 def svg(figure: plt.Figure) -> str:
     """The figure as SVG text, the same for the same figure."""
     text = io.StringIO()

@@ -66,11 +66,14 @@ class Processes:
             dist.barrier()
 
 
+ALONE = Processes()
+
+
 def join(device: str) -> tuple[Processes, torch.device]:
     """The process that torchrun made of this one, and its device ("auto": CUDA where there is some)."""
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return Processes(), torch.device("cuda" if cuda else "cpu" if device == "auto" else device)
+        return ALONE, torch.device("cuda" if cuda else "cpu" if device == "auto" else device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu" if device == "auto" else device)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import draw
 from .genotype import Genotype, load
-from .settings import SearchSettings
 from .spaces import Space
 
 STYLE = """
@@ -32,19 +31,18 @@ def write(
     rows: Sequence[Mapping[str, Any]],
     points: Sequence[Mapping[str, Tensor]],
     space: Space,
-    settings: SearchSettings,
-    seed: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """cells.svg, cells.png, weights.png, curves.png and report.html in `out`, beside the genotype.json that is there."""
     genotype = load(out / "genotype.json")
-    title = f"{method}, space {space.name}, {settings.data}, seed {seed}"
+    title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
         "cells": draw.cells(genotype, title),
         "weights": draw.heat_map(space, points[-1]),
         "curves": draw.curves({method: rows}),
     }
     texts = {name: draw.svg(figure) for name, figure in pictures.items()}
-    page = _page(title, genotype, rows, texts, {"seed": seed, **settings.plain()})
+    page = _page(title, genotype, rows, texts, settings)
     draw.save(pictures["cells"], out / "cells.svg", out / "cells.png")
     draw.save(pictures["weights"], out / "weights.png")
     draw.save(pictures["curves"], out / "curves.png")

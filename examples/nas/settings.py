@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 # Where results go and how a run is watched: not part of what it computes.
-ELSEWHERE = ("data_dir", "device", "threads", "checkpoint_minutes")
+ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     """The defaults are those of the papers (CIFAR-10, 50 epochs, batch 64)."""
 
+    out: Path = Path("runs/nas_cifar10")
+    """Folder for everything that the search writes."""
+    seeds: tuple[int, ...] = (0,)
+    """One search for each; several get a folder each in --out."""
+    resume: bool = False
+    """Continue what is in --out."""
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
