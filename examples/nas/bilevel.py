@@ -20,6 +20,7 @@ from torch import Tensor
 Loss = Callable[[], Tensor]
 Average = Callable[[Sequence[Tensor]], None]
 HESSIANS = ("difference", "exact")
+RADIUS = 0.01  # how far the difference reaches, as published; networks with dead channels need less to be accurate
 
 
 def first_order(arch: Sequence[Tensor], valid_loss: Loss, average: Average = lambda tensors: None) -> list[Tensor]:
@@ -78,7 +79,7 @@ def _difference(
     arch: Sequence[Tensor], weights: Sequence[Tensor], loss: Loss, v: list[Tensor], start: list[Tensor]
 ) -> list[Tensor]:
     norm = torch.stack(torch._foreach_norm(v)).norm()
-    eps = torch.where(norm > 0, 0.01 / norm, 0.0)
+    eps = torch.where(norm > 0, RADIUS / norm, 0.0)
     sides = []
     for sign in (1.0, -1.0):
         with torch.no_grad():

@@ -1,0 +1,117 @@
+"""Genotypes by name and file, their networks' sizes, and the spaces they come from."""
+
+import json
+import re
+
+import pytest
+import torch
+import train_cifar10
+from nas import cnn, genotype, spaces
+from nas.genotype import CELLS, Genotype, Path, load
+
+SIZES = {
+    "DARTS_V1": (3_169_414, 3_221_344, 4_510_432, 501, 506),
+    "DARTS_V2": (3_349_342, 3_401_272, 4_718_752, 528, 530),
+    "PC_DARTS": (3_634_678, 3_686_608, 5_270_560, 557, 571),
+    "ISTA": (3_316_726, 3_368_656, 4_820_608, 515, 528),
+    "ISTA_ImageNet": (4_017_862, 4_069_792, 5_651_392, 619, 621),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_genotypes_have_the_published_sizes(name, capsys):
+    cifar10, cifar100, imagenet, macs, imagenet_macs = SIZES[name]
+    for options, parameters, millions in (
+        ([], cifar10, macs),
+        (["--classes", "100"], cifar100, macs),
+        (["--data", "cifar100"], cifar100, macs),
+        (["--imagenet"], imagenet, imagenet_macs),
+    ):
+        train_cifar10.main(["--genotype", name, "--count", *options])
+        found = json.loads(capsys.readouterr().out)
+        assert found["parameters"] == parameters
+        assert round(found["macs"] / 1e6) in (millions, millions - 1)
+
+
+def test_the_auxiliary_heads_have_the_published_sizes():
+    count = lambda net: sum(p.numel() for p in net.parameters())
+    for kind, classes, size in ((cnn.Network, 10, 476_426), (cnn.Network, 100, 545_636), (cnn.ImageNetNetwork, 1000, 1_260_776)):
+        whole, bare = (kind(load("DARTS_V1"), classes=classes, auxiliary=a) for a in (True, False))
+        assert count(whole) - count(bare) == size
+
+
+@pytest.mark.parametrize("name", ["darts", "darts_zero"])
+def test_the_supernet_has_the_published_size_and_node_groups(name):
+    space = spaces.get(name)
+    assert sum(p.numel() for p in cnn.Supernet(space).parameters()) == 1_930_618
+    if name == "darts":
+        for cell in CELLS:
+            assert [space.nodes(cell).count(n) for n in (2, 3, 4, 5)] == [14, 21, 28, 35]
+
+
+def test_every_space_builds_and_runs():
+    for name in spaces.SPACES:
+        net = cnn.Supernet(spaces.get(name), 4, 3)
+        assert net(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match="unknown space 'dart'; did you mean 'darts'"):
+        spaces.get("dart")
+
+
+def test_a_file_comes_back_as_it_was(tmp_path):
+    found = Genotype(
+        {"2": [["sep_conv_3x3", 0], ["skip_connect", 0], ["max_pool_3x3", 1]], "4": [["dil_conv_5x5", 2]]},
+        {"3": [["skip_connect", 1]]},
+    )
+    found.save(tmp_path / "g.json")
+    assert load(tmp_path / "g.json") == found
+    assert json.loads((tmp_path / "g.json").read_text())["normal"]["4"] == [["dil_conv_5x5", 2]]
+    assert found.living("normal") == (2, 4)
+    assert cnn.count(cnn.Network(found, 4, 3, auxiliary=False), (3, 32, 32))["parameters"] > 0
+
+
+def test_dead_ends_are_cleaned_away():
+    tangled = Genotype(
+        {"3": [("skip_connect", 2)], "4": [("skip_connect", 3), ("skip_connect", 0)]}, {"2": [("skip_connect", 0)]}
+    )
+    assert tangled.clean() == Genotype({"4": [("skip_connect", 0)]}, {"2": [("skip_connect", 0)]})
+    with pytest.raises(ValueError, match="no path of the genotype reaches an input of the normal cell"):
+        cnn.Network(Genotype({"3": [("skip_connect", 2)]}, {"2": [("skip_connect", 0)]}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "a genotype is an object with the keys 'normal' and 'reduce', got list"),
+        ('{"normal": {}}', "got 'normal'"),
+        ('{"normal": {"7": []}, "reduce": {}}', "normal: nodes are 2, 3, 4, 5, got '7'"),
+        ('{"normal": {"2": [["sep_conv_3", 0]]}, "reduce": {}}', "did you mean 'sep_conv_3x3'"),
+        ('{"normal": {"2": [["skip_connect", 2]]}, "reduce": {}}', "must be one of 0 to 1, got 2"),
+        ('{"normal": {"2": [["skip_connect", 0], ["skip_connect", 0]]}, "reduce": {}}', "appears twice"),
+        ('{"normal": {"2": ["skip_connect"]}, "reduce": {}}', "expected [operation, source], got 'skip_connect'"),
+    ],
+)
+def test_a_bad_file_says_where(content, message, tmp_path, capsys):
+    file = tmp_path / "g.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(file)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        train_cifar10.main(["--genotype", str(file), "--count"])
+
+
+def test_an_unknown_name_gets_a_hint():
+    with pytest.raises(ValueError, match=r"unknown genotype 'DARTS_V3': .* did you mean DARTS_V"):
+        load("DARTS_V3")
+    with pytest.raises(FileNotFoundError, match="no genotype file"):
+        load("runs/none/genotype.json")
+
+
+def test_masks_and_genotypes_are_two_forms_of_one_thing():
+    space = spaces.get("darts")
+    for name in genotype.PUBLISHED:
+        assert space.genotype(space.masks(load(name))).clean().paths("normal") == tuple(
+            sorted(load(name).paths("normal"), key=space.paths("normal").index)
+        )
+    with pytest.raises(ValueError, match="normal: space 'cherry' has no path"):
+        spaces.get("cherry").masks(Genotype.from_paths([Path(2, 0, "max_pool_3x3")], [Path(2, 0, "skip_connect")]))

@@ -1,0 +1,173 @@
+"""What the methods do to the architecture."""
+
+import numpy as np
+import pytest
+import torch
+from nas import methods, spaces
+from nas.genotype import CELLS, Genotype, Path
+from nas.methods import darts, sparse_supernet
+from nas.methods.sparse_supernet import Guard
+from nas_cases import supernet
+
+from proxopt import Groups, SparseGroupLasso, updates
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("hapg", 0.2), ("adamhapg", 0.003)])
+def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimizer, rate):
+    net = supernet()
+    settings = sparse_supernet.Settings(optimizer=optimizer, strength_step=0.02, epochs=4, arch_lr=rate)
+    method = methods.build("sparse_supernet", net, settings)
+    x = [p.detach().double().numpy().copy() for p in method.parameters]
+    states = [None, None]
+    rng = np.random.default_rng(0)
+    groups = Groups.labels(net.space.nodes("normal"))
+    for epoch in range(4):
+        method.begin_epoch(epoch)
+        penalty = SparseGroupLasso(0.02 * epoch, 0.5, groups)
+        lr = rate if optimizer == "adamhapg" else rate * (1 + np.cos(np.pi * epoch / 4)) / 2
+        for _ in range(10):
+            grads = [rng.normal(size=98) * 0.01 for _ in CELLS]
+            method.update([torch.tensor(g, dtype=torch.float32) for g in grads])
+            for i, g in enumerate(grads):
+                step = updates.adam_hapg if optimizer == "adamhapg" else updates.hapg
+                x[i], states[i] = step(x[i], g, states[i], penalty, lr=lr)
+    for cell, state in zip(CELLS, states):
+        np.testing.assert_allclose(method.point()[cell].numpy(), state.point, rtol=1e-2, atol=1e-4)
+    assert sum(int((p == 0).sum()) for p in method.point().values()) > 0
+    assert method.log()["strength"] == pytest.approx(0.06)
+
+
+def test_a_growing_strength_never_empties_a_cell():
+    settings = sparse_supernet.Settings(strength_step=5.0, arch_lr=0.05)
+    method = methods.build("sparse_supernet", supernet(), settings)
+    for epoch in range(6):
+        method.begin_epoch(epoch)
+        for _ in range(30):
+            method.update([1e-3 * torch.randn(98) for _ in CELLS])
+        found = method.genotype()
+        assert found.living("normal") and found.living("reduce")
+    assert sum(len(found.paths(c)) for c in CELLS) <= 10
+
+
+def test_the_guard_keeps_the_strongest_way_through_a_cell():
+    space = spaces.get("darts")
+    guard = Guard(space, "normal", torch.device("cpu"))
+    before = torch.zeros(98)
+    place = {path: i for i, path in enumerate(space.paths("normal"))}
+    strong, weak = Path(4, 3, "sep_conv_3x3"), Path(4, 0, "skip_connect")
+    for path, weight in (
+        (strong, 3.0),
+        (weak, 1.0),
+        (Path(3, 1, "skip_connect"), -2.0),
+        (Path(3, 0, "sep_conv_5x5"), 0.5),
+        (Path(5, 2, "skip_connect"), 9.0),
+    ):
+        before[place[path]] = weight
+    search, point = torch.zeros(98), torch.zeros(98)
+    guard(search, point, before)
+    kept = {space.paths("normal")[i] for i in point.nonzero().flatten().tolist()}
+    assert kept == {strong, Path(3, 1, "skip_connect")}, "node 5 starts in the dead node 2"
+    assert torch.equal(search, point)
+    alive = before.clone()
+    guard(search, alive, torch.zeros(98))
+    assert torch.equal(alive, before), "a cell that lives is left alone"
+
+
+def test_paths_that_lead_nowhere_do_not_count_as_life():
+    guard = Guard(spaces.get("darts"), "normal", torch.device("cpu"))
+    point, before = torch.zeros(98), torch.zeros(98)
+    point[spaces.get("darts").paths("normal").index(Path(5, 4, "skip_connect"))] = 1.0
+    before[0] = 0.5
+    guard(torch.zeros(98), point, before)
+    assert point.nonzero().flatten().tolist() == [0]
+
+
+def test_the_strength_rests_at_the_target():
+    settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150)
+    method = methods.build("sparse_supernet", supernet(), settings)
+    strengths = []
+    for epoch in range(8):
+        method.begin_epoch(epoch)
+        strengths.append(method.log()["strength"])
+        for _ in range(5):
+            method.update([1e-3 * torch.randn(98) for _ in CELLS])
+    assert strengths[-1] == strengths[-2] < 7.0
+
+
+def test_a_relative_cut_removes_small_weights_from_the_genotype():
+    net = supernet()
+    for cut, paths in ((0.0, 98), (0.5, 1)):
+        method = methods.build("sparse_supernet", net, sparse_supernet.Settings(cut=cut))
+        with torch.no_grad():
+            for a in method.parameters:
+                a.fill_(0.1)
+                a[0] = 1.0
+        assert len(method.genotype().paths("normal")) == paths
+
+
+@pytest.mark.parametrize(("ratio", "whole"), [(1.0, False), (0.0, True)], ids=["lasso", "group lasso"])
+def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
+    settings = sparse_supernet.Settings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
+    method = methods.build("sparse_supernet", supernet(), settings)
+    method.begin_epoch(1)
+    nodes = torch.tensor(method.space.nodes("normal"))
+    torch.manual_seed(0)
+    pull = torch.where(nodes <= 3, 0.0, -1.0)  # nodes 4 and 5 are wanted
+    for _ in range(30):
+        method.update([pull + 0.05 * torch.randn(98) for _ in CELLS])
+    zero = method.point()["normal"] == 0
+    mixed = [bool(zero[nodes == n].any()) and not bool(zero[nodes == n].all()) for n in (2, 3, 4, 5)]
+    assert bool(zero.any()) and not bool(zero.all())
+    assert any(mixed) != whole
+
+
+def test_darts_takes_the_two_strongest_edges_of_each_node():
+    method = methods.build("darts", supernet("darts_zero"), darts.Settings())
+    space = method.space
+    with torch.no_grad():
+        for a in method.parameters:
+            a.zero_()
+        for path, weight in ((Path(3, 2, "sep_conv_3x3"), 2.0), (Path(3, 0, "dil_conv_5x5"), 1.0), (Path(3, 1, "none"), 5.0)):
+            method.parameters[0][space.paths("normal").index(path)] = weight
+    found = method.genotype()
+    assert found.normal["3"] == (("sep_conv_3x3", 2), ("dil_conv_5x5", 0))
+    assert all(len(found.normal[str(n)]) == 2 for n in (2, 3, 4, 5))
+    for cell, w in method.point().items():
+        edges = torch.tensor(space.edges(cell))
+        assert torch.zeros(14).index_add_(0, edges, w).tolist() == pytest.approx([1.0] * 14)
+
+
+def test_dead_paths_can_be_probed_now_and_then():
+    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings(probe_every=3))
+    assert [method.probes(i) for i in range(4)] == [True, False, False, True]
+    assert method.alive() is None
+    with torch.no_grad():
+        method.parameters[0][5] = 0.0
+    assert method.alive()["normal"][5] is False and method.alive()["normal"][4] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"l1_ratio": 2.0}, r"l1_ratio must lie in \[0, 1\], got 2.0"),
+        ({"strength_step": -1.0}, "strength_step must lie in"),
+        ({"probe_every": 0}, "probe_every must be >= 1, got 0"),
+        ({"optimizer": "hapg", "metric": "exact"}, "metric belongs to adamhapg"),
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"lr": float("nan")}, "lr must be finite and >= 0, got nan"),
+        ({"images": 64}, "images must be at least two batches of 64, got 64"),
+    ],
+)
+def test_a_setting_out_of_its_domain_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sparse_supernet.Settings(**options)
+
+
+def test_the_genotype_of_a_search_state_is_its_living_paths():
+    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings())
+    with torch.no_grad():
+        for a in method.parameters:
+            a.zero_()
+            a[3] = 0.2
+    one = ("sep_conv_3x3", 0)
+    assert method.genotype() == Genotype({"2": [one]}, {"2": [one]})

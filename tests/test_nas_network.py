@@ -1,0 +1,138 @@
+"""The supernet computes what the published one does, in less; its living part is a network of its own."""
+
+import pytest
+import torch
+from naive_darts import NaiveNetwork
+from nas import cnn, kernels, spaces
+from nas.operations import BatchNorm, frozen_statistics
+from nas_cases import random_weights, supernet
+from torch import nn
+from torch.nn import functional as F
+
+
+def twin(linear):
+    """Our supernet and the published one with the same weights."""
+    torch.manual_seed(0)
+    naive = NaiveNetwork(4, 4, linear=linear)
+    ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 4, 4)
+    pairs = [(ours.stem, naive.stem), (ours.classifier, naive.classifier)]
+    for cell, other in zip(ours.cells, naive.cells):
+        pairs += [(cell.preprocess0, other.preprocess0), (cell.preprocess1, other.preprocess1)]
+        flat = [op for edge in other._ops for op in edge._ops]
+        pairs += [(cell.operation(i), op) for i, op in enumerate(flat)]
+    with torch.no_grad():
+        for a, b in pairs:
+            for p, q in zip(a.parameters(), b.parameters(), strict=True):
+                p.copy_(q)
+    return ours, naive
+
+
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "softmax"])
+def test_the_supernet_and_its_gradients_equal_the_published_one(linear):
+    ours, naive = twin(linear)
+    x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+    alphas = {c: a.detach().reshape(-1).clone().requires_grad_() for c, a in zip(("normal", "reduce"), naive.arch_parameters())}
+    weights = alphas if linear else cnn.edge_softmax(ours.space, alphas)
+    ours_out, naive_out = ours(x, weights), naive(x)
+    torch.testing.assert_close(ours_out, naive_out, rtol=1e-3, atol=1e-4)
+    F.cross_entropy(ours_out, y).backward()
+    F.cross_entropy(naive_out, y).backward()
+    for a, b in zip(alphas.values(), naive.arch_parameters()):
+        torch.testing.assert_close(a.grad, b.grad.reshape(-1), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(ours.stem[0].weight.grad, naive.stem[0].weight.grad, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(ours.classifier.weight.grad, naive.classifier.weight.grad, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [8, 7])
+def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, dilation, size):
+    torch.manual_seed(0)
+    conv = kernels.DepthwiseConv(3, kernel, stride, dilation)
+    x = torch.randn(2, 3, size, size, requires_grad=True)
+    y = conv(x)
+    reference = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, 3)
+    torch.testing.assert_close(y, reference)
+    out = torch.randn_like(y)
+    ours, theirs = (torch.autograd.grad(r, (x, conv.weight), out, retain_graph=True) for r in (y, reference))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    conv, scale = nn.Conv2d(3, 5, 1, bias=False), torch.randn(5, requires_grad=True)
+    fused, plain = BatchNorm(5, affine=False), BatchNorm(5, affine=False)
+    y, reference = fused.after(conv, x, scale), plain(conv(x), scale)
+    torch.testing.assert_close(y, reference)
+    torch.testing.assert_close(fused.running_var, plain.running_var)
+    out = torch.randn_like(y)
+    inputs = (x, conv.weight, scale)
+    ours, theirs = (torch.autograd.grad(r, inputs, out, create_graph=True) for r in (y, reference))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    twice = [torch.autograd.grad(sum((g**2).sum() for g in grads), inputs, retain_graph=True) for grads in (ours, theirs)]
+    for a, b in zip(*twice):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dead_paths_need_not_run(training):
+    net = supernet().train(training)
+    weights = random_weights(net, 0.3)
+    alive = {cell: (w != 0).tolist() for cell, w in weights.items()}
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad(), frozen_statistics(net):
+        torch.testing.assert_close(net(x, weights, alive), net(x, weights), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["darts", "S1", "S4"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_lives_is_a_network_that_computes_the_same(space, training):
+    net = supernet(space)
+    x = torch.randn(4, 3, 16, 16)
+    net(x)  # statistics
+    for living in (0.15, 0.4, 1.0):
+        weights = random_weights(net, living)
+        found = net.space.genotype({cell: (w != 0).tolist() for cell, w in weights.items()}).clean()
+        if not all(map(found.living, ("normal", "reduce"))):
+            continue
+        alone = cnn.restricted(net, found, weights).train(training)
+        masks = net.train(training).space.masks(found)
+        with torch.no_grad(), frozen_statistics(net), frozen_statistics(alone):
+            torch.manual_seed(1)
+            whole = net(x, weights, masks)
+            torch.manual_seed(1)
+            torch.testing.assert_close(alone(x)[0], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_extra_passes_leave_the_statistics_as_they_were():
+    net, x = supernet(), torch.randn(4, 3, 16, 16)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with frozen_statistics(net):
+        net(x)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    net(x)
+    assert not all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_cells_may_have_weights_of_their_own():
+    net = supernet(layers=5)
+    shared = random_weights(net)
+    own = {c: w.expand(sum(k == c for k in net.kinds), -1).clone() for c, w in shared.items()}
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad(), frozen_statistics(net):
+        torch.testing.assert_close(net(x, own), net(x, shared))
+    with pytest.raises(ValueError, match=r"normal: weights have shape \(98,\) or \(3, 98\), got \(97,\)"):
+        net(x, {"normal": torch.ones(97), "reduce": torch.ones(98)})
+
+
+def test_drop_path_keeps_the_mean_and_rests_in_evaluation():
+    torch.manual_seed(0)
+    x = torch.ones(20_000, 1, 1, 1)
+    y = cnn.drop(x, 0.25)
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float(y.mean()) == pytest.approx(1.0, abs=0.02)
+    assert cnn.drop(x, 0.0) is x

@@ -1,0 +1,279 @@
+"""Searches and trainings from the command line: files, stops, several processes, what goes wrong."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nas_cifar10
+import pytest
+import torch
+import train_cifar10
+from nas import checkpoint, data
+from nas_cases import TINY, fake_cifar
+
+HERE = Path(__file__).parent
+PROGRAM = """
+import sys
+from pathlib import Path
+import nas_cases, nas_cifar10, train_cifar10
+nas_cases.fake_cifar(Path(sys.argv[1]))
+{"search": nas_cifar10, "train": train_cifar10}[sys.argv[2]].main(sys.argv[3:])
+"""
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    fake_cifar(tmp_path / "data")
+    return ["--data-dir", str(tmp_path / "data")]
+
+
+def program(tmp_path, *argv, launch=()):
+    paths = [HERE, HERE.parent / "examples", HERE.parent / "benchmarks"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    command = [sys.executable, *launch, str(file), str(tmp_path / "data"), *argv]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process):
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def rows_of(file):
+    with Path(file).open() as opened:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+
+
+def same_state(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sparse_supernet", []),
+        ("sparse_supernet", ["--optimizer", "hapg", "--order", "second", "--space", "cherry"]),
+        ("sparse_supernet", ["--order", "second", "--hessian", "exact", "--space", "S1", "--probe-every", "2"]),
+        ("darts", ["--order", "second"]),
+        ("darts", ["--amp"]),
+    ],
+)
+def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_path, images, capsys):
+    out = tmp_path / "out"
+    (row,) = nas_cifar10.main(["--method", method, "--out", str(out), *TINY, *images, *options])
+    assert "written" in capsys.readouterr().out
+    rows = rows_of(out / "search.csv")
+    assert len(rows) == 3
+    assert float(rows[-1]["valid_accuracy"]) == row["valid_accuracy"]
+    for name in ("cells.svg", "cells.png", "weights.png", "curves.png", "report.html", "settings.json", "checkpoint.pt"):
+        assert (out / name).stat().st_size > 0
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 3 and "http://www.w3.org" in page and "<script" not in page
+    assert len(list((out / "genotypes").glob("*.json"))) == 3
+    train_cifar10.main(["--genotype", str(out / "genotype.json"), "--count"])
+    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+
+
+def test_a_killed_search_goes_on_bit_for_bit(tmp_path, images):
+    options = ["search", "--method", "sparse_supernet", *TINY, *images, "--checkpoint-minutes", "0", "--strength-step", "0.3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished(program(tmp_path, *options, "--out", str(whole)))
+    process = program(tmp_path, *options, "--out", str(killed))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = killed / "checkpoint.pt"
+        if file.exists() and checkpoint.load(file)["progress"]["epoch"] == 1 and checkpoint.load(file)["progress"]["step"] >= 1:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "report.html").exists()
+    assert "--resume" in program(tmp_path, *options, "--out", str(killed)).communicate()[0]
+    finished(program(tmp_path, *options, "--out", str(killed), "--resume"))
+    assert rows_of(whole / "search.csv") == rows_of(killed / "search.csv")
+    states = [checkpoint.load(d / "checkpoint.pt") for d in (whole, killed)]
+    assert same_state(*(s["state"] for s in states))
+    assert (whole / "cells.svg").read_text() == (killed / "cells.svg").read_text()
+
+
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path, images):
+    options = [
+        "train",
+        "--preset",
+        "small",
+        "--images",
+        "96",
+        "--epochs",
+        "3",
+        "--batch",
+        "16",
+        "--channels",
+        "4",
+        "--layers",
+        "3",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    options += [*images, "--checkpoint-minutes", "0", "--genotype", "ISTA"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished(program(tmp_path, *options, "--out", str(whole)))
+    process = program(tmp_path, *options, "--out", str(killed))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = killed / "checkpoint.pt"
+        if file.exists() and checkpoint.load(file)["progress"]["epoch"] >= 1:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished(program(tmp_path, *options, "--out", str(killed), "--resume"))
+    assert rows_of(whole / "train.csv") == rows_of(killed / "train.csv")
+    networks = [checkpoint.load(d / "network.pt") for d in (whole, killed)]
+    assert same_state(*networks)
+    assert (killed / "train.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("method", ["sparse_supernet", "darts"])
+def test_two_processes_search_the_same_architecture(method, tmp_path, images):
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29500 + os.getpid() % 1000)]
+    out = tmp_path / "out"
+    finished(
+        program(tmp_path, "search", "--method", method, *TINY, *images, "--out", str(out), "--order", "second", launch=launch)
+    )
+    assert len(rows_of(out / "search.csv")) == 3
+    assert checkpoint.load(out / "checkpoint.pt")["identity"]["processes"] == 2
+
+
+def test_several_seeds_get_a_folder_each_and_a_table(tmp_path, images, capsys):
+    rows = nas_cifar10.main(
+        ["--method", "darts", "--out", str(tmp_path / "out"), "--seeds", "0", "1", *TINY, *images, "--epochs", "1"]
+    )
+    assert [row["seed"] for row in rows] == [0, 1]
+    text = capsys.readouterr().out
+    assert "mean" in text and "spread" in text
+    assert (tmp_path / "out" / "seed-1" / "genotype.json").exists()
+
+
+def test_a_training_on_a_folder_of_images(tmp_path, capsys):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "tree" / split / label).mkdir(parents=True)
+            for i in range(8):
+                color = (40 * i, 255 if label == "cat" else 0, 10)
+                Image.new("RGB", (70 + i, 60), color).save(tmp_path / "tree" / split / label / f"{i}.png")
+    options = [
+        "--imagenet",
+        "--preset",
+        "small",
+        "--epochs",
+        "2",
+        "--batch",
+        "4",
+        "--channels",
+        "4",
+        "--layers",
+        "3",
+        "--pixels",
+        "64",
+        "--workers",
+        "0",
+        "--auxiliary",
+        "0",
+    ]
+    place = ["--data-dir", str(tmp_path / "tree"), "--out", str(tmp_path / "out")]
+    (row,) = train_cifar10.main([*options, *place])
+    assert 0 <= row["valid_accuracy"] <= row["valid_top5"] == 1.0
+    (tmp_path / "tree" / "train" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"0\.png must be an image"):
+        train_cifar10.main([*options, *place[:2], "--out", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="--data-dir must hold a folder 'train'"):
+        train_cifar10.main([*options, "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path / "other")])
+
+
+def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    run = lambda *more: nas_cifar10.main([*TINY, *images, *out, *more])
+    for more, message in (
+        (["--space", "S9"], "unknown space 'S9'"),
+        (["--images", "100000"], "images must be at most 320, got 100000"),
+        (["--method", "random"], "--method must be one of darts, sparse_supernet, got 'random'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*more)
+    with pytest.raises(SystemExit):
+        run("--l1-ratio", "3")
+    assert "l1_ratio must lie in [0, 1], got 3.0" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+    run("--epochs", "1")
+    with pytest.raises(SystemExit, match="holds a run already"):
+        run("--epochs", "1")
+    with pytest.raises(SystemExit, match=r"--resume must continue .* there lr is 0\.025, not 0\.5"):
+        run("--epochs", "1", "--resume", "--lr", "0.5")
+    file = tmp_path / "out" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match=r"checkpoint.pt must be a whole checkpoint"):
+        run("--epochs", "1", "--resume")
+
+
+def test_damaged_and_missing_data_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .* could not be downloaded .* Get http://localhost"):
+        data.load("cifar10", tmp_path / "none")
+    file = tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"data_batch_2 must have the md5 .* the file is damaged"):
+        data.load("cifar10", tmp_path / "data")
+    with pytest.raises(ValueError, match="data must be one of cifar10, cifar100, got 'mnist'"):
+        data.load("mnist", tmp_path)
+
+
+def test_batches_are_a_function_of_seed_epoch_and_number(tmp_path):
+    found = data.load("cifar10", tmp_path / "data")
+    augment = data.Augment(found.mean, found.std, padding=4, cutout=8)
+    batches = data.Batches(found.train, 16, 3, augment)
+    first = list(batches.epoch(2))
+    for (a, b), (c, d) in zip(first[5:], batches.epoch(2, start=5), strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+    assert not torch.equal(first[0][0], next(iter(batches.epoch(3)))[0])
+    parts = [list(data.Batches(found.train, 16, 3, augment, share=data.Share(r, 2)).epoch(2)) for r in (0, 1)]
+    assert torch.equal(torch.stack([parts[0][0][0], parts[1][0][0]], 1).flatten(0, 1), first[0][0])
+    seen = torch.cat([y for _, y in first]).sort().values
+    assert torch.equal(seen, found.train.labels.sort().values)
+
+
+def test_augmentation_crops_flips_and_blanks():
+    images = (
+        torch.arange(1, 1 + 3 * 32 * 32, dtype=torch.int64)
+        .remainder(251)
+        .to(torch.uint8)
+        .reshape(1, 3, 32, 32)
+        .expand(64, -1, -1, -1)
+    )
+    plain = data.Augment((0.5,) * 3, (0.25,) * 3)
+    torch.testing.assert_close(plain(images), (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-5)
+    moved = data.Augment((0.0,) * 3, (1 / 255,) * 3, padding=4)(images).round().to(torch.uint8)
+    padded = torch.nn.functional.pad(images[:1], (4,) * 4)
+    windows = [padded[:, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    windows = torch.cat([w for window in windows for w in (window, window.flip(3))])
+    assert all(bool((windows == m).flatten(1).all(1).any()) for m in moved)
+    blank = data.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
+    areas = blank[:, 0].flatten(1).sum(1)
+    assert int(areas.max()) == 256 and int(areas.min()) >= 64
