@@ -151,6 +151,8 @@ class Penalised:
             group["strength"] = plain.plain_strength(strength)
         penalty = self.penalty_of(group)
         for p in group["params"]:
+            if penalty is not None and not (p.is_floating_point() or p.is_complex()):
+                raise TypeError(f"a parameter with a penalty must be floating point, got {p.dtype}")
             if penalty is not None and self.componentwise and p.is_complex():
                 raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
         plain.check_fit(penalty, entries(group), group["joint"])

@@ -36,7 +36,7 @@ def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tole
         of its readers; where it cannot (a padded convolution that reads a non-zero constant) the channel stays.
 
     That repeats until nothing changes, since one removal can kill the next. A layer keeps at least one channel. Channels
-    that a LayerNorm, GroupNorm or attention mixes are left alone.
+    that a LayerNorm, GroupNorm, attention or grouped convolution mixes are left alone.
 
     Args:
       model: the network with the sparse weights in it (after `optimizer.eval()`); is not changed.
@@ -144,6 +144,8 @@ def _dead_channels(group: Any, width: int, constants: dict[nn.Module, Tensor]) -
             return []  # LayerNorm, attention, ...: channels see each other
         if isinstance(module, NORMS) or _depthwise(module):
             continue
+        if getattr(module, "groups", 1) > 1:
+            return []  # channels of one group go together only
         if _is_reader(item):
             readers += 1
             columns = _by_input(module)[places].flatten(1)
@@ -273,7 +275,7 @@ def _by_input(module: Any) -> Tensor:
 
 
 def _depthwise(module: Any) -> bool:
-    return getattr(module, "groups", 1) > 1
+    return getattr(module, "groups", 1) > 1 and module.groups == module.in_channels == module.out_channels
 
 
 def _can_fold(module: Any) -> bool:

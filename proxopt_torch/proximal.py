@@ -66,6 +66,7 @@ class Proximal(Penalised, Optimizer):
             adopted.append(trial)
         for key in GROUP_DEFAULTS:
             base.defaults.setdefault(key, defaults[key])
+        base.defaults.setdefault("differentiable", False)  # asked for by the decorator of `step`; Muon has none
         for group, trial in zip(base.param_groups, adopted):
             group.update(trial)
         self.__dict__.pop("_penalties", None)

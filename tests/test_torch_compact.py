@@ -125,6 +125,11 @@ CASES = {
         {"0": 1},
     ),
     "feed-forward of a transformer": (transformer, TOKENS, {"linear1": 6}),
+    "grouped convolution": (
+        lambda: nn.Sequential(sparse(nn.Conv2d(3, 6, 1), dead_out=[1]), sparse(nn.Conv2d(6, 4, 3, groups=2), dead_out=[0])),
+        IMAGE,
+        {},
+    ),
     "nothing dead": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), FEATURES, {}),
 }
 

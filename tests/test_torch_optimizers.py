@@ -455,6 +455,12 @@ def test_complex_parameters_step_like_pairs_of_reals_or_shrink_in_modulus():
         ProxAdam([z], penalty=L1(1.0))
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_penalty_on_whole_numbers_is_refused(name):
+    with pytest.raises(TypeError, match=r"a parameter with a penalty must be floating point, got torch.int64"):
+        MAKERS[name]([torch.arange(3)], penalty=L1(0.1))
+
+
 def test_sparse_gradients_are_refused():
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = ProxAdam(embedding.parameters(), penalty=L1(0.1))
@@ -478,6 +484,11 @@ def test_hooks_fire_once_and_see_the_shrunk_weights():
     assert seen == [3]
 
 
+def matrices(groups):
+    """Muon steps matrices only."""
+    return [{**g, "params": [p for p in g["params"] if p.ndim == 2]} for g in groups]
+
+
 BASES = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
     "Adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
@@ -486,6 +497,7 @@ BASES = {
     "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
     "Adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "Muon": lambda p: torch.optim.Muon(matrices(p), lr=0.01),
 }
 
 

@@ -1,0 +1,90 @@
+"""What a search found beside random genotypes alike: python benchmarks/nas_against_random.py --genotype FILE --data-dir data
+
+Each random genotype has as many paths in each cell, drawn from the same space, no dead ends, and at most 10 % more or fewer
+parameters. All are trained alike, with every seed. Writes against_random.csv into --out and prints every result, whoever
+wins; trainings that are finished there are not repeated, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from nas import spaces, train
+from nas.genotype import CELLS, Genotype, load
+from nas.run import carry_out
+
+
+def alike(
+    found: Genotype, space: spaces.Space, settings: Any, seed: int, tolerance: float = 0.1, tries: int = 20_000
+) -> Genotype:
+    """A random genotype of the size of `found`.
+
+    Raises:
+      ValueError: no draw has that size.
+    """
+    rng = np.random.default_rng(seed)
+    size = train.count(found, settings)["parameters"]
+    for _ in range(tries):
+        chosen = {}
+        for cell in CELLS:
+            paths = [p for p in space.paths(cell) if p.operation != "none"]
+            chosen[cell] = [paths[i] for i in sorted(rng.choice(len(paths), len(found.paths(cell)), replace=False))]
+        drawn = Genotype.from_paths(**chosen)
+        if drawn.clean() == drawn and abs(train.count(drawn, settings)["parameters"] / size - 1) <= tolerance:
+            return drawn
+    raise ValueError(f"no random genotype of {size} parameters with as many paths in {tries} draws")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
+    parser.add_argument("--space", default="darts")
+    parser.add_argument("--random", type=int, default=3, help="how many random genotypes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", choices=train.PRESETS, default="small")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/against_random"))
+    for name in ("epochs", "images", "channels", "layers", "batch"):
+        parser.add_argument(f"--{name}", type=int, help="of the trainings; default: that of the preset")
+    args = parser.parse_args(argv)
+    chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
+    settings = replace(train.PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
+    found = load(args.genotype).clean()
+    entrants = {"searched": found}
+    for i in range(args.random):
+        entrants[f"random {i}"] = alike(found, spaces.get(args.space), settings, i)
+    rows = []
+    for name, genotype in entrants.items():
+        parameters = train.count(genotype, settings)["parameters"]
+        for seed in args.seeds:
+            out = args.out / name.replace(" ", "-") / f"seed-{seed}"
+            make = lambda processes, device, g=genotype, s=seed, o=out: train.Training(g, settings, s, o, processes, device)
+            last = carry_out(make, settings, out)
+            genotype.save(out / "genotype.json")
+            rows.append({"genotype": name, "parameters": parameters, "seed": seed, "test_accuracy": last["valid_accuracy"]})
+    with (args.out / "against_random.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{'genotype':12}{'parameters':>12}   test accuracy, mean ± standard deviation, each seed")
+    for name in entrants:
+        own = [r for r in rows if r["genotype"] == name]
+        each = [100 * r["test_accuracy"] for r in own]
+        spread = statistics.stdev(each) if len(each) > 1 else 0.0
+        listed = ", ".join(f"{a:.2f}" for a in each)
+        print(f"{name:12}{own[0]['parameters']:>12}   {statistics.mean(each):.2f} ± {spread:.2f} %   ({listed})")
+    print(f"written: {args.out}/against_random.csv")
+
+
+if __name__ == "__main__":
+    main()
