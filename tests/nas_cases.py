@@ -31,24 +31,7 @@ def fake_cifar(root: Path, images: int = 64) -> None:
     )
 
 
-TINY = [
-    "--preset",
-    "small",
-    "--images",
-    "96",
-    "--epochs",
-    "3",
-    "--batch",
-    "16",
-    "--channels",
-    "4",
-    "--layers",
-    "3",
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
-]
+TINY = "--preset small --images 96 --epochs 3 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split()
 
 
 def supernet(space: str = "darts", channels: int = 4, layers: int = 3) -> cnn.Supernet:

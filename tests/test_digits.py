@@ -116,7 +116,7 @@ def test_a_network_in_the_batch_is_the_network_alone(name):
 
 
 def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path):
-    options = ["--strengths", "1", "--seeds", "1", "--epochs", "2", "--retrain-epochs", "500", "--curves", "hapg"]
+    options = "--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 500 --curves hapg".split()
     command = [sys.executable, str(BENCHMARKS / "digits_ablation.py"), "--out", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -162,22 +162,7 @@ def test_the_four_methods_land_where_the_paper_does(tmp_path):
 
 
 def test_jax_and_torch_tell_the_same(tmp_path):
-    options = [
-        "--strengths",
-        "2",
-        "--seeds",
-        "1",
-        "--epochs",
-        "4",
-        "--retrain-epochs",
-        "2",
-        "--curves",
-        "sgd",
-        "adam",
-        "hapg",
-        "adamhapg",
-        "proxadam",
-    ]
+    options = "--strengths 2 --seeds 1 --epochs 4 --retrain-epochs 2 --curves sgd adam hapg adamhapg proxadam".split()
     ours, theirs = (run(tmp_path / f, "--framework", f, *options) for f in ("torch", "jax"))
     for a, b in zip(ours, theirs, strict=True):
         assert all(a[k] == b[k] for k in ("method", "penalty", "metric", "strength", "seed"))

@@ -9,14 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import nas_against_random
 import nas_cifar10
+import nas_sweeps
 import pytest
 import torch
 import train_cifar10
-from nas import checkpoint, data
+from nas import checkpoint, data, genotype
 from nas_cases import TINY, fake_cifar
 
 HERE = Path(__file__).parent
+TRAINING = {"images": 32, "epochs": 1, "batch": 16, "channels": 4, "layers": 3}
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -68,7 +71,7 @@ def same_state(a, b):
     [
         ("sparse_supernet", []),
         ("sparse_supernet", ["--optimizer", "hapg", "--order", "second", "--space", "cherry"]),
-        ("sparse_supernet", ["--order", "second", "--hessian", "exact", "--space", "S1", "--probe-every", "2"]),
+        ("sparse_supernet", "--order second --hessian exact --space S1 --probe-every 2".split()),
         ("darts", ["--order", "second"]),
         ("darts", ["--amp"]),
     ],
@@ -112,25 +115,7 @@ def test_a_killed_search_goes_on_bit_for_bit(tmp_path, images):
 
 
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path, images):
-    options = [
-        "train",
-        "--preset",
-        "small",
-        "--images",
-        "96",
-        "--epochs",
-        "3",
-        "--batch",
-        "16",
-        "--channels",
-        "4",
-        "--layers",
-        "3",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    options = "train --preset small --images 96 --epochs 3 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split()
     options += [*images, "--checkpoint-minutes", "0", "--genotype", "ISTA"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finished(program(tmp_path, *options, "--out", str(whole)))
@@ -180,25 +165,9 @@ def test_a_training_on_a_folder_of_images(tmp_path, capsys):
             for i in range(8):
                 color = (40 * i, 255 if label == "cat" else 0, 10)
                 Image.new("RGB", (70 + i, 60), color).save(tmp_path / "tree" / split / label / f"{i}.png")
-    options = [
-        "--imagenet",
-        "--preset",
-        "small",
-        "--epochs",
-        "2",
-        "--batch",
-        "4",
-        "--channels",
-        "4",
-        "--layers",
-        "3",
-        "--pixels",
-        "64",
-        "--workers",
-        "0",
-        "--auxiliary",
-        "0",
-    ]
+    options = (
+        "--imagenet --preset small --epochs 2 --batch 4 --channels 4 --layers 3 --pixels 64 --workers 0 --auxiliary 0".split()
+    )
     place = ["--data-dir", str(tmp_path / "tree"), "--out", str(tmp_path / "out")]
     (row,) = train_cifar10.main([*options, *place])
     assert 0 <= row["valid_accuracy"] <= row["valid_top5"] == 1.0
@@ -277,3 +246,29 @@ def test_augmentation_crops_flips_and_blanks():
     blank = data.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
     areas = blank[:, 0].flatten(1).sum(1)
     assert int(areas.max()) == 256 and int(areas.min()) >= 64
+
+
+def test_a_sweep_searches_every_value_and_goes_on(tmp_path, images, capsys, monkeypatch):
+    monkeypatch.setitem(nas_sweeps.train.PRESETS, "small", nas_sweeps.train.CifarSettings(**TRAINING))
+    out = ["--out", str(tmp_path / "out"), *images]
+    options = "--values 0.01 0.5 --epochs 1 --images 64 --batch 16 --channels 4 --layers 3 --train".split()
+    nas_sweeps.main([*out, *options])
+    rows = rows_of(tmp_path / "out" / "sweep.csv")
+    assert [float(row["strength_step"]) for row in rows] == [0.01, 0.5]
+    assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
+    nas_sweeps.main([*out, *options])
+    assert rows_of(tmp_path / "out" / "sweep.csv") == rows
+
+
+def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, images, capsys):
+    options = "--genotype PC_DARTS --random 1 --seeds 0 1 --epochs 1 --images 32 --batch 16 --channels 4 --layers 3".split()
+    nas_against_random.main([*options, *images, "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "against_random.csv")
+    assert [(r["genotype"], r["seed"]) for r in rows] == [(g, s) for g in ("searched", "random 0") for s in ("0", "1")]
+    sizes = {r["genotype"]: int(r["parameters"]) for r in rows}
+    assert abs(sizes["random 0"] / sizes["searched"] - 1) <= 0.3
+    drawn = genotype.load(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
+    assert drawn.clean() == drawn
+    assert [len(drawn.paths(c)) for c in ("normal", "reduce")] == [8, 8]
+    assert "random 0" in capsys.readouterr().out

@@ -59,7 +59,7 @@ class Settings(SearchSettings):
             raise ValueError(f"metric belongs to adamhapg; hapg has one step for all, got metric={self.metric!r}")
 
 
-PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=3e-3, strength_step=0.02)}
+PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
 
 
 class Search:
