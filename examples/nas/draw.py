@@ -40,7 +40,9 @@ def cells(genotype: Genotype, title: str = "") -> plt.Figure:
     figure, axes = plt.subplots(2, 1, figsize=(11, 8.6), constrained_layout=True)
     for axis, cell in zip(axes, CELLS):
         paths = genotype.paths(cell)
-        axis.set_title(f"{cell} cell: {len(paths)} paths, {len(genotype.living(cell))} nodes", loc="left", fontsize=11)
+        axis.set_title(
+            f"{cell} cell: {plural(len(paths), 'path')}, {plural(len(genotype.living(cell)), 'node')}", loc="left", fontsize=11
+        )
         _nodes(axis, genotype.living(cell))
         for node, source in EDGES:
             here = [path.operation for path in paths if (path.node, path.source) == (node, source)]
@@ -57,6 +59,10 @@ def cells(genotype: Genotype, title: str = "") -> plt.Figure:
     if title:
         figure.suptitle(title)
     return figure
+
+
+def plural(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _nodes(axis: Any, living: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from . import cnn, data, report, spaces
 from .genotype import CELLS
 from .methods import build
+from .operations import frozen_statistics
 from .processes import Processes
 from .run import Run
 from .settings import SearchSettings
@@ -102,14 +103,16 @@ class Search(Run):
 
     @torch.no_grad()
     def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and accuracy of the supernet on the validation half, running statistics in the batch norms."""
-        self.net.eval()
+        """Loss and accuracy of the supernet on the validation half.
+
+        Batch norms use the statistics of each batch of 500: those that run lag behind an architecture that moves.
+        """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for images, labels in data.whole(self.valid_set, self.plain, share=self.processes.share):
-            logits = self.steps.logits(images, weights, alive)
-            loss = F.cross_entropy(logits, labels, reduction="sum").double()
-            sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
-        self.net.train()
+        with frozen_statistics(self.net):
+            for images, labels in data.whole(self.valid_set, self.plain, share=self.processes.share):
+                logits = self.steps.logits(images, weights, alive)
+                loss = F.cross_entropy(logits, labels, reduction="sum").double()
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
         self.processes.total([sums])
         loss_sum, correct, images_seen = sums.tolist()
         return loss_sum / images_seen, correct / images_seen
