@@ -146,6 +146,18 @@ def test_two_processes_search_the_same_architecture(method, tmp_path, images):
     assert checkpoint.load(out / "checkpoint.pt")["identity"]["processes"] == 2
 
 
+def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images):
+    out = tmp_path / "out"
+    more = ["--strength-step", "0.5", "--pick-below", "150", "--epochs", "5"]
+    row = nas_cifar10.main([*TINY, *images, *more, "--out", str(out)])[0]
+    rows = rows_of(out / "search.csv")
+    sparse = [r for r in rows if int(r["paths_normal"]) + int(r["paths_reduce"]) <= 150]
+    assert sparse and row["restricted_accuracy"] == max(float(r["restricted_accuracy"]) for r in sparse)
+    found = genotype.load(out / "genotype.json")
+    assert found == genotype.load(out / "genotypes" / f"epoch-{row['epoch'] + 1:03d}.json")
+    assert len(found.paths("normal")) == row["paths_normal"]
+
+
 def test_several_seeds_get_a_folder_each_and_a_table(tmp_path, images, capsys):
     rows = nas_cifar10.main(
         ["--method", "darts", "--out", str(tmp_path / "out"), "--seeds", "0", "1", *TINY, *images, "--epochs", "1"]

@@ -104,7 +104,8 @@ class Rectified(nn.Module):
         return self.body(F.relu(x), scale)
 
     def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """The operation behind its ReLU."""
+        raise TypeError(f"{type(self).__name__} does not say what follows its ReLU")
 
 
 class ConvNorm(Rectified):

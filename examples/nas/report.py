@@ -29,7 +29,7 @@ def write(
     out: Path,
     method: str,
     rows: Sequence[Mapping[str, Any]],
-    points: Sequence[Mapping[str, Tensor]],
+    point: Mapping[str, Tensor],
     space: Space,
     settings: Mapping[str, Any],
 ) -> None:
@@ -38,7 +38,7 @@ def write(
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
         "cells": draw.cells(genotype, title),
-        "weights": draw.heat_map(space, points[-1]),
+        "weights": draw.heat_map(space, point),
         "curves": draw.curves({method: rows}),
     }
     texts = {name: draw.svg(figure) for name, figure in pictures.items()}

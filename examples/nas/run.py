@@ -53,6 +53,10 @@ class Run:
     def finish(self) -> None:
         """After the last epoch, in the first process: pictures, reports."""
 
+    def result(self) -> dict[str, Any]:
+        """The row of the epoch that the run stands for."""
+        return self.rows[-1]
+
     def identity(self) -> dict[str, Any]:
         """What the run computes, as plain data: a checkpoint belongs to exactly this."""
         return {"seed": self.seed, "processes": self.processes.world, **self.settings.plain()}
@@ -67,7 +71,7 @@ class Run:
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to the last epoch; the last row of the table."""
+        """Train to the last epoch; the row of `result`."""
         first, epochs = self.processes.first, self.settings.epochs
         log = Log(self.out, self.table) if first else None
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between lines of progress
@@ -85,7 +89,7 @@ class Run:
         if first:
             self.finish()
         self.processes.wait()
-        return self.rows[-1]
+        return self.result()
 
     def _steps(self, bar: tqdm) -> None:
         self.begin_epoch()
@@ -120,7 +124,7 @@ class Run:
 
 
 def carry_out(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
-    """Build a run, continue it where it had stopped, and run it to the end; the last row of its table.
+    """Build a run, continue it where it had stopped, and run it to the end; the row it stands for.
 
     Under torchrun every process calls this; the first one writes.
 

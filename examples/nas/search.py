@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import cnn, data, report, spaces
-from .genotype import CELLS
+from .genotype import CELLS, load
 from .methods import build
 from .operations import frozen_statistics
 from .processes import Processes
@@ -117,9 +117,16 @@ class Search(Run):
         loss_sum, correct, images_seen = sums.tolist()
         return loss_sum / images_seen, correct / images_seen
 
+    def result(self) -> dict[str, Any]:
+        limit = self.settings.pick_below
+        sparse = [row for row in self.rows if row["paths_normal"] + row["paths_reduce"] <= limit]
+        return max(sparse, key=lambda row: row["restricted_accuracy"]) if sparse else self.rows[-1]
+
     def finish(self) -> None:
+        epoch = self.result()["epoch"]
+        load(self.out / "genotypes" / f"epoch-{epoch + 1:03d}.json").save(self.out / "genotype.json")
         (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
-        report.write(self.out, self.name, self.rows, self.points, self.net.space, self.identity())
+        report.write(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
         return {"method": self.name, **super().identity()}

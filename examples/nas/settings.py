@@ -43,6 +43,9 @@ class SearchSettings:
     """Of the architecture gradient; second takes one weight step into account."""
     hessian: Literal["difference", "exact"] = "difference"
     """How second order differentiates twice."""
+    pick_below: int = 0
+    """Take the genotype of the epoch whose living paths alone are most accurate, among epochs with at most so many of them; 0
+    takes the last epoch."""
     amp: bool = False
     """Run the network in bfloat16; weights, architecture and prox stay in float32."""
     device: str = "auto"
@@ -58,6 +61,8 @@ class SearchSettings:
         for name in ("lr", "lr_min", "momentum", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+        if self.pick_below < 0:
+            raise ValueError(f"pick_below must be >= 0, got {self.pick_below}")
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 
