@@ -137,7 +137,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, images):
 
 @pytest.mark.parametrize("method", ["sparse_supernet", "darts"])
 def test_two_processes_search_the_same_architecture(method, tmp_path, images):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29500 + os.getpid() % 1000)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     out = tmp_path / "out"
     finished(
         program(tmp_path, "search", "--method", method, *TINY, *images, "--out", str(out), "--order", "second", launch=launch)
