@@ -72,5 +72,5 @@ class SearchSettings:
 
 
 def small(settings: type[SearchSettings], **own: Any) -> SearchSettings:
-    """A search for a laptop, about ten minutes on two cores: few images, a narrow and shallow supernet, first order."""
+    """A search for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
