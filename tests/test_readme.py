@@ -29,6 +29,9 @@ def test_ci_runs_the_test_command_of_the_readme():
         assert words in [[w for w in line if w != "-q"] for line in done], f".ci/run must run {shlex.join(words)}"
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\]\(|`|python )([\w./-]+\.(?:py|md|csv|json|png|svg|txt|cfg))\b", TEXT))))
+NAMED = re.findall(r"(?:\]\(|`|python )([\w./-]+\.(?:py|md|csv|json|png|svg|txt|cfg))\b", TEXT)
+
+
+@pytest.mark.parametrize("path", sorted(set(NAMED)))
 def test_the_files_that_the_readme_names_exist(path):
     assert path.startswith("runs/") or (ROOT / path).exists()
