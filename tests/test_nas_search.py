@@ -196,6 +196,9 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
     for more, message in (
         (["--space", "S9"], "unknown space 'S9'"),
         (["--images", "100000"], "images must be at most 320, got 100000"),
+        (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
+        (["--threads", "-1"], "threads must be >= 0, got -1"),
+        (["--seeds"], "--seeds must name at least one seed, got none"),
         (["--method", "random"], "--method must be one of darts, sparse_supernet, got 'random'"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -36,6 +36,8 @@ def flag(argv: list[str], name: str) -> bool:
 def each_seed(settings: Any, work: Callable[[int, Path], dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `work(seed, folder)` for every seed; what goes wrong in a foreseen way ends the program with one sentence."""
     rows = []
+    if not settings.seeds:
+        raise SystemExit("error: --seeds must name at least one seed, got none")
     for seed in settings.seeds:
         out = settings.out if len(settings.seeds) == 1 else settings.out / f"seed-{seed}"
         try:

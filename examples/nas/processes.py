@@ -70,13 +70,20 @@ ALONE = Processes()
 
 
 def join(device: str) -> tuple[Processes, torch.device]:
-    """The process that torchrun made of this one, and its device ("auto": CUDA where there is some)."""
+    """The process that torchrun made of this one, and its device ("auto": CUDA where there is some).
+
+    Raises:
+      ValueError: another device than auto, cpu or cuda, or cuda where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        there = "auto, cpu, cuda" if torch.cuda.is_available() else "auto, cpu (this machine has no CUDA)"
+        raise ValueError(f"device must be one of {there}, got {device!r}")
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return ALONE, torch.device("cuda" if cuda else "cpu" if device == "auto" else device)
+        return ALONE, torch.device("cuda" if cuda else "cpu")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu" if device == "auto" else device)
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(own)
     return Processes(dist.get_rank(), dist.get_world_size()), own

@@ -132,6 +132,8 @@ def carry_out(make: Callable[[Processes, torch.device], Run], settings: Any, out
       FileExistsError: `out` holds a run and `settings.resume` is off.
       ValueError: a setting out of its domain; a checkpoint of other settings, or a damaged one.
     """
+    if settings.threads < 0:
+        raise ValueError(f"threads must be >= 0, got {settings.threads}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes, device = join(settings.device)
