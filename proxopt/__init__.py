@@ -1,9 +1,17 @@
 """Proximal optimisation: write the penalty once, get exact zeros in NumPy, torch and JAX."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from proxopt import schedules, sparsity, testing, updates
 from proxopt._version import __version__
 from proxopt.groups import Groups
 from proxopt.penalties import L1, ElasticNet, GroupL2, Nested, Penalty, SparseGroupLasso, max_strength, soft_threshold
+
+if TYPE_CHECKING:
+    from proxopt import solvers
+    from proxopt.solvers import sparse_code
 
 __all__ = [
     "L1",
@@ -17,7 +25,19 @@ __all__ = [
     "max_strength",
     "schedules",
     "soft_threshold",
+    "solvers",
+    "sparse_code",
     "sparsity",
     "testing",
     "updates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The solvers, once somebody asks for them: SciPy takes longer to import than all the rest."""
+    if name not in ("solvers", "sparse_code"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    solvers = importlib.import_module("proxopt.solvers")
+    return solvers if name == "solvers" else solvers.sparse_code

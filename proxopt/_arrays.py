@@ -59,6 +59,8 @@ def is_floating(x: Array) -> bool:
     """Real or complex floating point, the half precisions included."""
     if is_torch_array(x):
         return bool(x.dtype.is_floating_point or x.dtype.is_complex)
+    if is_numpy_array(x) and x.dtype.kind in "fc":
+        return True
     if "bfloat16" in str(x.dtype):
         return True
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "complex floating")))

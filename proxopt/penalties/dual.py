@@ -1,4 +1,4 @@
-"""The smallest strength that zeroes everything: where a regularisation path starts."""
+"""Duals of penalties: the smallest strength that zeroes everything, and feasible points for a duality gap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from proxopt._arrays import as_list, is_number, like_input
+from proxopt import _arrays
+from proxopt._arrays import Array, as_list, is_number, like_input
+from proxopt._loops import repeat
 from proxopt.penalties.base import Penalty
+from proxopt.penalties.elementwise import L1, ElasticNet
 
 
 def max_strength(gradient: Any, penalty: Penalty) -> float:
@@ -56,6 +59,48 @@ def max_strength(gradient: Any, penalty: Penalty) -> float:
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if all_zero(middle) else (middle, high)
     return high * largest
+
+
+def dual_scale(penalty: Any, c: Array, problems: int = 0) -> tuple[Array, Any] | None:
+    """(s, g*(s c)): the largest s in [0, 1] for which the conjugate g* of the penalty is finite at s c, and its value there.
+
+    Args:
+      penalty: any penalty of proxopt; None is the answer for others.
+      c: the point; its first `problems` axes are a batch, which needs a penalty that sees each entry alone.
+    """
+    xp = _arrays.namespace(c)
+    axes = tuple(range(problems, c.ndim))
+    if isinstance(penalty, ElasticNet) and penalty.l1_ratio < 1:
+        excess = xp.abs(c) - _arrays.like(penalty.strength, c) * penalty.l1_ratio
+        excess = xp.where(excess > 0, excess, 0.0)
+        curvature = _arrays.like(penalty.strength, c) * (1 - penalty.l1_ratio) + 0 * c
+        parts = xp.where(excess > 0, excess * excess / (2 * xp.where(curvature > 0, curvature, 1.0)), 0.0)
+        parts = xp.where((excess > 0) & (curvature == 0), np.inf, parts)
+        total = xp.sum(parts, axis=axes)
+        return total * 0 + 1, total
+    if isinstance(penalty, (L1, ElasticNet)):
+        strength = _arrays.like(penalty.strength, c) + 0 * c
+        lies_in = xp.abs(c) <= strength
+        shares = xp.where(lies_in, 1.0, strength / xp.where(lies_in, 1.0, xp.abs(c)))
+        return (xp.min(shares, axis=axes) if _arrays.size(c) else xp.sum(c, axis=axes) + 1), 0.0
+    if not isinstance(penalty, Penalty) or not penalty.homogeneous or problems:
+        return None
+    return _largest_scale(xp, penalty, c), 0.0
+
+
+def _largest_scale(xp: Any, penalty: Penalty, c: Array) -> Array:
+    """The largest s in [0, 1] with prox(s c) = 0, from below: for a norm, where its dual ball ends."""
+    one = xp.sum(c * 0) + 1
+    inside = lambda s: ~xp.any(penalty.prox(s * c) != 0)
+
+    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = state
+        middle = (low + high) / 2
+        good = inside(middle)
+        return xp.where(good, middle, low), xp.where(good, high, middle)
+
+    low, _ = repeat(52, halve, (one * 0, one))
+    return xp.where(inside(one), one, low)
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -65,6 +65,10 @@ class L1(Penalty):
     def __post_init__(self) -> None:
         check_strength(self.strength)
 
+    def entries(self, x: Array) -> Array:
+        """What each entry of an array contributes to the value."""
+        return _arrays.like(self.strength, x) * _arrays.namespace(x).abs(x)
+
     def _value(self, xs: list[Array]) -> Array:
         return weighted_l1(xs, self.strength)
 
@@ -97,12 +101,14 @@ class ElasticNet(Penalty):
         check_strength(self.strength)
         _checks.in_range("l1_ratio", self.l1_ratio, 0, 1)
 
+    def entries(self, x: Array) -> Array:
+        """What each entry of an array contributes to the value."""
+        size = _arrays.namespace(x).abs(x)
+        return _arrays.like(self.strength, x) * (self.l1_ratio * size + (1 - self.l1_ratio) / 2 * size**2)
+
     def _value(self, xs: list[Array]) -> Array:
-        total = weighted_l1(xs, self.strength) * self.l1_ratio
-        for x in xs:
-            xp = _arrays.namespace(x)
-            total = total + (1 - self.l1_ratio) / 2 * xp.sum(_arrays.like(self.strength, x) * xp.abs(x) ** 2)
-        return total
+        sums = [_arrays.namespace(x).sum(self.entries(x)) for x in xs]
+        return sum(sums[1:], start=sums[0])
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
         out = []

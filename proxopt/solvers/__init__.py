@@ -1,0 +1,8 @@
+"""Deterministic solvers with certificates: `ista`, `fista` for a smooth function plus a penalty, `sparse_code` for the lasso."""
+
+from proxopt.solvers.gradient import fista, ista
+from proxopt.solvers.lasso import sparse_code
+from proxopt.solvers.least_squares import LeastSquares
+from proxopt.solvers.result import ConvergenceWarning
+
+__all__ = ["ConvergenceWarning", "LeastSquares", "fista", "ista", "sparse_code"]
