@@ -3,7 +3,8 @@
 First 256 signals in a 64x256 dictionary at a tenth of the largest useful strength, for signals of 8 and of 16 atoms with noise
 and for pure noise; then the recovery problems of ISTA-NAS, 7 rows and 14 to 35 columns drawn from [0, 1), strength 1e-5, in
 double precision: the 8 of one search, and 60 searches at once. One thread, all contenders in turn in one process. CPU
-milliseconds (median over the rounds), the ratio to the first contender with its range, and the largest gap relative to the objective.
+milliseconds (median over the rounds), the ratio to the first contender with its range, and the largest gap relative to the
+objective.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
-Methods: sparse_supernet (SparseNAS), darts. Presets: paper (the default; for a GPU) and small (for a laptop). Everything else is
-a setting: --method NAME --help lists those of a method.
+Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), darts. Presets: paper
+(the default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
 
 The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
---resume continues after any stop. `examples/train_cifar10.py --genotype OUT/genotype.json` trains what was found. Several --seeds
-give a folder each and a table of all. Under torchrun the processes share every batch.
+--resume continues after any stop; with --one-stage also train.png and network.pt, the trained network.
+`examples/train_cifar10.py --genotype OUT/genotype.json` trains what was found. Several --seeds give a folder each and a table
+of all. Under torchrun the processes share every batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from nas import cnn, command, genotype, report
+from nas import cnn, command, genotype, one_stage, report
 from nas.methods import registry
 from nas.run import carry_out
 from nas.search import Search
@@ -30,6 +31,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     methods = registry()
     method = command.option(argv, "--method", methods, "sparse_supernet")
     _, kind, presets = methods[method]
+    single = command.flag(argv, "--one-stage")
+    if single:
+        if method != "ista":
+            raise SystemExit(f"error: --one-stage belongs to --method ista, got --method {method}")
+        kind, presets = one_stage.Settings, one_stage.PRESETS
     preset = presets[command.option(argv, "--preset", presets, "paper")]
     try:
         settings = tyro.cli(kind, args=argv, default=preset, description=__doc__)
@@ -37,7 +43,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         raise SystemExit(f"error: {error}") from None
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        row = carry_out(lambda processes, device: Search(method, settings, seed, out, processes, device), settings, out)
+        if single:
+            make = lambda processes, device: one_stage.OneStage(settings, seed, out, processes, device)
+        else:
+            make = lambda processes, device: Search(method, settings, seed, out, processes, device)
+        row = carry_out(make, settings, out)
         if os.environ.get("RANK", "0") == "0":
             describe(method, row, out)
         return row
@@ -52,7 +62,10 @@ def describe(method: str, row: dict[str, Any], out: Path) -> None:
     """What was found, in a few lines."""
     found = genotype.load(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
-    print(f"supernet {100 * row['valid_accuracy']:.2f} %, its living paths alone {100 * row['restricted_accuracy']:.2f} %")
+    if "resting_nodes" in row:
+        print(f"{row['resting_nodes']} of 8 nodes at rest, test accuracy {100 * row['valid_accuracy']:.2f} %")
+    else:
+        print(f"supernet {100 * row['valid_accuracy']:.2f} %, its living paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = cnn.count(cnn.Network(found, auxiliary=False), (3, 32, 32))
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
     for warning in report.warnings([row]):

@@ -46,3 +46,16 @@ def random_weights(net: cnn.Supernet, living: float = 1.0) -> dict[str, torch.Te
         n = len(net.space.paths(cell))
         out[cell] = torch.randn(n) * (torch.rand(n) < living)
     return out
+
+
+def copy_weights(naive: torch.nn.Module, ours: cnn.Supernet) -> None:
+    """Give our supernet the weights of the published one."""
+    pairs = [(ours.stem, naive.stem), (ours.classifier, naive.classifier)]
+    for cell, other in zip(ours.cells, naive.cells):
+        pairs += [(cell.preprocess0, other.preprocess0), (cell.preprocess1, other.preprocess1)]
+        flat = [op for edge in other._ops for op in edge._ops]
+        pairs += [(cell.operation(i), op) for i, op in enumerate(flat)]
+    with torch.no_grad():
+        for a, b in pairs:
+            for p, q in zip(a.parameters(), b.parameters(), strict=True):
+                p.copy_(q)

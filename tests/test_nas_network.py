@@ -5,7 +5,7 @@ import torch
 from naive_darts import NaiveNetwork
 from nas import cnn, kernels, spaces
 from nas.operations import BatchNorm, frozen_statistics
-from nas_cases import random_weights, supernet
+from nas_cases import copy_weights, random_weights, supernet
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,15 +15,7 @@ def twin(linear):
     torch.manual_seed(0)
     naive = NaiveNetwork(4, 4, linear=linear)
     ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 4, 4)
-    pairs = [(ours.stem, naive.stem), (ours.classifier, naive.classifier)]
-    for cell, other in zip(ours.cells, naive.cells):
-        pairs += [(cell.preprocess0, other.preprocess0), (cell.preprocess1, other.preprocess1)]
-        flat = [op for edge in other._ops for op in edge._ops]
-        pairs += [(cell.operation(i), op) for i, op in enumerate(flat)]
-    with torch.no_grad():
-        for a, b in pairs:
-            for p, q in zip(a.parameters(), b.parameters(), strict=True):
-                p.copy_(q)
+    copy_weights(naive, ours)
     return ours, naive
 
 

@@ -74,6 +74,9 @@ def same_state(a, b):
         ("sparse_supernet", "--order second --hessian exact --space S1 --probe-every 2".split()),
         ("darts", ["--order", "second"]),
         ("darts", ["--amp"]),
+        ("ista", []),
+        ("ista", "--recover-every 2 --matrix gaussian --order second --space S2 --sparsity 1".split()),
+        ("ista", "--one-stage --search-epochs 1 --epochs 2".split()),
     ],
 )
 def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_path, images, capsys):
@@ -199,7 +202,7 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
         (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
         (["--threads", "-1"], "threads must be >= 0, got -1"),
         (["--seeds"], "--seeds must name at least one seed, got none"),
-        (["--method", "random"], "--method must be one of darts, sparse_supernet, got 'random'"),
+        (["--method", "random"], "--method must be one of darts, ista, sparse_supernet, got 'random'"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*more)

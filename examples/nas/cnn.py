@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .genotype import CELLS, NODES, Genotype, Path
-from .operations import MAKE, BatchNorm, FactorizedReduce, Identity, Pool, Rectified, relu_conv_norm, scaled
+from .operations import MAKE, BatchNorm, FactorizedReduce, Form, Identity, Pool, Rectified, last_norm, relu_conv_norm, scaled
 from .spaces import Masks, Space
 
 Weights = Mapping[str, Tensor]
@@ -47,21 +47,34 @@ class Supernet(nn.Module):
 
     Cells of one type share the weights of their paths (a vector, entries as `space.paths(cell)`), unless they come as (cells
     of that type, paths). `weights=None`: all 1. Batch norms have no scale and shift, the stem's aside: the weights are their
-    scale.
+    scale. In the one-stage form they have both, and drop path and the auxiliary head are those of an evaluation network.
     """
 
-    def __init__(self, space: Space, channels: int = 16, layers: int = 8, classes: int = 10):
+    def __init__(
+        self,
+        space: Space,
+        channels: int = 16,
+        layers: int = 8,
+        classes: int = 10,
+        form: Form = "search",
+        auxiliary: bool = False,
+        drop_path: float | Tensor = 0.0,
+    ):
         super().__init__()
         self.space, self.kinds = space, kinds(layers)
+        self.channels, self.form, self.drop_path = channels, form, drop_path
         stem, width = 3 * channels, channels
         self.stem = nn.Sequential(conv3x3(3, stem), BatchNorm(stem))
         cells: list[MixedCell] = []
         before, last, reduced = stem, stem, False
         for kind in self.kinds:
             width *= 2 if kind == "reduce" else 1
-            cells.append(MixedCell(space.paths(kind), before, last, width, kind == "reduce", reduced))
+            cells.append(MixedCell(space.paths(kind), before, last, width, kind == "reduce", reduced, form))
             before, last, reduced = last, len(NODES) * width, kind == "reduce"
         self.cells = nn.ModuleList(cells)
+        self.auxiliary_after = 2 * layers // 3
+        wide = len(NODES) * cells[self.auxiliary_after].channels
+        self.auxiliary = auxiliary_head(wide, classes, stride=3, last_norm=True) if auxiliary else None
         self.classifier = nn.Linear(last, classes)
         self.to(memory_format=torch.channels_last)
 
@@ -70,12 +83,19 @@ class Supernet(nn.Module):
 
         Paths out of dead nodes do not run either: they carry nothing but the constants of their batch norms.
         """
+        return self.outputs(images, weights, alive)[0]
+
+    def outputs(self, images: Tensor, weights: Weights | None = None, alive: Masks | None = None) -> tuple[Tensor, Tensor | None]:
+        """The logits, and in training those of the auxiliary head where there is one."""
         scales = self._scales(weights)
-        s0 = s1 = self.stem(images.contiguous(memory_format=torch.channels_last))
-        for kind, cell in zip(self.kinds, self.cells):
+        auxiliary = None
+        s0 = s1 = Source(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        for i, (kind, cell) in enumerate(zip(self.kinds, self.cells)):
             mask = None if alive is None else alive[kind]
-            s0, s1 = s1, cell(s0, s1, next(scales[kind]), mask)
-        return self.classifier(s1.mean((2, 3)))
+            s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path))
+            if i == self.auxiliary_after and self.auxiliary is not None and self.training:
+                auxiliary = self.auxiliary(s1.x)
+        return self.classifier(s1.x.mean((2, 3))), auxiliary
 
     def _scales(self, weights: Weights | None) -> dict[str, Any]:
         """For each type an iterator over its cells; of each cell, a vector (channels,) for each path, or None for 1."""
@@ -116,7 +136,7 @@ def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
 
 
 class Source:
-    """A cell input or node: what several paths need of it is computed once."""
+    """A cell output or node: what several cells or paths need of it is computed once."""
 
     def __init__(self, x: Tensor):
         self.x = x
@@ -137,16 +157,16 @@ class Source:
 class MixedCell(nn.Module):
     """A cell of the supernet. Paths without parameters share their module, and its output, with all others of the same source."""
 
-    def __init__(self, paths: Sequence[Path], before: int, last: int, channels: int, reduction: bool, reduced: bool):
+    def __init__(self, paths: Sequence[Path], before: int, last: int, channels: int, reduction: bool, reduced: bool, form: Form):
         super().__init__()
         self.paths, self.channels, self.reduction = tuple(paths), channels, reduction
-        self.preprocess0, self.preprocess1 = preprocess(before, last, channels, reduced, affine=False)
+        self.preprocess0, self.preprocess1 = preprocess(before, last, channels, reduced, affine=form != "search")
         self.operations = nn.ModuleDict()
         self.keys: list[str] = []
         for path in self.paths:
             stride = 2 if reduction and path.source < 2 else 1
-            made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels, stride, True)
-            shared = isinstance(made, Pool)
+            made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels, stride, form)
+            shared = isinstance(made, Pool) and form == "search"
             key = f"{path.operation}_from_{path.source}" + ("" if shared else f"_to_{path.node}")
             if key not in self.operations:
                 self.operations[key] = made
@@ -156,8 +176,16 @@ class MixedCell(nn.Module):
         """The module of a path, by its number."""
         return self.operations[self.keys[path]]
 
-    def forward(self, s0: Tensor, s1: Tensor, scales: Sequence[Tensor | None], alive: Sequence[bool] | None) -> Tensor:
-        sources: list[Source | None] = [Source(self.preprocess0(s0)), Source(self.preprocess1(s1))]
+    def forward(
+        self,
+        s0: Source,
+        s1: Source,
+        scales: Sequence[Tensor | None],
+        alive: Sequence[bool] | None,
+        drop_path: float | Tensor = 0.0,
+    ) -> Tensor:
+        first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
+        sources: list[Source | None] = [Source(first), Source(second)]
         nodes: list[Tensor | None] = []
         for node in NODES:
             total = None
@@ -166,6 +194,7 @@ class MixedCell(nn.Module):
                 if source is None or path.operation == "none" or (alive is not None and not alive[i]):
                     continue
                 y = self._run(i, source, scales[i])
+                y = drop(y, drop_path) if self.training else y
                 total = y if total is None else total + y
             nodes.append(total)
             sources.append(None if total is None else Source(total))
@@ -200,8 +229,9 @@ class Cell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path: float | Tensor = 0.0) -> Tensor:
-        nodes: dict[int, Source] = {0: Source(self.preprocess0(s0)), 1: Source(self.preprocess1(s1))}
+    def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0) -> Tensor:
+        first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
+        nodes = {0: Source(first), 1: Source(second)}
         for node in self.living:
             total = None
             for path, operation in zip(self.paths, self.operations):
@@ -213,7 +243,7 @@ class Cell(nn.Module):
         return torch.cat([nodes[node].x for node in self.living], 1)
 
     def _run(self, operation: nn.Module, source: Source, drop_path: float | Tensor) -> Tensor:
-        if isinstance(operation, Identity):
+        if isinstance(operation, Identity) and operation.norm is None:
             return source.x
         y = operation.body(source.rectified()) if isinstance(operation, Rectified) else operation(source.x)
         return drop(y, drop_path) if self.training else y
@@ -249,19 +279,20 @@ class Discrete(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0 = s1 = self.stem(images.contiguous(memory_format=torch.channels_last))
+        s0 = s1 = Source(self.stem(images.contiguous(memory_format=torch.channels_last)))
         if self.stem1 is not None:
-            s1 = self.stem1(s0)
+            s1 = Source(self.stem1(s0.x))
         auxiliary = None
         for i, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path)
+            s0, s1 = s1, Source(cell(s0, s1, self.drop_path))
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
-                auxiliary = self.auxiliary(s1)
-        return self.classifier(s1.mean((2, 3))), auxiliary
+                auxiliary = self.auxiliary(s1.x)
+        return self.classifier(s1.x.mean((2, 3))), auxiliary
 
 
 class Network(Discrete):
-    """The evaluation network of a genotype for CIFAR: scale and shift in all batch norms, none after pools."""
+    """The evaluation network of a genotype for CIFAR: scale and shift in all batch norms; none after pools and identities but
+    in the one-stage form."""
 
     def __init__(
         self,
@@ -271,10 +302,11 @@ class Network(Discrete):
         classes: int = 10,
         auxiliary: bool = True,
         drop_path: float | Tensor = 0.0,
+        form: Form = "evaluation",
     ):
         width = 3 * channels
         stem = nn.Sequential(conv3x3(3, width), BatchNorm(width))
-        cells, widths = cells_of(genotype, channels, layers, width, reduced=False)
+        cells, widths = cells_of(genotype, channels, layers, width, reduced=False, form=form)
         head = auxiliary_head(widths[2 * layers // 3], classes, stride=3, last_norm=True) if auxiliary else None
         super().__init__(stem, cells, nn.Linear(widths[-1], classes), auxiliary=head, drop_path=drop_path)
 
@@ -303,7 +335,9 @@ def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
 
 
-def cells_of(genotype: Genotype, channels: int, layers: int, stem: int, reduced: bool) -> tuple[list[Cell], list[int]]:
+def cells_of(
+    genotype: Genotype, channels: int, layers: int, stem: int, reduced: bool, form: Form = "evaluation"
+) -> tuple[list[Cell], list[int]]:
     """The evaluation cells of a genotype, dead ends removed, and the width of the output of each.
 
     `reduced`: whether the older of the two first inputs has twice the size of the other.
@@ -318,7 +352,7 @@ def cells_of(genotype: Genotype, channels: int, layers: int, stem: int, reduced:
         channels *= 2 if kind == "reduce" else 1
         paths = genotype.paths(kind)
         strides = [2 if kind == "reduce" and path.source < 2 else 1 for path in paths]
-        operations = [MAKE[path.operation](channels, stride, False) for path, stride in zip(paths, strides)]
+        operations = [MAKE[path.operation](channels, stride, form) for path, stride in zip(paths, strides)]
         cells.append(Cell(paths, operations, preprocess(before, last, channels, reduced, affine=True)))
         before, last, reduced = last, channels * len(genotype.living(kind)), kind == "reduce"
         widths.append(last)
@@ -372,6 +406,40 @@ def restricted(net: Supernet, genotype: Genotype, weights: Weights | None = None
         nodes = torch.tensor([node - NODES[0] for node in genotype.living(kind)])
         columns = [columns[1], (nodes[:, None] * mixed.channels + torch.arange(mixed.channels)).flatten()]
     return Discrete(copy.deepcopy(net.stem), cells, keep_inputs(net.classifier, columns[1]))
+
+
+def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
+    """The supernet of the one-stage form with only the paths of the genotype, as a network that knows of no weights.
+
+    They are absorbed into the batch norms that the paths end in: scale and shift of each times its weight. Parameters and
+    statistics are copies; `net(images, weights, space.masks(genotype))` and the network give the same logits to rounding.
+
+    Source: ISTA-NAS, Eq. 12.
+    """
+    if net.form != "one_stage":
+        raise ValueError(
+            f"form of the supernet must be 'one_stage', where each path ends in a scale of its own, got {net.form!r}"
+        )
+    if any(genotype.living(cell) != NODES for cell in CELLS):
+        raise ValueError("every node of the genotype must have a path")
+    auxiliary = net.auxiliary is not None
+    out = Network(genotype, net.channels, len(net.kinds), net.classifier.out_features, auxiliary, form="one_stage")
+    out.to(net.classifier.weight.device)
+    for name in ("stem", "classifier", *(["auxiliary"] if auxiliary else [])):
+        getattr(out, name).load_state_dict(getattr(net, name).state_dict())
+    for kind, mixed, cell in zip(net.kinds, net.cells, out.cells):
+        for name in ("preprocess0", "preprocess1"):
+            getattr(cell, name).load_state_dict(getattr(mixed, name).state_dict())
+        for path, operation in zip(cell.paths, cell.operations):
+            number = mixed.paths.index(path)
+            operation.load_state_dict(mixed.operation(number).state_dict())
+            norm = last_norm(operation)
+            if norm is None:
+                raise ValueError(f"{path.operation} ends in no batch norm that could absorb a weight")
+            with torch.no_grad():
+                norm.weight.mul_(weights[kind][number])
+                norm.bias.mul_(weights[kind][number])
+    return out
 
 
 def keep_inputs(module: Any, columns: Tensor | None) -> Any:

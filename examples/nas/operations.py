@@ -1,6 +1,7 @@
-"""The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in two forms.
+"""The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in three forms.
 
-Search form: batch norm without scale and shift, also after pools. Evaluation form: with both, and none after pools. Every
+Search form: batch norm without scale and shift, also after pools. Evaluation form: with both, and none after pools. One-stage
+form (ISTA-NAS): with both, also after pools and identities, so that each operation has a scale of its own at its end. Every
 operation is called as `operation(x, scale)` and returns scale * operation(x), scale a (C,) vector or None for 1: where it ends
 in a batch norm, the architecture weight is the scale of that norm and costs nothing. Those that begin with a ReLU have `body`,
 which takes the rectified input, so that all of them at one source share one ReLU.
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .kernels import DepthwiseConv, PointwiseNorm, worthwhile
+
+Form = Literal["search", "evaluation", "one_stage"]
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -63,8 +67,14 @@ def frozen_statistics(net: nn.Module) -> Iterator[None]:
 
 
 class Identity(nn.Module):
+    """Followed by a batch norm in the one-stage form."""
+
+    def __init__(self, channels: int = 0, form: Form = "evaluation"):
+        super().__init__()
+        self.norm = BatchNorm(channels) if form == "one_stage" else None
+
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return scaled(x, scale)
+        return scaled(x, scale) if self.norm is None else self.norm(x, scale)
 
 
 class Noise(nn.Module):
@@ -79,12 +89,12 @@ class Noise(nn.Module):
 
 
 class Pool(nn.Module):
-    """3x3, padding 1 (not counted in the mean); followed by a batch norm in the search form."""
+    """3x3, padding 1 (not counted in the mean); followed by a batch norm in all forms but that for evaluation."""
 
-    def __init__(self, kind: str, channels: int, stride: int, search: bool):
+    def __init__(self, kind: str, channels: int, stride: int, form: Form):
         super().__init__()
         self.kind, self.stride = kind, stride
-        self.norm = BatchNorm(channels, affine=False) if search else None
+        self.norm = None if form == "evaluation" else BatchNorm(channels, affine=form == "one_stage")
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         if self.kind == "max_pool_3x3":
@@ -156,35 +166,40 @@ def relu_conv_norm(channels_in: int, channels: int, affine: bool) -> ConvNorm:
     return ConvNorm([nn.Conv2d(channels_in, channels, 1, bias=False)], channels, affine)
 
 
-def separable(kernel: int, dilation: int = 1) -> Callable[[int, int, bool], ConvNorm]:
+def separable(kernel: int, dilation: int = 1) -> Callable[[int, int, Form], ConvNorm]:
     """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
 
-    def make(channels: int, stride: int, search: bool) -> ConvNorm:
+    def make(channels: int, stride: int, form: Form) -> ConvNorm:
         depthwise = DepthwiseConv(channels, kernel, stride, dilation)
-        return ConvNorm([depthwise, nn.Conv2d(channels, channels, 1, bias=False)], channels, not search)
+        return ConvNorm([depthwise, nn.Conv2d(channels, channels, 1, bias=False)], channels, form != "search")
 
     return make
 
 
-def twice_separable(kernel: int) -> Callable[[int, int, bool], Twice]:
+def twice_separable(kernel: int) -> Callable[[int, int, Form], Twice]:
     make = separable(kernel)
-    return lambda channels, stride, search: Twice(make(channels, stride, search), make(channels, 1, search))
+    return lambda channels, stride, form: Twice(make(channels, stride, form), make(channels, 1, form))
 
 
-def skip(channels: int, stride: int, search: bool) -> nn.Module:
-    return Identity() if stride == 1 else FactorizedReduce(channels, channels, not search)
+def skip(channels: int, stride: int, form: Form) -> nn.Module:
+    return Identity(channels, form) if stride == 1 else FactorizedReduce(channels, channels, form != "search")
 
 
-def factorised_seven(channels: int, stride: int, search: bool) -> ConvNorm:
+def factorised_seven(channels: int, stride: int, form: Form) -> ConvNorm:
     wide = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
     tall = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
-    return ConvNorm([wide, tall], channels, not search)
+    return ConvNorm([wide, tall], channels, form != "search")
 
 
-# name: (channels, stride, search form or evaluation form) -> module
-MAKE: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    "max_pool_3x3": lambda channels, stride, search: Pool("max_pool_3x3", channels, stride, search),
-    "avg_pool_3x3": lambda channels, stride, search: Pool("avg_pool_3x3", channels, stride, search),
+def last_norm(operation: nn.Module) -> BatchNorm | None:
+    """The batch norm an operation ends in, where it does."""
+    return last_norm(operation.second) if isinstance(operation, Twice) else getattr(operation, "norm", None)
+
+
+# name: (channels, stride, form) -> module
+MAKE: dict[str, Callable[[int, int, Form], nn.Module]] = {
+    "max_pool_3x3": lambda channels, stride, form: Pool("max_pool_3x3", channels, stride, form),
+    "avg_pool_3x3": lambda channels, stride, form: Pool("avg_pool_3x3", channels, stride, form),
     "skip_connect": skip,
     "sep_conv_3x3": twice_separable(3),
     "sep_conv_5x5": twice_separable(5),
@@ -192,5 +207,5 @@ MAKE: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "dil_conv_5x5": separable(5, dilation=2),
     "sep_conv_7x7": twice_separable(7),
     "conv_7x1_1x7": factorised_seven,
-    "noise": lambda channels, stride, search: Noise(stride),
+    "noise": lambda channels, stride, form: Noise(stride),
 }

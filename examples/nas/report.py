@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import draw
-from .genotype import Genotype, load
+from .genotype import CELLS, Genotype, load
 from .spaces import Space
 
 STYLE = """
@@ -47,6 +47,18 @@ def write(
     draw.save(pictures["weights"], out / "weights.png")
     draw.save(pictures["curves"], out / "curves.png")
     (out / "report.html").write_text(page)
+
+
+def columns(genotype: Genotype, point: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the table of epochs says of an architecture: zeros, living paths, living nodes and skip connections of each cell."""
+    row = {}
+    for cell in CELLS:
+        living = [path.operation for path in genotype.paths(cell)]
+        row[f"zeros_{cell}"] = int((point[cell] == 0).sum())
+        row[f"paths_{cell}"] = len(living)
+        row[f"nodes_{cell}"] = len(genotype.living(cell))
+        row[f"skips_{cell}"] = living.count("skip_connect")
+    return row
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -35,6 +35,10 @@ class Run:
         """Steps of an epoch."""
         raise TypeError(f"{type(self).__name__} does not say how many steps an epoch has")
 
+    def epochs(self) -> int:
+        """How many there will be, as far as is known."""
+        return self.settings.epochs
+
     def begin_epoch(self) -> None:
         """Before the first step of an epoch that starts or goes on: set what only depends on its number."""
 
@@ -72,17 +76,18 @@ class Run:
 
     def run(self) -> dict[str, Any]:
         """Train to the last epoch; the row of `result`."""
-        first, epochs = self.processes.first, self.settings.epochs
+        first = self.processes.first
         log = Log(self.out, self.table) if first else None
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between lines of progress
         done = self.epoch * len(self) + self.step
-        with tqdm(total=epochs * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
-            while self.epoch < epochs:
+        with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
+            while self.epoch < self.epochs():
                 self._steps(bar)
                 row = {"epoch": self.epoch, "seconds": round(self.seconds, 1), **self.end_epoch()}
                 self.rows.append(row)
                 self.epoch, self.step = self.epoch + 1, 0
                 self.save()
+                bar.total = self.epochs() * len(self)
                 if log is not None:
                     log.write(self.rows)
                     bar.set_postfix_str(f"valid {100 * row['valid_accuracy']:.2f} %", refresh=False)

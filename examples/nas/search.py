@@ -77,8 +77,12 @@ class Search(Run):
         self.processes.average_buffers(self.net)
         loss, accuracy = self.steps.means()
         point, genotype = self.method.point(), self.method.genotype()
-        valid_loss, valid_accuracy = self.evaluate(self.method.weights(), self.method.alive())
-        restricted_loss, restricted_accuracy = self.evaluate(point, self.net.space.masks(genotype))
+        weights, alive, masks = self.method.weights(), self.method.alive(), self.net.space.masks(genotype)
+        valid_loss, valid_accuracy = self.evaluate(weights, alive)
+        if alive == masks and all(torch.equal(weights[cell], point[cell]) for cell in CELLS):
+            restricted_loss, restricted_accuracy = valid_loss, valid_accuracy  # the supernet is its living paths already
+        else:
+            restricted_loss, restricted_accuracy = self.evaluate(point, masks)
         row = {
             "lr": self.steps.sgd.param_groups[0]["lr"],
             "train_loss": loss,
@@ -88,12 +92,7 @@ class Search(Run):
             "restricted_loss": restricted_loss,
             "restricted_accuracy": restricted_accuracy,
         }
-        for cell in CELLS:
-            living = [path.operation for path in genotype.paths(cell)]
-            row[f"zeros_{cell}"] = int((point[cell] == 0).sum())
-            row[f"paths_{cell}"] = len(living)
-            row[f"nodes_{cell}"] = len(genotype.living(cell))
-            row[f"skips_{cell}"] = living.count("skip_connect")
+        row |= report.columns(genotype, point)
         self.points.append({cell: p.cpu() for cell, p in point.items()})
         self.scheduler.step()
         if self.processes.first:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from .settings import SearchSettings
 from .spaces import Masks
 
 Batch = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def constant(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The parameters want no gradient: nothing is kept or computed for one."""
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
 
 
 class Steps:
@@ -50,7 +63,8 @@ class Steps:
         average = self.processes.average
         with frozen_statistics(self.net):
             if s.order == "first":
-                grads = bilevel.first_order(method.parameters, on(valid), average)
+                with constant(self.params):
+                    grads = bilevel.first_order(method.parameters, on(valid), average)
             else:
                 lr = self.sgd.param_groups[0]["lr"]
                 grads = bilevel.second_order(

@@ -21,15 +21,9 @@ ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpo
 
 
 @dataclass(frozen=True)
-class CifarSettings:
+class TrainSettings:
     """The recipe of DARTS. The defaults are those of the papers for CIFAR-10 (SparseNAS trains its DARTS space 1200 epochs)."""
 
-    genotype: str = "DARTS_V2"
-    """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
-    count: bool = False
-    """Only print parameters and multiply-adds, as JSON."""
-    classes: int = 0
-    """Classes to count for; 0 takes those of the data."""
     out: Path = Path("runs/train")
     """Folder for everything that the training writes."""
     seeds: tuple[int, ...] = (0,)
@@ -46,7 +40,8 @@ class CifarSettings:
     batch: int = 96
     lr: float = 0.025
     schedule: Literal["cosine", "linear"] = "cosine"
-    """Of the learning rate, down to 0, epoch by epoch."""
+    """Of the learning rate, down to lr_min, epoch by epoch."""
+    lr_min: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 3e-4
     clip: float = 5.0
@@ -73,7 +68,7 @@ class CifarSettings:
         for name, high in (("drop_path", 1), ("smoothing", 1)):
             if not 0 <= getattr(self, name) < high:
                 raise ValueError(f"{name} must lie in [0, {high}), got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "classes"):
+        for name in ("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
 
@@ -84,7 +79,27 @@ class CifarSettings:
     def rate(self, epoch: int) -> float:
         """The learning rate in an epoch."""
         done = epoch / self.epochs
-        return self.lr * ((1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done)
+        share = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        return self.lr_min + (self.lr - self.lr_min) * share
+
+
+@dataclass(frozen=True)
+class CifarSettings(TrainSettings):
+    """The training of a genotype on CIFAR."""
+
+    genotype: str = "DARTS_V2"
+    """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
+    form: Literal["evaluation", "one_stage"] = "evaluation"
+    """one_stage: batch norms after pools and identities too, as in the network that a one-stage search trains."""
+    count: bool = False
+    """Only print parameters and multiply-adds, as JSON."""
+    classes: int = 0
+    """Classes to count for; 0 takes those of the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes < 0:
+            raise ValueError(f"classes must be >= 0, got {self.classes}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,8 @@ class ImageNetSettings(CifarSettings):
         super().__post_init__()
         if self.cutout:
             raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
+        if self.form != "evaluation":
+            raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 
 
 PRESETS = {
@@ -135,8 +152,8 @@ Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 def network(genotype: Genotype, settings: CifarSettings, classes: int) -> cnn.Discrete:
     """The network that is trained and counted."""
-    kind = cnn.ImageNetNetwork if isinstance(settings, ImageNetSettings) else cnn.Network
-    return kind(genotype, settings.channels, settings.layers, classes, auxiliary=settings.auxiliary > 0)
+    sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
+    return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetSettings) else cnn.Network(*sizes, form=settings.form)
 
 
 def count(genotype: Genotype, settings: CifarSettings) -> dict[str, int]:
@@ -147,7 +164,7 @@ def count(genotype: Genotype, settings: CifarSettings) -> dict[str, int]:
     return cnn.count(net, (3, settings.pixels, settings.pixels) if isinstance(settings, ImageNetSettings) else (3, 32, 32))
 
 
-def prepare(settings: CifarSettings, seed: int, device: torch.device, processes: Processes) -> tuple[Epochs, Validation, int]:
+def prepare(settings: TrainSettings, seed: int, device: torch.device, processes: Processes) -> tuple[Epochs, Validation, int]:
     """Training batches, validation batches and the number of classes."""
     share = processes.share
     if isinstance(settings, ImageNetSettings):
@@ -165,24 +182,25 @@ def prepare(settings: CifarSettings, seed: int, device: torch.device, processes:
     return data.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
 
 
-class Training(Run):
-    """The training of a genotype with one seed."""
+class Recipe(Run):
+    """The training of a network by the recipe, whatever the network."""
 
-    kind, table = "training", "train.csv"
+    table = "train.csv"
 
-    def __init__(
-        self, genotype: Genotype, settings: CifarSettings, seed: int, out: Path, processes: Processes, device: torch.device
-    ) -> None:
+    def __init__(self, settings: TrainSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
-        self.genotype = genotype
         self.data, self.validation, classes = prepare(settings, seed, device, processes)
-        self.net = network(genotype, settings, classes).to(device)
+        self.net = self.build(classes).to(device)
         self.net.drop_path = torch.zeros((), device=device)
         self.params = list(self.net.parameters())
         self.sgd = torch.optim.SGD(
             self.params, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
         )
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def build(self, classes: int) -> Any:
+        """The network: a module with a `drop_path` that returns the logits and those of its auxiliary head, or None."""
+        raise TypeError(f"{type(self).__name__} does not say what it trains")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -208,11 +226,15 @@ class Training(Run):
             total = loss + s.auxiliary * F.cross_entropy(auxiliary.float(), labels, label_smoothing=s.smoothing)
         self.sgd.zero_grad()
         total.backward()
-        self.processes.average([p.grad for p in self.params if p.grad is not None])
-        nn.utils.clip_grad_norm_(self.params, s.clip)
-        self.sgd.step()
+        self.update()
         n = len(labels)
         self.sums += torch.stack([loss.detach().double() * n, (logits.argmax(1) == labels).sum(), torch.full_like(loss, n)])
+
+    def update(self) -> None:
+        """One step of the parameters, whose gradients are there."""
+        self.processes.average([p.grad for p in self.params if p.grad is not None])
+        nn.utils.clip_grad_norm_(self.params, self.settings.clip)
+        self.sgd.step()
 
     def end_epoch(self) -> dict[str, Any]:
         self.processes.average_buffers(self.net)
@@ -247,9 +269,6 @@ class Training(Run):
         draw.save(draw.training(self.rows), self.out / "train.png")
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
 
-    def identity(self) -> dict[str, Any]:
-        return {"architecture": self.genotype.to_json(), **super().identity()}
-
     def state(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "sgd": self.sgd.state_dict(), "sums": self.sums}
 
@@ -257,3 +276,21 @@ class Training(Run):
         self.net.load_state_dict(state["net"])
         self.sgd.load_state_dict(state["sgd"])
         self.sums.copy_(state["sums"])
+
+
+class Training(Recipe):
+    """The training of a genotype with one seed."""
+
+    kind = "training"
+
+    def __init__(
+        self, genotype: Genotype, settings: CifarSettings, seed: int, out: Path, processes: Processes, device: torch.device
+    ) -> None:
+        self.genotype = genotype
+        super().__init__(settings, seed, out, processes, device)
+
+    def build(self, classes: int) -> cnn.Discrete:
+        return network(self.genotype, self.settings, classes)
+
+    def identity(self) -> dict[str, Any]:
+        return {"architecture": self.genotype.to_json(), **super().identity()}

@@ -51,9 +51,9 @@ class Method(Protocol):
 
 def registry() -> dict[str, tuple[type, type[SearchSettings], dict[str, SearchSettings]]]:
     """name: (method, its settings, presets by name)."""
-    from . import darts, sparse_supernet
+    from . import darts, ista, sparse_supernet
 
-    return {m.__name__.rpartition(".")[2]: (m.Search, m.Settings, m.PRESETS) for m in (darts, sparse_supernet)}
+    return {m.__name__.rpartition(".")[2]: (m.Search, m.Settings, m.PRESETS) for m in (darts, ista, sparse_supernet)}
 
 
 def build(name: str, net: Supernet, settings: Any) -> Method:

@@ -1,0 +1,257 @@
+"""ISTA-NAS: each node has a compressed variable b; sparse coding recovers from it the few paths that enter the node.
+
+    z_j = argmin_z 1/2 ||A_j z - b_j||^2 + strength ||z||_1        for each node j of both cells, A_j drawn once
+    S_j = the `sparsity` largest |z_j|                             the paths into node j; no others run
+    w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     what they are multiplied by (Eq. 11)
+
+The search moves b by gradients, in which z is a constant: dw_S/db = A_S^T. The genotype is the support.
+
+Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 1; settings and the drawing of A from the published
+code, which recovers once an epoch where the paper does in each iteration (`recover_every=1`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxopt import sparse_code
+
+from ..cnn import Supernet, Weights
+from ..genotype import CELLS, NODES, Genotype
+from ..settings import SearchSettings, small
+from ..spaces import Masks, Space
+
+
+@dataclass(frozen=True)
+class CodeSettings:
+    """Of the compressed variables and their recovery."""
+
+    arch_lr: float = 6e-4
+    """Of Adam on the compressed variables."""
+    arch_decay: float = 1e-3
+    """Weight decay of the compressed variables."""
+    rows: int = 7
+    """Entries of each compressed variable, rows of its measurement matrix."""
+    sparsity: int = 2
+    """Paths into each node."""
+    matrix: Literal["uniform", "gaussian"] = "uniform"
+    """Entries from [0, 1), as in the published code, or Gaussian columns of length 1, which recover sparse codes more often."""
+    strength: float = 1e-5
+    """Of the L1 penalty in the recovery."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "sparsity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.strength < float("inf"):
+            raise ValueError(f"strength must be finite and > 0, got {self.strength}")
+        for name in ("arch_lr", "arch_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Settings(CodeSettings, SearchSettings):
+    batch: int = 256
+    lr: float = 0.1
+    order: Literal["first", "second"] = "first"
+    recover_every: int = 0
+    """Recover after every n-th architecture step; 0: at the start of each epoch."""
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        CodeSettings.__post_init__(self)
+        if self.recover_every < 0:
+            raise ValueError(f"recover_every must be >= 0, got {self.recover_every}")
+
+
+# Steps cost a tenth of those of a dense supernet: the small search takes four times the images and twice the epochs.
+PRESETS = {
+    "paper": Settings(),
+    "small": replace(small(Settings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
+}
+
+
+class Codes:
+    """Compressed variables of all nodes of both cells, and the supports and coefficients that were last recovered from them.
+
+    parameters: b of the normal and of the reduction cell, (nodes, rows) each.
+    """
+
+    def __init__(self, space: Space, settings: CodeSettings, device: torch.device) -> None:
+        self.space, self.settings = space, settings
+        draw = matrix(settings.matrix)
+        self.members: dict[str, list[list[int]]] = {}  # for each node the numbers of its paths
+        for cell in CELLS:
+            paths = space.paths(cell)
+            self.members[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in NODES]
+            for node, members in zip(NODES, self.members[cell]):
+                if len(members) < settings.sparsity:
+                    raise ValueError(
+                        f"sparsity must be at most {len(members)}, the paths into node {node} of the {cell} cell of"
+                        f" {space.name}, got {settings.sparsity}"
+                    )
+        self.matrices = {cell: [draw(settings.rows, len(m)) for m in self.members[cell]] for cell in CELLS}
+        shape = (len(NODES), settings.rows)
+        self.parameters = [nn.Parameter((1e-3 * torch.randn(shape)).to(device)) for _ in CELLS]
+        # of the last recovery: codes (in double precision, on the host), and for the supported paths what Eq. 11 needs
+        self.codes = {cell: [np.zeros(len(m)) for m in self.members[cell]] for cell in CELLS}
+        self.gap = self.moved = 0.0
+        many = (len(NODES), settings.sparsity)
+        self.support = {cell: torch.zeros(many, dtype=torch.int64, device=device) for cell in CELLS}
+        self.values = {cell: torch.zeros(many, device=device) for cell in CELLS}
+        self.columns = {cell: torch.zeros(*many, settings.rows, device=device) for cell in CELLS}
+        self.masks: Masks = {}
+
+    def solve(self) -> dict[str, list[np.ndarray]]:
+        """The codes of all nodes of both cells at the present b, in one batched call that certifies them."""
+        b = np.concatenate([p.detach().double().cpu().numpy() for p in self.parameters])
+        if not np.isfinite(b).all():
+            raise ValueError(f"the compressed variables must be finite, got {b[~np.isfinite(b)][0]}: a lower arch_lr may help")
+        found = sparse_code([A for cell in CELLS for A in self.matrices[cell]], b, self.settings.strength)
+        self.gap = float(found.gap.max())
+        return {"normal": found.x[: len(NODES)], "reduce": found.x[len(NODES) :]}
+
+    def recover(self) -> None:
+        """Take over the supports and values of the codes at the present b."""
+        codes = self.solve()
+        self.moved = max(max(self.distances(codes)[cell]) for cell in CELLS)
+        self.take_over(codes)
+
+    def distances(self, codes: dict[str, list[np.ndarray]]) -> dict[str, list[float]]:
+        """How far the code of each node is from that of the last recovery."""
+        return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], self.codes[cell])] for cell in CELLS}
+
+    def take_over(self, codes: dict[str, list[np.ndarray]]) -> None:
+        """Make these codes those of the last recovery."""
+        self.codes = codes
+        for cell, b in zip(CELLS, self.parameters):
+            vectors = b.detach().double().cpu().numpy()
+            chosen = [strongest(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)]
+            numbers = [[m[i] for i in s] for m, s in zip(self.members[cell], chosen)]
+            self.support[cell].copy_(torch.tensor(numbers))
+            self.values[cell].copy_(torch.tensor(np.stack([z[s] for z, s in zip(self.codes[cell], chosen)])))
+            self.columns[cell].copy_(torch.tensor(np.stack([A[:, s].T for A, s in zip(self.matrices[cell], chosen)])))
+            living = {i for row in numbers for i in row}
+            self.masks = {**self.masks, cell: tuple(i in living for i in range(len(self.space.paths(cell))))}
+
+    def coefficients(self, cell: str) -> Tensor:
+        """(nodes, sparsity): z_S + A_S^T (b - A_S z_S), Eq. 11 without its Gram matrix."""
+        b, z, columns = self.parameters[CELLS.index(cell)], self.values[cell], self.columns[cell]
+        residual = b - (columns * z[..., None]).sum(1)
+        return z + (columns * residual[:, None]).sum(2)
+
+    def weights(self) -> dict[str, Tensor]:
+        """For each cell a weight for each path, exactly 0 off the support."""
+        out = {}
+        for cell in CELLS:
+            w = self.coefficients(cell)
+            out[cell] = w.new_zeros(len(self.space.paths(cell))).scatter(0, self.support[cell].flatten(), w.flatten())
+        return out
+
+    def genotype(self) -> Genotype:
+        return self.space.genotype(self.masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": [b.detach() for b in self.parameters],
+            "matrices": {cell: [torch.from_numpy(A) for A in self.matrices[cell]] for cell in CELLS},
+            "codes": {cell: [torch.from_numpy(z) for z in self.codes[cell]] for cell in CELLS},
+            "support": self.support,
+            "values": self.values,
+            "columns": self.columns,
+            "masks": {cell: list(mask) for cell, mask in self.masks.items()},
+            "gap": self.gap,
+            "moved": self.moved,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch._foreach_copy_(self.parameters, state["parameters"])
+        for own in ("matrices", "codes"):
+            setattr(self, own, {cell: [t.cpu().numpy() for t in state[own][cell]] for cell in CELLS})
+        for own in ("support", "values", "columns"):
+            for cell in CELLS:
+                getattr(self, own)[cell].copy_(state[own][cell])
+        self.masks = {cell: tuple(mask) for cell, mask in state["masks"].items()}
+        self.gap, self.moved = state["gap"], state["moved"]
+
+
+class Search:
+    """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
+
+    def __init__(self, net: Supernet, settings: Settings) -> None:
+        self.settings = settings
+        self.codes = Codes(net.space, settings, net.classifier.weight.device)
+        self.parameters = self.codes.parameters
+        self.optimizer = adam(self.parameters, settings)
+        self.steps = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        if not self.settings.recover_every or not self.codes.masks:
+            self.codes.recover()
+
+    def weights(self) -> Weights:
+        return self.codes.weights()
+
+    def alive(self) -> Masks | None:
+        return self.codes.masks
+
+    def probes(self, step: int) -> bool:
+        return False
+
+    def update(self, grads: list[Tensor]) -> None:
+        for b, g in zip(self.parameters, grads):
+            b.grad = g
+        self.optimizer.step()
+        self.steps += 1
+        if self.settings.recover_every and self.steps % self.settings.recover_every == 0:
+            self.codes.recover()
+
+    @torch.no_grad()
+    def point(self) -> dict[str, Tensor]:
+        return dict(self.weights())
+
+    def genotype(self) -> Genotype:
+        return self.codes.genotype()
+
+    def log(self) -> dict[str, float]:
+        norm = float(torch.cat(self.parameters).detach().norm(dim=1).mean())
+        return {"recovery_gap": self.codes.gap, "moved": self.codes.moved, "b_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"codes": self.codes.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.codes.load_state_dict(state["codes"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+def adam(parameters: list[nn.Parameter], settings: CodeSettings) -> torch.optim.Adam:
+    """The optimizer of the compressed variables."""
+    return torch.optim.Adam(parameters, settings.arch_lr, (0.5, 0.999), weight_decay=settings.arch_decay, foreach=True)
+
+
+def matrix(kind: str) -> Any:
+    """(rows, columns) -> a measurement matrix from torch's random numbers, in double precision."""
+
+    def uniform(rows: int, columns: int) -> np.ndarray:
+        return torch.rand(rows, columns, dtype=torch.float64).numpy()
+
+    def gaussian(rows: int, columns: int) -> np.ndarray:
+        drawn = torch.randn(rows, columns, dtype=torch.float64)
+        return (drawn / drawn.norm(dim=0)).numpy()
+
+    return {"uniform": uniform, "gaussian": gaussian}[kind]
+
+
+def strongest(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
+    """The places of the `sparsity` largest entries of a code; where fewer are not zero, of the columns closest to b as well."""
+    order = np.lexsort((-np.abs(A.T @ b), -np.abs(code)))
+    return sorted(int(i) for i in order[:sparsity])
