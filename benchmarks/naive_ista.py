@@ -6,7 +6,6 @@ and settings follow the published code (Yang et al., 2020); its solver was MOSEK
 
 from __future__ import annotations
 
-import cvxpy as cp
 import numpy as np
 import torch
 from naive_darts import MixedOp, NaiveNetwork
@@ -37,6 +36,8 @@ class NaiveIsta(nn.Module):
         self.codes: list[list[np.ndarray]] = []
 
     def recover(self) -> None:
+        import cvxpy as cp  # here, so that the memory of a step can be measured without it
+
         self.codes = []
         for matrices, b in zip(self.matrices, self.b):
             codes = []

@@ -25,12 +25,12 @@ from nas.search import Search
 SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
 
-def search(settings: Any, out: Path, seed: int) -> list[dict[str, Any]]:
+def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of a search that goes on where it was."""
     made: list[Search] = []
 
     def make(processes: Any, device: Any) -> Search:
-        made.append(Search("sparse_supernet", replace(settings, resume=True), seed, out, processes, device))
+        made.append(Search(method, replace(settings, resume=True), seed, out, processes, device))
         return made[0]
 
     carry_out(make, replace(settings, resume=True), out)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"
-        history = search(replace(base, **{args.sweep: value}), out / "search", args.seed)
+        history = search("sparse_supernet", replace(base, **{args.sweep: value}), out / "search", args.seed)
         runs[f"{args.sweep} {value:g}"] = history
         row = {args.sweep: value, **{k: history[-1][k] for k in ("valid_accuracy", "restricted_accuracy", "paths_normal")}}
         row |= {k: history[-1][k] for k in ("paths_reduce", "nodes_normal", "nodes_reduce")}

@@ -1,8 +1,10 @@
 """Cost of a step of an architecture search, ours beside the published loop: python benchmarks/search_step.py
 
-DARTS first and second order and the linear supernet (C=16, 8 cells, batch 16 and 16 for validation), and the weight step alone
-with all paths and with a tenth of them. One thread; every case in processes of its own, in turn, so that noise meets all
-alike. CPU seconds a step (median over the rounds), peak memory of the process, and the ratio to the published loop.
+DARTS first and second order, the linear supernet and ISTA-NAS (C=16, 8 cells, batch 16 and 16 for validation), and the weight
+step alone with all paths and with a tenth of them. One thread; every case in processes of its own, in turn, so that noise
+meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and the ratio to the published loop and,
+for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports; `recovery` is that of all eight nodes.
+With --device cuda: seconds and memory of the device, without the ratio to one thread.
 """
 
 from __future__ import annotations
@@ -20,21 +22,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-# case: the case it is compared with
-CASES = {
-    "published, darts first order": None,
-    "darts first order": "published, darts first order",
-    "published, darts second order": None,
-    "darts second order": "published, darts second order",
-    "published, linear first order": None,
-    "sparse_supernet first order": "published, linear first order",
-    "sparse_supernet second order": "published, darts second order",
-    "weight step, all paths": None,
-    "weight step, a tenth of the paths": "weight step, all paths",
+# case: the cases it is compared with
+CASES: dict[str, tuple[str, ...]] = {
+    "published, darts first order": (),
+    "darts first order": ("published, darts first order",),
+    "published, darts second order": (),
+    "darts second order": ("published, darts second order",),
+    "published, linear first order": (),
+    "sparse_supernet first order": ("published, linear first order",),
+    "sparse_supernet second order": ("published, darts second order",),
+    "published, ista": (),
+    "ista": ("published, ista", "darts first order"),
+    "ista, recovery": (),
+    "weight step, all paths": (),
+    "weight step, a tenth of the paths": ("weight step, all paths",),
 }
 
 
-def build(case: str, batch: int) -> Callable[[], object]:
+def build(case: str, batch: int, device: str) -> Callable[[], object]:
     """A function that takes one step of the case."""
     import torch
 
@@ -45,15 +50,21 @@ def build(case: str, batch: int) -> Callable[[], object]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    draw = lambda: (torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,)))
+    draw = lambda: (torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device))
     train, valid = draw(), draw()
+    if case == "published, ista":
+        return published_ista(train, valid, device)
     if case.startswith("published"):
-        loop = NaiveSearch(NaiveNetwork(linear="linear" in case), second_order="second" in case)
+        loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
-    name = "darts" if case.startswith("darts") else "sparse_supernet"
+    name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
     settings = methods.registry()[name][1](order="second" if "second" in case else "first")
-    net = cnn.Supernet(spaces.get(settings.space))
+    net = cnn.Supernet(spaces.get(settings.space)).to(device)
+    torch.manual_seed(1)
     method = methods.build(name, net, settings)
+    method.begin_epoch(0)
+    if case == "ista, recovery":
+        return method.codes.recover
     steps = Steps(net, method, settings)
     if case.startswith("weight step"):
         if "tenth" in case:
@@ -70,15 +81,45 @@ def build(case: str, batch: int) -> Callable[[], object]:
     return both
 
 
-def measure(case: str, batch: int, steps: int) -> dict[str, float]:
-    """CPU seconds of a step and peak MiB of this process."""
-    step = build(case, batch)
+def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], object]:
+    """A step of the published loop at the supports that our method starts from."""
+    import numpy as np
+    import torch
+    from naive_ista import NaiveIsta, NaiveIstaSearch
+    from nas import spaces
+    from nas.methods import ista
+
+    model = NaiveIsta()
+    torch.manual_seed(1)
+    codes = ista.Codes(spaces.get("darts"), ista.Settings(), torch.device("cpu"))
+    codes.recover()
+    model.matrices = list(codes.matrices.values())
+    for b, own in zip(model.b, codes.parameters):
+        b.data.copy_(own.data)
+    for vectors in codes.codes.values():
+        model.codes.append([np.where(np.abs(z) >= np.sort(np.abs(z))[-2], z, 0.0) for z in vectors])
+    loop = NaiveIstaSearch(model.to(device))
+    return lambda: loop.step(*train, *valid)
+
+
+def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
+    """CPU seconds of a step and peak MiB of this process; on a GPU seconds and peak MiB there."""
+    import torch
+
+    gpu = device != "cpu"
+    step = build(case, batch, device)
+    clock = time.perf_counter if gpu else time.process_time
     step()
-    start = time.process_time()
+    if gpu:
+        torch.cuda.synchronize()
+    start = clock()
     for _ in range(steps):
         step()
-    cpu = (time.process_time() - start) / steps
-    return {"cpu": cpu, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if gpu:
+        torch.cuda.synchronize()
+    seconds = (clock() - start) / steps
+    mib = torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"cpu": seconds, "mib": mib}
 
 
 def main() -> None:
@@ -87,32 +128,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps a round, after one to warm up")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(measure(args.case, args.batch, args.steps)))
+        print(json.dumps(measure(args.case, args.batch, args.steps, args.device)))
         return
     cases = [c for c in CASES if not args.only or any(word in c for word in args.only)]
     found: dict[str, list[dict]] = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
-            command = [sys.executable, __file__, "--case", case, "--batch", str(args.batch), "--steps", str(args.steps)]
+            options = ["--batch", str(args.batch), "--steps", str(args.steps), "--device", args.device]
+            command = [sys.executable, __file__, "--case", case, *options]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             found[case].append(json.loads(done.stdout))
     rows = []
-    print(f"{'case':36}{'CPU s':>8}{'MiB':>8}{'ratio':>8}   range")
+    print(f"{'case':36}{'seconds' if args.device == 'cuda' else 'CPU s':>9}{'MiB':>8}{'ratio':>8}   range")
     for case, runs in found.items():
         row = {"case": case, "cpu_s": statistics.median(r["cpu"] for r in runs), "mib": max(r["mib"] for r in runs)}
-        text = f"{case:36}{row['cpu_s']:8.2f}{row['mib']:8.0f}"
-        base = found.get(CASES[case] or "")
-        if base:
-            ratios = [a["cpu"] / b["cpu"] for a, b in zip(runs, base)]
-            row |= {"against": CASES[case], "ratio": statistics.median(ratios)}
-            text += f"{row['ratio']:8.2f}   {min(ratios):.2f} - {max(ratios):.2f}"
-        print(text)
-        rows.append(row)
+        text = f"{case:36}{row['cpu_s']:9.4f}{row['mib']:8.0f}"
+        bases = [base for base in CASES[case] if base in found]
+        for base in bases:
+            ratios = [a["cpu"] / b["cpu"] for a, b in zip(runs, found[base])]
+            ratio = statistics.median(ratios)
+            rows.append(row | {"against": base, "ratio": ratio})
+            print(f"{text}{ratio:8.3f}   {min(ratios):.3f} - {max(ratios):.3f}   of {base}")
+        if not bases:
+            print(text)
+            rows.append(row)
     if args.out:
         with args.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=["case", "cpu_s", "mib", "against", "ratio"])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import nas_against_random
 import nas_cifar10
+import nas_kendall
+import nas_recovery
 import nas_sweeps
 import pytest
 import torch
@@ -206,6 +208,8 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             run(*more)
+    with pytest.raises(SystemExit, match="--one-stage belongs to --method ista, got --method sparse_supernet"):
+        run("--one-stage")
     with pytest.raises(SystemExit):
         run("--l1-ratio", "3")
     assert "l1_ratio must lie in [0, 1], got 3.0" in capsys.readouterr().err
@@ -277,6 +281,37 @@ def test_a_sweep_searches_every_value_and_goes_on(tmp_path, images, capsys, monk
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
     nas_sweeps.main([*out, *options])
     assert rows_of(tmp_path / "out" / "sweep.csv") == rows
+
+
+@pytest.mark.parametrize("stages", ["two", "one"])
+def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, images, capsys, monkeypatch):
+    monkeypatch.setitem(nas_kendall.train.PRESETS, "small", nas_kendall.train.CifarSettings(**TRAINING))
+    options = "--seeds 0 1 3 --epochs 1 --images 64 --batch 16 --channels 4 --layers 3".split()
+    if stages == "one":
+        options += ["--one-stage"]
+        small = nas_kendall.replace(nas_kendall.one_stage.PRESETS["small"], search_epochs=1)
+        monkeypatch.setitem(nas_kendall.one_stage.PRESETS, "small", small)
+    tau = nas_kendall.main([*options, *images, "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "kendall.csv")
+    pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]
+    assert len(pairs) == 3 and all(0 <= v <= 1 for pair in pairs for v in pair)
+    signs = [(a[0] - b[0]) * (a[1] - b[1]) for i, a in enumerate(pairs) for b in pairs[:i]]
+    if all(signs):
+        assert tau == pytest.approx(sum(1 if s > 0 else -1 for s in signs) / 3)
+    assert "Kendall's tau" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        nas_kendall.main([*images, "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        nas_kendall.main([*images, "--method", "darts", "--one-stage"])
+
+
+def test_recovery_improves_with_rows(tmp_path, capsys):
+    nas_recovery.main(["--rows", "3", "9", "--draws", "40", "--out", str(tmp_path)])
+    rows = {(r["matrix"], r["rows"], r["paths"]): float(r["recovered"]) for r in rows_of(tmp_path / "recovery.csv")}
+    for kind in ("uniform", "gaussian"):
+        assert rows[kind, "3", "35"] < rows[kind, "9", "35"] <= 1
+        assert rows[kind, "9", "14"] >= 0.8
+    assert (tmp_path / "recovery.png").stat().st_size > 10_000
 
 
 def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, images, capsys):

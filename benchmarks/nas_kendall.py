@@ -1,0 +1,104 @@
+"""Does a good search accuracy mean a good network? python benchmarks/nas_kendall.py --method ista --seeds 0 1 2 3 --data-dir data
+
+Kendall's tau between the accuracy that a search ends with and the test accuracy of what it found, over several seeds (ISTA-NAS,
+Table 2). Two-stage methods: the accuracy of the supernet on its validation half, and that of the genotype trained under
+--train-preset. With --one-stage: the accuracy that the one run converges to, and that of the same network trained from new
+weights without compressed variables, by the same recipe for as many epochs.
+Writes kendall.csv and kendall.png into --out; runs that are finished there are not repeated, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from nas import draw, genotype, one_stage, train
+from nas.draw import plt
+from nas.methods import registry
+from nas.run import carry_out
+from nas_sweeps import search, trained
+from scipy.stats import kendalltau
+
+SIZES = ("epochs", "images", "channels", "layers", "batch")
+
+
+def two_stage(method: str, settings: Any, training: train.CifarSettings, out: Path, seed: int) -> tuple[float, float]:
+    """Accuracy of the supernet, accuracy of what it found."""
+    row = search(method, settings, out / "search", seed)[-1]
+    found = genotype.load(out / "search" / "genotype.json")
+    return row["valid_accuracy"], trained(training, found, out / "train", seed)["valid_accuracy"]
+
+
+def single(settings: one_stage.Settings, out: Path, seed: int) -> tuple[float, float]:
+    """Accuracy of the run, accuracy of its network from new weights."""
+    settings = replace(settings, resume=True)
+    make = lambda processes, device: one_stage.OneStage(settings, seed, out / "search", processes, device)
+    row = carry_out(make, settings, out / "search")
+    shared = {f.name: getattr(settings, f.name) for f in fields(train.TrainSettings)}
+    again = train.CifarSettings(**{**shared, "epochs": row["epoch"] + 1, "form": "one_stage"})
+    return row["valid_accuracy"], trained(again, genotype.load(out / "search" / "genotype.json"), out / "train", seed)[
+        "valid_accuracy"
+    ]
+
+
+def picture(rows: list[dict[str, Any]], tau: float, title: str) -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(4.8, 4.2), constrained_layout=True)
+    places = [[100 * row[key] for row in rows] for key in ("search_accuracy", "evaluation_accuracy")]
+    axis.plot(*places, "o")
+    for row, *place in zip(rows, *places):
+        axis.annotate(str(row["seed"]), place, (4, 4), textcoords="offset points")
+    axis.set(title=f"{title}, Kendall's tau {tau:.2f}", xlabel="search accuracy (%)", ylabel="evaluation accuracy (%)")
+    axis.grid(alpha=0.25)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> float:
+    """Run, print and write; tau."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=registry(), default="ista")
+    parser.add_argument("--one-stage", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--preset", choices=("small", "paper"), default="small", help="of the search")
+    parser.add_argument("--train-preset", choices=train.PRESETS, default="small")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/nas_kendall"))
+    for name in SIZES:
+        parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
+        parser.add_argument(f"--train-{name}", type=int, help="of the training; default: that of the preset")
+    args = parser.parse_args(argv)
+    if len(set(args.seeds)) < 2:
+        parser.error(f"--seeds must name at least two seeds to be ranked, got {args.seeds}")
+    if args.one_stage and args.method != "ista":
+        parser.error(f"--one-stage belongs to --method ista, got --method {args.method}")
+    given = lambda prefix: {k: v for k in SIZES if (v := getattr(args, prefix + k)) is not None}
+    if args.one_stage and given("train_"):
+        parser.error("--one-stage retrains by the recipe of the run: leave out the options that begin with --train-")
+    presets = one_stage.PRESETS if args.one_stage else registry()[args.method][2]
+    settings = replace(presets[args.preset], data_dir=args.data_dir, **given(""))
+    training = replace(train.PRESETS[args.train_preset], data_dir=args.data_dir, **given("train_"))
+    title = args.method + (", one stage" if args.one_stage else "")
+    rows = []
+    for seed in args.seeds:
+        out = args.out / title.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+        pair = single(settings, out, seed) if args.one_stage else two_stage(args.method, settings, training, out, seed)
+        rows.append({"seed": seed, "search_accuracy": pair[0], "evaluation_accuracy": pair[1]})
+        print(f"seed {seed}: search {100 * pair[0]:.2f} %, evaluation {100 * pair[1]:.2f} %")
+    found = kendalltau(*([row[k] for row in rows] for k in ("search_accuracy", "evaluation_accuracy")))
+    with (args.out / "kendall.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw.save(picture(rows, found.statistic, title), args.out / "kendall.png")
+    print(f"{title}: Kendall's tau {found.statistic:.2f} over {len(rows)} seeds (p = {found.pvalue:.2f})")
+    print(f"written: {args.out}/kendall.csv, {args.out}/kendall.png")
+    return float(found.statistic)
+
+
+if __name__ == "__main__":
+    main()
