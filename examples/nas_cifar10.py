@@ -1,7 +1,8 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
-Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), darts. Presets: paper
-(the default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
+Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
+--want-paths or --want-parameters it looks for the strength that leaves so many), darts. Presets: paper (the default; for a
+GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
 
 The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
 --resume continues after any stop; with --one-stage also train.png and network.pt, the trained network.
@@ -13,29 +14,37 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
-from nas import cnn, command, genotype, one_stage, report
-from nas.methods import registry
-from nas.run import carry_out
+from nas import bisection, cnn, command, genotype, group_sparse, one_stage, report
+from nas.methods import gsparsity, registry
+from nas.run import Run, carry_out
 from nas.search import Search
 
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
+def searches() -> dict[str, tuple[Callable[..., Run], Any, dict[str, Any]]]:
+    """name: (run, its settings, presets by name). A run is made from settings, seed, folder, processes and device."""
+    two_levels = {name: (partial(Search, name), kind, presets) for name, (_, kind, presets) in registry().items()}
+    return {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.Settings, gsparsity.PRESETS)}
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; the last row of the table of each seed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    methods = registry()
+    methods = searches()
     method = command.option(argv, "--method", methods, "sparse_supernet")
-    _, kind, presets = methods[method]
+    run, kind, presets = methods[method]
     single = command.flag(argv, "--one-stage")
     if single:
         if method != "ista":
             raise SystemExit(f"error: --one-stage belongs to --method ista, got --method {method}")
-        kind, presets = one_stage.Settings, one_stage.PRESETS
+        run, kind, presets = one_stage.OneStage, one_stage.Settings, one_stage.PRESETS
     preset = presets[command.option(argv, "--preset", presets, "paper")]
     try:
         settings = tyro.cli(kind, args=argv, default=preset, description=__doc__)
@@ -43,11 +52,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         raise SystemExit(f"error: {error}") from None
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        if single:
-            make = lambda processes, device: one_stage.OneStage(settings, seed, out, processes, device)
+        if method == "gsparsity" and (settings.want_paths or settings.want_parameters):
+            row = bisection.search(settings, seed, out)
         else:
-            make = lambda processes, device: Search(method, settings, seed, out, processes, device)
-        row = carry_out(make, settings, out)
+            row = carry_out(lambda processes, device: run(settings, seed, out, processes, device), settings, out)
         if os.environ.get("RANK", "0") == "0":
             describe(method, row, out)
         return row

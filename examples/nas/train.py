@@ -45,6 +45,7 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     clip: float = 5.0
+    """Largest norm of the gradient; 0: any."""
     cutout: int = 16
     """Side of the square that is blanked in training images; 0: none."""
     auxiliary: float = 0.4
@@ -233,7 +234,8 @@ class Recipe(Run):
     def update(self) -> None:
         """One step of the parameters, whose gradients are there."""
         self.processes.average([p.grad for p in self.params if p.grad is not None])
-        nn.utils.clip_grad_norm_(self.params, self.settings.clip)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.params, self.settings.clip)
         self.sgd.step()
 
     def end_epoch(self) -> dict[str, Any]:
