@@ -1,10 +1,10 @@
 """Cost of a step of an architecture search, ours beside the published loop: python benchmarks/search_step.py
 
-DARTS first and second order, the linear supernet and ISTA-NAS (C=16, 8 cells, batch 16 and 16 for validation), and the weight
-step alone with all paths and with a tenth of them. One thread; every case in processes of its own, in turn, so that noise
-meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and the ratio to the published loop and,
-for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports; `recovery` is that of all eight nodes.
-With --device cuda: seconds and memory of the device, without the ratio to one thread.
+DARTS first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batch 16 and 16 for validation, which
+GSparsity has none of), and the weight step alone with all paths and with a tenth of them. One thread; every case in processes
+of its own, in turn, so that noise meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and
+the ratio to the published loop and, for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports;
+`recovery` is that of all eight nodes. With --device cuda: seconds and memory of the device.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "published, ista": (),
     "ista": ("published, ista", "darts first order"),
     "ista, recovery": (),
+    "published, gsparsity": (),
+    "gsparsity": ("published, gsparsity",),
+    "gsparsity, half of the operations dead": ("published, gsparsity", "gsparsity"),
     "weight step, all paths": (),
     "weight step, a tenth of the paths": ("weight step, all paths",),
 }
@@ -54,6 +57,8 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
     train, valid = draw(), draw()
     if case == "published, ista":
         return published_ista(train, valid, device)
+    if "gsparsity" in case:
+        return gsparsity_step(case, train, device)
     if case.startswith("published"):
         loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
@@ -100,6 +105,30 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
         model.codes.append([np.where(np.abs(z) >= np.sort(np.abs(z))[-2], z, 0.0) for z in vectors])
     loop = NaiveIstaSearch(model.to(device))
     return lambda: loop.step(*train, *valid)
+
+
+def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
+    """A step on one level, ours or the published one; the dead operations are every other one of each cell."""
+    from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
+    from nas import cnn, spaces
+    from nas.methods.gsparsity import Operations, Settings
+    from torch.nn import functional as F
+
+    if case.startswith("published"):
+        loop = NaiveGSparsitySearch(NaiveGSparsity().to(device))
+        return lambda: loop.step(*train)
+    operations = Operations(cnn.Supernet(spaces.get("darts")).to(device), Settings())
+    if "half" in case:
+        for key in list(operations.flats)[::2]:
+            operations.flats[key].clear()
+            operations.alive_[key] = False
+
+    def step() -> None:
+        operations.optimizer.zero_grad()
+        F.cross_entropy(operations.net(train[0], operations.weights(), operations.alive()), train[1]).backward()
+        operations.step()
+
+    return step
 
 
 def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:

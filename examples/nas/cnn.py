@@ -220,12 +220,22 @@ def preprocess(before: int, last: int, channels: int, reduced: bool, affine: boo
 
 
 class Cell(nn.Module):
-    """A cell of given paths: node = sum of operation(source), output = its living nodes side by side."""
+    """A cell of given paths: node = sum of operation(source), output = its nodes side by side.
 
-    def __init__(self, paths: Sequence[Path], operations: Sequence[nn.Module], preprocess: Sequence[nn.Module]):
+    nodes: those of the output; by default the ones that have paths. Others are zeros, `shrinks` times smaller than the inputs.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        operations: Sequence[nn.Module],
+        preprocess: Sequence[nn.Module],
+        nodes: Sequence[int] | None = None,
+        shrinks: int = 1,
+    ):
         super().__init__()
-        self.paths = tuple(paths)
-        self.living = tuple(sorted({path.node for path in paths}))
+        self.paths, self.shrinks = tuple(paths), shrinks
+        self.living = tuple(sorted({path.node for path in paths}) if nodes is None else nodes)
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
 
@@ -238,9 +248,11 @@ class Cell(nn.Module):
                 if path.node == node:
                     y = self._run(operation, nodes[path.source], drop_path)
                     total = y if total is None else total + y
-            assert total is not None
-            nodes[node] = Source(total)
+            nodes[node] = Source(self._zeros(first) if total is None else total)
         return torch.cat([nodes[node].x for node in self.living], 1)
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like[:, :, :: self.shrinks, :: self.shrinks])
 
     def _run(self, operation: nn.Module, source: Source, drop_path: float | Tensor) -> Tensor:
         if isinstance(operation, Identity) and operation.norm is None:
@@ -296,7 +308,7 @@ class Network(Discrete):
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: Genotype | Sequence[Genotype],
         channels: int = 36,
         layers: int = 20,
         classes: int = 10,
@@ -336,24 +348,26 @@ def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def cells_of(
-    genotype: Genotype, channels: int, layers: int, stem: int, reduced: bool, form: Form = "evaluation"
+    genotype: Genotype | Sequence[Genotype], channels: int, layers: int, stem: int, reduced: bool, form: Form = "evaluation"
 ) -> tuple[list[Cell], list[int]]:
-    """The evaluation cells of a genotype, dead ends removed, and the width of the output of each.
+    """The evaluation cells of a genotype (or of one for each layer), dead ends removed, and the width of the output of each.
 
     `reduced`: whether the older of the two first inputs has twice the size of the other.
     """
-    genotype = genotype.clean()
-    empty = [cell for cell in CELLS if not genotype.living(cell)]
-    if empty:
-        raise ValueError(f"no path of the genotype reaches an input of the {empty[0]} cell")
+    each = [genotype] * layers if isinstance(genotype, Genotype) else list(genotype)
+    if len(each) != layers:
+        raise ValueError(f"genotypes must be one or one for each of {layers} layers, got {len(each)}")
     cells, widths = [], []
     before = last = stem
-    for kind in kinds(layers):
+    for kind, genotype in zip(kinds(layers), [g.clean() for g in each]):
+        if not genotype.living(kind):
+            raise ValueError(f"no path of the genotype reaches an input of the {kind} cell")
         channels *= 2 if kind == "reduce" else 1
         paths = genotype.paths(kind)
         strides = [2 if kind == "reduce" and path.source < 2 else 1 for path in paths]
         operations = [MAKE[path.operation](channels, stride, form) for path, stride in zip(paths, strides)]
-        cells.append(Cell(paths, operations, preprocess(before, last, channels, reduced, affine=True)))
+        pre = preprocess(before, last, channels, reduced, affine=True)
+        cells.append(Cell(paths, operations, pre, shrinks=2 if kind == "reduce" else 1))
         before, last, reduced = last, channels * len(genotype.living(kind)), kind == "reduce"
         widths.append(last)
     return cells, widths

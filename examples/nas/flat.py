@@ -25,11 +25,13 @@ class Flat:
             start += p.numel()
 
     def gather(self) -> None:
-        """Set the gradient of the vector: those of the parts, 0 where a part has none, and none where all have none."""
+        """Move the gradients of the parts to the vector: 0 where a part has none, and none where all have none."""
         if all(p.grad is None for p in self.parts):
             self.vector.grad = None
             return
         self.vector.grad = torch.cat([self._gradient(p) for p in self.parts])
+        for p in self.parts:  # the optimizer does not know them: it could not clear their gradients
+            p.grad = None
 
     def _gradient(self, p: nn.Parameter) -> Tensor:
         return torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1)

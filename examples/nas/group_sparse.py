@@ -51,8 +51,6 @@ class GroupSparse(Recipe):
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.everything(), self.settings.clip)
         self.operations.step()
-        for p in self.everything():
-            p.grad = None
 
     def everything(self) -> list[Tensor]:
         return [*self.params, *self.operations.gates.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -151,7 +151,7 @@ class Epochs(Protocol):
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def network(genotype: Genotype, settings: CifarSettings, classes: int) -> cnn.Discrete:
+def network(genotype: Genotype | Sequence[Genotype], settings: CifarSettings, classes: int) -> cnn.Discrete:
     """The network that is trained and counted."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
     return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetSettings) else cnn.Network(*sizes, form=settings.form)
@@ -281,12 +281,18 @@ class Recipe(Run):
 
 
 class Training(Recipe):
-    """The training of a genotype with one seed."""
+    """The training of a genotype, or of a network with one for each layer, with one seed."""
 
     kind = "training"
 
     def __init__(
-        self, genotype: Genotype, settings: CifarSettings, seed: int, out: Path, processes: Processes, device: torch.device
+        self,
+        genotype: Genotype | Sequence[Genotype],
+        settings: CifarSettings,
+        seed: int,
+        out: Path,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         self.genotype = genotype
         super().__init__(settings, seed, out, processes, device)
@@ -295,4 +301,5 @@ class Training(Recipe):
         return network(self.genotype, self.settings, classes)
 
     def identity(self) -> dict[str, Any]:
-        return {"architecture": self.genotype.to_json(), **super().identity()}
+        each = [self.genotype] if isinstance(self.genotype, Genotype) else self.genotype
+        return {"architecture": "".join(g.to_json() for g in each), **super().identity()}

@@ -102,7 +102,7 @@ class Settings(TrainSettings):
 PRESETS = {
     "paper": Settings(),
     "small": Settings(
-        channels=8, layers=5, epochs=10, batch=32, images=8192, lr=0.01, lr_min=0.01, mu=0.05, weighting="initial_norm"
+        channels=8, layers=5, epochs=10, batch=32, images=4096, lr=0.01, lr_min=0.01, mu=0.1, weighting="initial_norm"
     ),
 }
 
@@ -145,7 +145,6 @@ class Operations:
 
     def __init__(self, net: Supernet, settings: Settings):
         self.net, self.settings = net, settings
-        device = net.classifier.weight.device
         self.gates: dict[tuple[str, Path], nn.Parameter] = {}
         self.flats: dict[tuple[str, Path], Flat] = {}
         self.count = {cell: net.kinds.count(cell) for cell in CELLS}
@@ -154,7 +153,7 @@ class Operations:
                 continue
             parts = list(weights)
             if self._is_gated(cell, path):
-                self.gates[cell, path] = nn.Parameter(torch.ones(self.count[cell], device=device))
+                self.gates[cell, path] = nn.Parameter(net.classifier.weight.new_ones(self.count[cell]))
                 parts.append(self.gates[cell, path])
             self.flats[cell, path] = Flat(f"{cell} {path.source}-{path.node} {path.operation}", parts)
         self.initial = {key: float(flat.vector.detach().norm()) for key, flat in self.flats.items()}
@@ -189,7 +188,7 @@ class Operations:
         """For the supernet, (cells, paths): the gates, and 1 where an operation has weights of its own."""
         out = {}
         for cell in CELLS:
-            one = torch.ones(self.count[cell], device=self.net.classifier.weight.device)
+            one = self.net.classifier.weight.new_ones(self.count[cell])
             out[cell] = torch.stack([self.gates.get((cell, path), one) for path in self.net.space.paths(cell)], 1)
         return out
 

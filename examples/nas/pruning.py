@@ -1,0 +1,238 @@
+"""Operation pruning: a network of known cells is trained by ProxSGD until whole operations are zero, which are then removed.
+
+    run = Pruning(genotype, settings, mu, seed, out, processes, device)
+    small = cut(run.at_point(), run.dead())        # same logits, bit for bit
+    again = Network(cascade(small), ...)           # the shape of what is left, for a training from new weights
+
+Source: GSparsity, "Operation pruning"; the per-tensor groups and the adaptive tau are those of the published code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from proxopt import GroupL2
+from proxopt_torch import ProxSGD
+
+from . import cnn
+from .flat import Flat
+from .genotype import CELLS, Genotype
+from .processes import Processes
+from .train import CifarSettings, Recipe, network
+
+Operation = tuple[int, int]  # number of the cell, number of the path in it
+BETA = 0.999  # of the second moment behind the adaptive tau
+
+
+@dataclass(frozen=True)
+class Settings(CifarSettings):
+    """Of the training that prunes. mu and the retraining belong to the command."""
+
+    epochs: int = 600
+    lr: float = 1e-3
+    lr_min: float = 1e-4
+    momentum: float = 0.1
+    """Weight of the old direction: 1 - rho of ProxSGD."""
+    weight_decay: float = 0.0
+    groups: Literal["operation", "tensor"] = "operation"
+    """One group for each operation (the paper), or for each tensor of the network, the classifier and batch norms
+    included (the published code); an operation is then dead as soon as one of its tensors is."""
+    tau: float = 0.0
+    """Curvature of the model step; 0 takes the mean over the group of the root of the gradient's second moment."""
+    start: Path | None = None
+    """Weights to start from, a network.pt that `train_cifar10.py` wrote; none: new ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.tau < math.inf:
+            raise ValueError(f"tau must be finite and >= 0, got {self.tau}")
+
+    def plain(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in super().plain().items()}
+
+
+class Pruning(Recipe):
+    """One training with one mu."""
+
+    kind, table = "pruning", "prune.csv"
+    settings: Settings
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        settings: Settings,
+        mu: float,
+        seed: int,
+        out: Path,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        if not 0 <= mu < math.inf:
+            raise ValueError(f"mu must be finite and >= 0, got {mu}")
+        self.genotype, self.mu = genotype, mu
+        super().__init__(settings, seed, out, processes, device)
+        self.members, self.flats = groups_of(self.net, settings.groups)
+        self.squares = [torch.zeros_like(flat.vector) for flat in self.flats]
+        self.count = 0
+        penalty = GroupL2(mu, weights="none")
+        named = [{"params": [(f.name, f.vector)], "penalty": penalty, "tau": settings.tau or 1.0} for f in self.flats]
+        held = {id(p) for flat in self.flats for p in flat.parts}
+        rest = [(name, p) for name, p in self.net.named_parameters() if id(p) not in held]
+        free = [{"params": rest, "penalty": None, "weight_decay": settings.weight_decay}] if rest else []
+        self.sgd = ProxSGD([*named, *free], settings.lr, 1 - settings.momentum, settings.tau or 1.0)
+
+    def build(self, classes: int) -> cnn.Discrete:
+        net = network(self.genotype, self.settings, classes)
+        if self.settings.start is not None:
+            net.load_state_dict(read_weights(self.settings.start, net))
+        return net
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        for group in self.sgd.param_groups:
+            group["lr"] = self.settings.rate(self.epoch)
+
+    def update(self) -> None:
+        live = [p for p in self.params if p.grad is not None]
+        self.processes.average([p.grad for p in live])  # type: ignore[misc]
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(live, self.settings.clip)
+        for flat in self.flats:
+            flat.gather()
+        if not self.settings.tau:
+            self._adapt()
+        self.sgd.step()
+
+    @torch.no_grad()
+    def _adapt(self) -> None:
+        """tau of each group: the mean of the root of the second moment of its gradients."""
+        self.count += 1
+        grads = [flat.vector.grad for flat in self.flats]
+        torch._foreach_mul_(self.squares, BETA)
+        torch._foreach_addcmul_(self.squares, grads, grads, 1 - BETA)
+        means = torch.stack([s.sqrt().mean() for s in self.squares]) / math.sqrt(1 - BETA**self.count) + 1e-8
+        for group, tau in zip(self.sgd.param_groups, means.tolist()):
+            group["tau"] = tau
+
+    # -- what is dead -------------------------------------------------------------------------
+
+    def norms(self) -> list[float]:
+        """Of each group at the prox point."""
+        points = [self.sgd.state.get(f.vector, {}).get("point", f.vector).detach() for f in self.flats]
+        return torch.stack(torch._foreach_norm(points)).tolist()
+
+    def dead(self, threshold: float = 0.0) -> set[Operation]:
+        """The operations of norm at most `threshold` at the prox point; with groups of tensors, where one of their tensors is."""
+        return {m for m, norm in zip(self.members, self.norms()) if m is not None and norm <= threshold}
+
+    def at_point(self) -> cnn.Discrete:
+        """A copy of the network at the prox point, its batch norms with the statistics of the training images there."""
+        with self.sgd.at_prox_point():
+            net = copy.deepcopy(self.net)
+        with torch.no_grad():
+            update_bn((images for images, _ in self.data.epoch(self.epoch)), net)
+        return net.eval()
+
+    def end_epoch(self) -> dict[str, Any]:
+        row = super().end_epoch()
+        dead = self.dead()
+        return row | {"dead_operations": len(dead), "pruned_share": pruned_share(self.net, dead)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"architecture": self.genotype.to_json(), "mu": self.mu, **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        own = {"optimizer": self.sgd.state_dict(), "squares": self.squares, "count": self.count}
+        return {"net": self.net.state_dict(), "sums": self.sums, **own}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.sgd.load_state_dict(state["optimizer"])
+        torch._foreach_copy_(self.squares, state["squares"])
+        self.sums.copy_(state["sums"])
+        self.count = state["count"]
+
+
+def groups_of(net: cnn.Discrete, kind: str) -> tuple[list[Operation | None], list[Flat]]:
+    """(the operation that dies with each group, or None; the groups)."""
+    members: list[Operation | None] = []
+    flats = []
+    if kind == "operation":
+        for i, cell in enumerate(net.cells):
+            for k, (path, operation) in enumerate(zip(cell.paths, cell.operations)):
+                parts = list(operation.parameters())
+                if parts:
+                    members.append((i, k))
+                    flats.append(Flat(f"cell {i} {path.source}-{path.node} {path.operation}", parts))
+        return members, flats
+    for name, p in net.named_parameters():
+        words = name.split(".")
+        inside = words[0] == "cells" and words[2] == "operations" and not name.endswith(".bias")
+        members.append((int(words[1]), int(words[3])) if inside else None)
+        flats.append(Flat(name, [p]))
+    return members, flats
+
+
+def weights_of(net: cnn.Discrete, dead: Collection[Operation]) -> int:
+    """How many weights the operations hold."""
+    return sum(p.numel() for i, k in dead for p in net.cells[i].operations[k].parameters())
+
+
+def pruned_share(net: cnn.Discrete, dead: Collection[Operation]) -> float:
+    """Share of the weights of the network, its auxiliary head left out, that the dead operations hold."""
+    total = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("auxiliary."))
+    return weights_of(net, dead) / total
+
+
+def cut(net: cnn.Discrete, dead: Collection[Operation]) -> cnn.Discrete:
+    """A copy without these operations. Where all their weights are zero its logits are those of the network, bit for bit.
+
+    Every output keeps its width: nodes that nothing enters any more are zeros. `cascade` removes them too.
+    """
+    out = copy.deepcopy(net)
+    for i, cell in enumerate(out.cells):
+        kept = [k for k in range(len(cell.paths)) if (i, k) not in dead]
+        cell.paths = tuple(cell.paths[k] for k in kept)
+        cell.operations = nn.ModuleList(cell.operations[k] for k in kept)
+    return out
+
+
+def cascade(net: cnn.Discrete) -> list[Genotype]:
+    """For each layer of a cut network what is left of its cell when edges from dead nodes are removed, and nodes that die of it.
+
+    Raises ValueError where nothing is left of a cell.
+    """
+    found = []
+    for i, (cell, kind) in enumerate(zip(net.cells, cnn.kinds(len(net.cells)))):
+        genotype = Genotype.from_paths(**{name: cell.paths if name == kind else () for name in CELLS}).clean()
+        if not genotype.living(kind):
+            raise ValueError(f"every operation of cell {i} has died: a smaller mu keeps some")
+        found.append(genotype)
+    return found
+
+
+def read_weights(file: Path, net: nn.Module) -> dict[str, Tensor]:
+    """The weights in a network.pt; ValueError where they are not those of this network."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of weights {str(file)!r}")
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+        got = {k: tuple(v.shape) for k, v in held.items()}
+    except Exception as error:
+        raise ValueError(f"{file} holds no weights of a network: {error}") from None
+    if got != wanted:
+        off = sorted(k for k in {*got, *wanted} if got.get(k) != wanted.get(k))[0]
+        raise ValueError(f"{file} must hold the weights of this network: {off} has shape {wanted.get(off)}, there {got.get(off)}")
+    return held

@@ -1,0 +1,439 @@
+"""GSparsity: groups of weights on one level, the cut that changes no logit, and operation pruning."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import nas_cifar10
+import numpy as np
+import prune_operations
+import pytest
+import torch
+import train_cifar10
+from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
+from nas import bisection, checkpoint, cnn, data, genotype, pruning, spaces
+from nas.flat import Flat
+from nas.genotype import CELLS, Genotype
+from nas.group_sparse import GroupSparse
+from nas.methods import gsparsity
+from nas.methods.gsparsity import GatedGroup, Operations, loss_free
+from nas.processes import ALONE
+from nas_cases import copy_weights, fake_cifar, supernet
+from torch import nn
+from torch.nn import functional as F
+
+CPU = torch.device("cpu")
+TINY = {"channels": 4, "layers": 3, "batch": 16, "images": 64, "epochs": 3}
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    fake_cifar(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def search(images, out, **options):
+    settings = gsparsity.Settings(**{**TINY, "data_dir": images, "out": out, "lr": 0.3, "lr_min": 0.3, **options})
+    out.mkdir(exist_ok=True)
+    return GroupSparse(settings, 0, out, ALONE, CPU)
+
+
+def rows_of(file):
+    with Path(file).open() as opened:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+
+
+# -- groups -----------------------------------------------------------------------------------
+
+
+def test_groups_have_the_published_sizes_and_strengths():
+    operations = Operations(cnn.Supernet(spaces.get("darts")), gsparsity.Settings())
+    assert len(operations.flats) == 196
+    found = {}
+    for (cell, path), flat in operations.flats.items():
+        strided = cell == "reduce" and path.source < 2
+        found[cell, path.operation, strided] = flat.vector.numel(), operations.strength((cell, path))
+    for name, size, mu in (
+        ("sep_conv_3x3", 25536, 0.375),
+        ("sep_conv_5x5", 32704, 0.332),
+        ("dil_conv_3x3", 12768, 0.531),
+        ("dil_conv_5x5", 16352, 0.469),
+        ("max_pool_3x3", 6, 24.5),
+        ("skip_connect", 6, 24.5),
+    ):
+        assert found["normal", name, False] == (size, pytest.approx(mu, abs=0.006))
+    assert found["reduce", "skip_connect", True] == (5122, pytest.approx(0.84, abs=0.005))
+    assert found["reduce", "avg_pool_3x3", True] == (2, pytest.approx(42.4, abs=0.05))
+    inside = sum(flat.vector.numel() for flat in operations.flats.values())
+    assert inside + sum(p.numel() for p in operations.others) == 1_930_618 + (14 * 3 * 6) + (14 * 3 * 2)
+
+
+def test_the_regulariser_falls_as_published_without_any_loss():
+    """The norms are those that initialisation has on average; the numbers are the prediction and the log of a real search."""
+    net = cnn.Supernet(spaces.get("darts"))
+    operations = Operations(net, gsparsity.Settings())
+    squares = []
+    for (cell, path), flat in operations.flats.items():
+        square = float(operations.count[cell]) if (cell, path) in operations.gates else 0.0
+        for kind, mixed in zip(net.kinds, net.cells):
+            if kind == cell:
+                module = mixed.operation(mixed.paths.index(path))
+                convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+                square += sum(m.weight.numel() / (3 * m.weight[0].numel()) for m in convs)
+        squares.append(square)
+        assert flat.vector.detach().norm() == pytest.approx(math.sqrt(square), rel=0.1)
+    norm = np.sqrt(squares)
+    size = np.array([flat.vector.numel() for flat in operations.flats.values()])
+    strength = np.array([operations.strength(key) for key in operations.flats])
+    curve = []
+    for _ in range(10):
+        norm = loss_free(norm, strength, 1e-3, 1.0, 782)
+        curve.append(float((norm / np.sqrt(size)).sum()))
+    predicted = {1: 46.08, 2: 26.72, 3: 17.58, 4: 13.13, 5: 10.82, 6: 9.49, 8: 7.93, 10: 6.88}
+    for epoch, value in predicted.items():
+        assert curve[epoch - 1] == pytest.approx(value, abs=0.011 if epoch < 8 else 0.03)
+    logged = {1: 46.08, 2: 26.72, 3: 17.59, 4: 13.14, 5: 10.83}
+    assert all(curve[epoch - 1] == pytest.approx(value, rel=1e-3) for epoch, value in logged.items())
+
+
+def test_the_optimizer_alone_moves_norms_as_predicted():
+    settings = gsparsity.Settings(mu=3.0, lr=0.02, lr_min=0.02)
+    operations = Operations(supernet(), settings)
+    norm = np.array(list(operations.initial.values()))
+    strength = np.array([operations.strength(key) for key in operations.flats])
+    for _ in range(40):
+        for flat in operations.flats.values():
+            for p in flat.parts:
+                p.grad = torch.zeros_like(p)
+        operations.step()
+    found = np.array([float(flat.vector.detach().norm()) for flat in operations.flats.values()])
+    np.testing.assert_allclose(found, loss_free(norm, strength, 0.02, 1.0, 40), rtol=1e-4, atol=1e-6)
+    share = found / np.sqrt([flat.vector.numel() for flat in operations.flats.values()])
+    assert operations.regulariser() == pytest.approx(share.sum(), rel=1e-5)
+    at_point = np.array(list(operations.norms().values()))
+    np.testing.assert_array_equal(at_point == 0, norm - 0.02 * strength * 39 <= strength * (1 + 1e-5))
+
+
+def test_a_step_is_that_of_the_paper():
+    torch.manual_seed(0)
+    operations = Operations(supernet(), gsparsity.Settings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
+    key = next(k for k in operations.flats if k[1].operation == "sep_conv_3x3")
+    flat, mu = operations.flats[key], operations.strength(key)
+    w, v = flat.vector.detach().double().numpy().copy(), 0.0
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        g = rng.normal(size=w.shape)
+        start = 0
+        for p in flat.parts:
+            p.grad = torch.tensor(g[start : start + p.numel()], dtype=torch.float32).view(p.shape)
+            start += p.numel()
+        operations.step()
+        v = 0.2 * v + 0.8 * g
+        c = w - v / 1.5
+        w = w + 0.1 * (max(0, 1 - mu / 1.5 / np.linalg.norm(c)) * c - w)
+        np.testing.assert_allclose(flat.vector.detach().numpy(), w, atol=1e-4)
+
+
+def test_the_search_takes_the_steps_of_the_published_one():
+    torch.manual_seed(0)
+    naive = NaiveGSparsity(4, 4).double()
+    published = NaiveGSparsitySearch(naive, mu=5.0, lr=0.05)
+    net = supernet("darts", 4, 4).double()
+    copy_weights(naive.net, net)
+    operations = Operations(net, gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
+    net.train()
+    for _ in range(5):
+        x, y = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randint(10, (8,))
+        published.step(x, y)
+        operations.optimizer.zero_grad()
+        F.cross_entropy(net(x, operations.weights()), y).backward()
+        operations.step()
+    other = supernet("darts", 4, 4).double()
+    copy_weights(naive.net, other)
+    for p, q in zip(net.parameters(), other.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+    pool = next(p for p in net.space.paths("reduce") if p.operation == "avg_pool_3x3")
+    mine = operations.gates["reduce", pool].tolist()
+    theirs = [float(g.detach()[0, 1]) for g, kind in zip(naive.gates, net.kinds) if kind == "reduce"]
+    assert mine == pytest.approx(theirs, rel=1e-6) and mine[0] < 0.9
+
+
+def test_weightings_and_free_gates_are_as_described():
+    net = supernet()
+    for weighting, of in (
+        ("none", lambda w: 1.0),
+        ("sqrt_size", lambda w: math.sqrt(w.numel())),
+        ("initial_norm", lambda w: float(w.norm())),
+    ):
+        operations = Operations(net, gsparsity.Settings(mu=2.0, weighting=weighting))
+        for key, flat in list(operations.flats.items())[::17]:
+            assert operations.strength(key) == pytest.approx(2 * of(flat.vector.detach()))
+    free = Operations(supernet(), gsparsity.Settings(gates="free"))
+    zero = {key[1].operation for key in free.flats if free.strength(key) == 0}
+    assert zero == {"max_pool_3x3", "avg_pool_3x3", "skip_connect"}
+    assert free.strength(next(k for k in free.flats if k[0] == "reduce" and k[1].operation == "skip_connect")) > 0
+    group = GatedGroup(0.5, 2)
+    x = torch.tensor([3.0, 0.0, 4.0, -4.0])
+    assert group.prox(x).tolist() == pytest.approx([3 * (1 - 0.5 / math.sqrt(41)), 0.0, 1.0, 0.0])
+    assert float(group.value(x)) == pytest.approx(0.5 * math.sqrt(41))
+
+
+def test_a_flat_group_is_its_parts():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    flat = Flat("both", list(net.parameters()))
+    with torch.no_grad():
+        flat.vector.copy_(torch.arange(11.0))
+    assert net[1].weight.tolist() == [[8.0, 9.0]]
+    net[0](torch.ones(3)).sum().backward()
+    flat.gather()
+    assert flat.vector.grad.tolist() == [1.0] * 8 + [0.0] * 3
+    flat.gather()  # nothing is left to be counted twice
+    assert flat.vector.grad is None
+    with pytest.raises(ValueError, match="empty must hold at least one parameter"):
+        Flat("empty", [])
+
+
+# -- the search -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["darts", "S4"])
+def test_the_cut_changes_no_logit(space, images, tmp_path):
+    run = search(images, tmp_path / "out", mu=3.0, space=space, epochs=2, vanish=0.0)
+    row = run.run()
+    living = row["paths_normal"] + row["paths_reduce"]
+    assert 0 < living < 0.8 * sum(len(run.net.space.paths(c)) for c in CELLS)
+    assert run.cut_changes() == 0.0
+    if space == "darts":
+        found = run.operations.genotype()
+        x = torch.randn(8, 3, 32, 32)
+        with torch.no_grad(), run.sgd.at_prox_point():
+            run.net.train()
+            weights = run.operations.weights()
+            whole = run.net(x, weights)
+            assert torch.equal(whole, run.net(x, weights, run.net.space.masks(found)))
+            alone = cnn.restricted(run.net, found, weights).train()
+            torch.testing.assert_close(alone(x)[0], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_that_vanish_run_no_more(images, tmp_path):
+    run = search(images, tmp_path / "out", mu=3.0, epochs=6, vanish=0.5)
+    row = run.run()
+    gone = [key for key, alive in run.operations.alive_.items() if not alive]
+    assert len(gone) == row["vanished"] > 10
+    assert all(not run.operations.flats[key].vector.any() for key in gone)
+    for batch in run.batches():
+        run.take(batch)
+    assert all(not run.operations.flats[key].vector.any() for key in gone)
+    masks = run.operations.alive()
+    assert sum(not lives for cell in CELLS for lives in masks[cell]) == len(gone)
+
+
+def test_a_stopped_search_goes_on_bit_for_bit(images, tmp_path):
+    whole = search(images, tmp_path / "whole", mu=2.0)
+    whole.run()
+    stopped = search(images, tmp_path / "stopped", mu=2.0)
+    stopped.begin_epoch()
+    for batch in stopped.batches():
+        stopped.take(batch)
+        stopped.step += 1
+        if stopped.step == 2:
+            break
+    stopped.save()
+    torch.manual_seed(5)
+    again = search(images, tmp_path / "stopped", mu=2.0)
+    again.load()
+    again.run()
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert strip(again.rows) == strip(whole.rows)
+    for key, flat in whole.operations.flats.items():
+        assert torch.equal(flat.vector, again.operations.flats[key].vector)
+
+
+def test_the_search_from_the_command_line(images, tmp_path, capsys):
+    options = "--method gsparsity --preset small --images 64 --epochs 2 --batch 16 --channels 4 --layers 3 --threads 1".split()
+    options += ["--device", "cpu", "--data-dir", str(images), "--lr", "0.3", "--lr-min", "0.3"]
+    out = tmp_path / "out"
+    (row,) = nas_cifar10.main([*options, "--mu", "0.2", "--out", str(out)])
+    assert "the cut changes logits by 0\n" in capsys.readouterr().out
+    assert float(rows_of(out / "search.csv")[-1]["restricted_accuracy"]) == row["restricted_accuracy"]
+    for name in ("cells.svg", "weights.png", "curves.png", "report.html", "genotype.json"):
+        assert (out / name).stat().st_size > 0
+    (row,) = nas_cifar10.main([*options, "--want-paths", "60", "--bisect-runs", "3", "--out", str(tmp_path / "wanted")])
+    tried = rows_of(tmp_path / "wanted" / "bisection.csv")
+    assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 60))
+    found = genotype.load(tmp_path / "wanted" / "genotype.json")
+    assert sum(len(found.paths(c)) for c in CELLS) == row["left"]
+    with pytest.raises(SystemExit, match="no path of the genotype reaches an input"):
+        nas_cifar10.main([*options, "--mu", "50", "--out", str(tmp_path / "dead")])
+    assert "has died: a smaller mu than 50 keeps some" in capsys.readouterr().out
+
+
+def test_bisection_brackets_and_halves():
+    asked = []
+
+    def left(strength):
+        asked.append(strength)
+        return int(100 / strength)
+
+    best = bisection.closest(left, 30, 1.0, 8)
+    assert abs(left(best) - 30) <= 1
+    assert asked[:3] == [1.0, 4.0, 2.0]
+    assert bisection.closest(lambda s: 5, 7, 1.0, 3) == 1 / 16
+    found = Genotype({"2": [("skip_connect", 0)]}, {})
+    assert bisection.parameters(found) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mu": -1.0}, "mu must be finite and >= 0, got -1.0"),
+        ({"tau": 0.0}, "tau must be finite and > 0, got 0.0"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"vanish": float("nan")}, "vanish must be finite and >= 0, got nan"),
+        ({"want_paths": 3, "want_parameters": 4}, "exclude each other, got 3, 4"),
+        ({"bisect_runs": 0}, "bisect_runs must be >= 1, got 0"),
+    ],
+)
+def test_a_setting_out_of_its_domain_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        gsparsity.Settings(**options)
+
+
+# -- operation pruning ------------------------------------------------------------------------
+
+
+def pruned(images, out, mu=3.0, **options):
+    chosen = {**TINY, "data_dir": images, "lr": 0.3, "lr_min": 0.3, "tau": 1.0, "auxiliary": 0.4, "drop_path": 0.0, **options}
+    out.mkdir(exist_ok=True)
+    return pruning.Pruning(genotype.load("DARTS_V2"), pruning.Settings(**chosen), mu, 0, out, ALONE, CPU)
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
+    run = pruned(images, tmp_path / "out", mu=6.0, layers=layers)
+    row = run.run()
+    dead = run.dead()
+    operations = sum(len(list(op.parameters())) > 0 for cell in run.net.cells for op in cell.operations)
+    assert 0 < len(dead) == row["dead_operations"] <= operations
+    net = run.at_point()
+    small = pruning.cut(net, dead)
+    x = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(x)[0], small.eval()(x)[0])
+    assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.count(net, (3, 32, 32))["parameters"])
+    held = sum(p.numel() for p in small.parameters())
+    assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, dead)
+
+
+def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
+    v2 = genotype.load("DARTS_V2")
+    net = cnn.Network(v2, 4, 3, auxiliary=False).eval()
+    dead = {(0, k) for k, path in enumerate(net.cells[0].paths) if path.node == 2}
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for k in {k for _, k in dead}:
+            for p in net.cells[0].operations[k].parameters():
+                p.zero_()
+        small = pruning.cut(net, dead)
+        assert torch.equal(net(x)[0], small(x)[0])
+    left = pruning.cascade(small)
+    assert left[0].living("normal") == (3, 4, 5)
+    assert ("dil_conv_3x3", 2) not in left[0].normal["5"], "an edge from a dead node"
+    assert all(left[i].paths("reduce") == v2.paths("reduce") for i in (1, 2))
+    assert cnn.Network(left, 4, 3, auxiliary=False)(x)[0].shape == (2, 10)
+    everything = {(1, k) for k in range(8)}
+    with pytest.raises(ValueError, match="every operation of cell 1 has died"):
+        pruning.cascade(pruning.cut(net, everything))
+    with pytest.raises(ValueError, match="one for each of 3 layers, got 2"):
+        cnn.Network(left[:2], 4, 3)
+
+
+def test_with_groups_of_tensors_one_dead_tensor_kills_its_operation(images, tmp_path):
+    run = pruned(images, tmp_path / "out", mu=0.0, groups="tensor", tau=0.0, lr=0.001)
+    assert len(run.flats) == len(list(run.net.parameters()))
+    run.run()
+    assert not run.dead()
+    assert all(0 < group["tau"] != 1.0 for group in run.sgd.param_groups)
+    k = next(i for i, m in enumerate(run.members) if m is not None)
+    run.sgd.state[run.flats[k].vector]["point"].zero_()
+    assert run.dead() == {run.members[k]}
+    assert run.dead(1e9) == {m for m in run.members if m is not None}
+
+
+def test_the_adaptive_tau_is_the_mean_root_of_the_second_moment(images, tmp_path):
+    run = pruned(images, tmp_path / "out", tau=0.0)
+    rng = np.random.default_rng(0)
+    r = np.zeros(run.flats[0].vector.numel())
+    for t in range(1, 6):
+        for i, flat in enumerate(run.flats):
+            g = rng.normal(size=flat.vector.numel()) if i == 0 else np.ones(flat.vector.numel())
+            flat.vector.grad = torch.tensor(g, dtype=torch.float32)
+            if i == 0:
+                r = 0.999 * r + 0.001 * g * g
+        run._adapt()
+        expected = np.sqrt(r / (1 - 0.999**t)).mean() + 1e-8
+        assert run.sgd.param_groups[0]["tau"] == pytest.approx(expected, rel=1e-5)
+        assert run.sgd.param_groups[1]["tau"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_pruning_from_the_command_line(images, tmp_path, capsys):
+    sizes = [*"--images 64 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split(), "--data-dir", str(images)]
+    train_cifar10.main(["--preset", "small", "--epochs", "1", *sizes, "--out", str(tmp_path / "trained")])
+    options = [*"--preset small --epochs 4 --retrain-epochs 1 --mu 1 6 --tau 1 --lr 0.3 --lr-min 0.3".split(), *sizes]
+    options += ["--start", str(tmp_path / "trained" / "network.pt"), "--out", str(tmp_path / "out")]
+    rows = prune_operations.main(options)
+    assert [(r["mu"], r["threshold"]) for r in rows] == [(m, t) for m in (1.0, 6.0) for t in (0.0, 1e-6, 1e-3, 0.5)]
+    assert all(r["largest_change"] == 0 and r["before"] == r["after"] for r in rows if r["threshold"] == 0)
+    assert rows[0]["pruned_share"] <= rows[4]["pruned_share"] and rows[4]["pruned_share"] > 0.05
+    assert rows[4]["parameters"] < rows[0]["parameters"] or rows[0]["pruned_share"] == rows[4]["pruned_share"]
+    assert (tmp_path / "out" / "pruning.png").stat().st_size > 5_000
+    assert rows_of(tmp_path / "out" / "mu-6" / "prune.csv")[-1]["dead_operations"] == str(rows[4]["dead_operations"])
+    assert (tmp_path / "out" / "mu-6" / "cells.json").exists()
+    with pytest.raises(SystemExit, match="holds a run already"):
+        prune_operations.main(options)
+    capsys.readouterr()
+    assert prune_operations.main([*options, "--resume"]) == rows
+    with pytest.raises(SystemExit, match="no file of weights"):
+        prune_operations.main([*options, "--out", str(tmp_path / "b"), "--start", str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit, match="must hold the weights of this network"):
+        prune_operations.main([*options, "--out", str(tmp_path / "c"), "--channels", "6"])
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="holds no weights of a network"):
+        prune_operations.main([*options, "--out", str(tmp_path / "d"), "--start", str(tmp_path / "bad.pt")])
+
+
+def test_a_stopped_pruning_goes_on_bit_for_bit(images, tmp_path):
+    whole = pruned(images, tmp_path / "whole", tau=0.0)
+    whole.run()
+    stopped = pruned(images, tmp_path / "stopped", tau=0.0)
+    stopped.begin_epoch()
+    for batch in stopped.batches():
+        stopped.take(batch)
+        stopped.step += 1
+        if stopped.step == 3:
+            break
+    stopped.save()
+    again = pruned(images, tmp_path / "stopped", tau=0.0)
+    again.load()
+    again.run()
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert strip(again.rows) == strip(whole.rows)
+    assert all(torch.equal(a.vector, b.vector) for a, b in zip(whole.flats, again.flats))
+    assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt")["state"]["count"] == whole.count
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": -0.1}, r"momentum must lie in \[0, 1\)|momentum must be finite and >= 0"),
+        ({"tau": -1.0}, "tau must be finite and >= 0, got -1.0"),
+        ({"want_share": 1.0}, r"want_share must lie in \[0, 1\), got 1.0"),
+        ({"mu": ()}, "mu must hold numbers >= 0"),
+        ({"thresholds": (-1.0,)}, "thresholds must hold numbers >= 0"),
+    ],
+)
+def test_a_pruning_setting_out_of_its_domain_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(prune_operations.PRESETS["small"], **options)
