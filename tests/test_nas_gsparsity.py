@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import gsparsity_loss_free
 import nas_cifar10
 import numpy as np
 import prune_operations
@@ -96,6 +97,14 @@ def test_the_regulariser_falls_as_published_without_any_loss():
         assert curve[epoch - 1] == pytest.approx(value, abs=0.011 if epoch < 8 else 0.03)
     logged = {1: 46.08, 2: 26.72, 3: 17.59, 4: 13.14, 5: 10.83}
     assert all(curve[epoch - 1] == pytest.approx(value, rel=1e-3) for epoch, value in logged.items())
+
+
+def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
+    gsparsity_loss_free.main(["--epochs", "8", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "46.09 (1), 26.72 (2), 17.59 (3), 10.83 (5)" in printed
+    assert "max_pool_3x3   below 1 % from epoch    6" in printed
+    assert len(rows_of(tmp_path / "loss_free.csv")) == 18 and (tmp_path / "loss_free.png").stat().st_size > 10_000
 
 
 def test_the_optimizer_alone_moves_norms_as_predicted():
