@@ -122,7 +122,7 @@ def retrain(settings: Settings, cells: list[Genotype], seed: int, out: Path) -> 
     row: dict[str, Any] = {"parameters": cnn.count(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
     if settings.retrain_epochs:
         recipe = train.CifarSettings()
-        shared = {f.name: getattr(settings, f.name) for f in fields(train.CifarSettings)}
+        shared = {f.name: getattr(settings, f.name) for f in fields(train.GenotypeSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
         again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
         folder = out / "retrained"

@@ -238,6 +238,11 @@ def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
+def test_a_space_whose_coefficients_cannot_be_absorbed_is_refused_at_once(images, tmp_path):
+    with pytest.raises(ValueError, match="noise does not, got 'S4'"):
+        run_of(images, tmp_path / "out", space="S4")
+
+
 def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
     run = run_of(images, tmp_path / "out")
     run.begin_epoch()

@@ -35,7 +35,7 @@ class Settings(CodeSettings, TrainSettings):
     out: Path = Path("runs/one_stage")
     lr_min: float = 0.001
     space: str = "darts"
-    """Search space: darts, cherry, S1, S2, S4, ..."""
+    """Search space: darts, darts_zero, cherry, S1, S2, S3."""
     tolerance: float = 1e-3
     """A node rests when its code moves by no more from one epoch to the next."""
     search_epochs: int = 200
@@ -90,6 +90,8 @@ class OneStage(Recipe):
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
         space = spaces.get(s.space)
+        if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
+            raise ValueError(f"space must hold operations that can end in a batch norm, and noise does not, got {s.space!r}")
         return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
 
     def _norms(self) -> dict[tuple[str, int], list[BatchNorm]]:

@@ -27,14 +27,14 @@ from . import cnn
 from .flat import Flat
 from .genotype import CELLS, Genotype
 from .processes import Processes
-from .train import CifarSettings, Recipe, network
+from .train import GenotypeSettings, Recipe, network
 
 Operation = tuple[int, int]  # number of the cell, number of the path in it
 BETA = 0.999  # of the second moment behind the adaptive tau
 
 
 @dataclass(frozen=True)
-class Settings(CifarSettings):
+class Settings(GenotypeSettings):
     """Of the training that prunes. mu and the retraining belong to the command."""
 
     epochs: int = 600

@@ -85,13 +85,19 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class CifarSettings(TrainSettings):
-    """The training of a genotype on CIFAR."""
+class GenotypeSettings(TrainSettings):
+    """The recipe for the network of a genotype."""
 
     genotype: str = "DARTS_V2"
     """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
     form: Literal["evaluation", "one_stage"] = "evaluation"
     """one_stage: batch norms after pools and identities too, as in the network that a one-stage search trains."""
+
+
+@dataclass(frozen=True)
+class CifarSettings(GenotypeSettings):
+    """The training of a genotype on CIFAR."""
+
     count: bool = False
     """Only print parameters and multiply-adds, as JSON."""
     classes: int = 0
@@ -151,7 +157,7 @@ class Epochs(Protocol):
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def network(genotype: Genotype | Sequence[Genotype], settings: CifarSettings, classes: int) -> cnn.Discrete:
+def network(genotype: Genotype | Sequence[Genotype], settings: GenotypeSettings, classes: int) -> cnn.Discrete:
     """The network that is trained and counted."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
     return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetSettings) else cnn.Network(*sizes, form=settings.form)

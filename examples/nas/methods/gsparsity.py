@@ -98,6 +98,10 @@ class Settings(TrainSettings):
         if not self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
 
+    def plain(self) -> dict[str, Any]:
+        """What one search computes: a bisection is several."""
+        return {k: v for k, v in super().plain().items() if k not in ("want_paths", "want_parameters", "bisect_runs")}
+
 
 PRESETS = {
     "paper": Settings(),
