@@ -152,6 +152,19 @@ def test_columns_that_repeat_or_vanish_are_no_obstacle(method: str) -> None:
     np.testing.assert_allclose(found.fun, sparse_code(A, b, strength).fun, rtol=1e-6)
 
 
+@pytest.mark.parametrize("values", [(-1, 0, 1), (0, 1), (1,)])
+@given(st.integers(0, 10_000), st.integers(1, 11), st.integers(1, 18), st.sampled_from([1e-4, 0.1, 0.5, 0.99, 1.0]))
+def test_ties_and_dependent_columns_are_no_obstacle(values: tuple, seed: int, m: int, n: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    A = rng.choice(np.asarray(values, float), size=(3, m, n))
+    b = rng.integers(-2, 3, size=(3, m)).astype(float)
+    top = np.abs(np.einsum("bm,bmn->bn", b, A)).max(1)
+    strength = np.where(top > 0, share * top, 1.0)
+    for method in ("auto", "homotopy"):
+        found = sparse_code(A, b, strength, method=method)
+        assert found.success.all() and np.isfinite(found.x).all()
+
+
 @pytest.mark.parametrize("method", ["auto", *METHODS])
 def test_edges_of_the_domain(xlib: Library, method: str) -> None:
     A, b, strength = (xlib.give(v) for v in problem(7, 6, 9))

@@ -40,7 +40,7 @@ def sparse_code(
         reached.
       method: "homotopy" follows the solution path, exact in finitely many steps, also where columns are nearly parallel;
         "active_set" lets accelerated gradient steps find the support and linear solves finish, fast for many signals in a large
-        dictionary; "auto" takes the first where min(m, n) <= 16, else the second, and the first for what that leaves open.
+        dictionary; "auto" takes the first where min(m, n) <= 16, else the second, and the other for what that leaves open.
 
     Returns:
       A SciPy `OptimizeResult`: x, the codes (..., n) with exact zeros, a list for a list of dictionaries; fun; gap (relative, as
@@ -71,8 +71,7 @@ def sparse_code(
     check_budget(tol, max_iter)
     batch = np.broadcast_shapes(tuple(A.shape[:-2]), tuple(b.shape[:-1]), np.shape(strength))
     m, n = A.shape[-2:]
-    if method == "auto":
-        method = "homotopy" if min(m, n) <= SMALL else "auto"
+    methods = [method] if method != "auto" else ["homotopy", "active_set"] if min(m, n) <= SMALL else ["active_set", "homotopy"]
     rows = math.prod(batch)
     signals = xp.reshape(xp.broadcast_to(b, (*batch, m)), (rows, m))
     strengths = xp.reshape(xp.broadcast_to(_arrays.like(strength, b) + 0 * b[..., 0], batch), (rows,))
@@ -80,7 +79,7 @@ def sparse_code(
         A = xp.reshape(xp.broadcast_to(A, (*batch, m, n)), (rows, m, n))
     if rows and m and n:
         solve = _jitted() if is_jax_array(b) else _solve
-        z, fun, gap, count = solve(A, signals, strengths, tol, int(max_iter), method)
+        z, fun, gap, count = solve(A, signals, strengths, tol, int(max_iter), tuple(methods))
     else:
         z = xp.zeros_like(xp.broadcast_to(signals[:, :1] * 0, (rows, n))) if m else xp.zeros((rows, n), dtype=b.dtype)
         fun = 0.5 * xp.sum(signals * signals, axis=1)
@@ -91,27 +90,50 @@ def sparse_code(
     return report(codes, shaped(fun), "gap", shaped(gap), shaped(gap <= tol), shaped(count), depth=3)
 
 
-def _solve(A: Array, b: Array, strength: Array, tol: float, max_iter: int, method: str) -> tuple[Array, Array, Array, Array]:
-    """(z, objective, relative gap, count) of problems in rows."""
+def _solve(
+    A: Array, b: Array, strength: Array, tol: float, max_iter: int, methods: tuple[str, ...]
+) -> tuple[Array, Array, Array, Array]:
+    """(z, objective, relative gap, count) of problems in rows; later methods take what earlier ones leave open."""
     xp = _arrays.namespace(b)
-    own = lambda: xp.broadcast_to(A, (b.shape[0], *A.shape[-2:]))
-    if method == "homotopy":
-        z, count = homotopy.solve(own(), b, strength, max_iter)
-    else:
-        z, count = active_set.solve(A, b, strength, tol, max_iter)
-        open_ = relative_gap(Dictionary(A), b, strength, z)[0] > tol
-        if method == "auto" and is_jax_array(b):
-            import jax
-
-            follow = lambda: xp.where(open_[:, None], homotopy.solve(own(), b, strength, max_iter)[0], z)
-            z = jax.lax.cond(xp.any(open_), follow, lambda: z)
-        elif method == "auto" and bool(xp.any(open_)):
-            rest = xp.nonzero(open_)[0]
-            z[rest, :] = homotopy.solve(own()[rest, ...], b[rest, :], strength[rest], max_iter)[0]
+    first, *others = methods
+    z, count = _by(first, A, b, strength, tol, max_iter)
     gap, _ = relative_gap(Dictionary(A), b, strength, z)
+    for method in others:
+        z, gap = _finish(method, A, b, strength, z, gap, tol, max_iter)
     residual = b - Dictionary(A).times(z)
     fun = 0.5 * xp.sum(residual * residual, axis=1) + strength * xp.sum(xp.abs(z), axis=1)
     return z, fun, gap, count
+
+
+def _by(method: str, A: Array, b: Array, strength: Array, tol: float, max_iter: int) -> tuple[Array, Array]:
+    if method == "active_set":
+        return active_set.solve(A, b, strength, tol, max_iter)
+    own = _arrays.namespace(A).broadcast_to(A, (b.shape[0], *A.shape[-2:]))
+    return homotopy.solve(own, b, strength, max_iter)
+
+
+def _finish(
+    method: str, A: Array, b: Array, strength: Array, z: Array, gap: Array, tol: float, max_iter: int
+) -> tuple[Array, Array]:
+    """(z, relative gap), by another method where the gap is above the tolerance and that one does better."""
+    xp = _arrays.namespace(b)
+
+    def again(A: Array, b: Array, strength: Array, z: Array, gap: Array) -> tuple[Array, Array]:
+        new, _ = _by(method, A, b, strength, tol, max_iter)
+        reached, _ = relative_gap(Dictionary(A), b, strength, new)
+        better = (reached < gap) | (gap != gap)
+        return xp.where(better[:, None], new, z), xp.where(better, reached, gap)
+
+    rest = ~(gap <= tol)
+    if is_jax_array(b):
+        import jax
+
+        return jax.lax.cond(xp.any(rest), lambda: again(A, b, strength, z, gap), lambda: (z, gap))
+    if bool(xp.any(rest)):
+        rows = xp.nonzero(rest)[0]
+        own = A if A.ndim == 2 else A[rows, ...]
+        z[rows, :], gap[rows] = again(own, b[rows, :], strength[rows], z[rows, :], gap[rows])
+    return z, gap
 
 
 @functools.cache
