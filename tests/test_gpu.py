@@ -2,12 +2,17 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from nas import cnn, methods, spaces
+from nas.methods import gsparsity
+from nas.methods.gsparsity import Operations
+from nas.steps import Steps
 from torch import nn
 from torch_cases import MAKERS, PENALTIES, groups_of, problem, snapshot, train
 
-from proxopt import GroupL2, Groups, SparseGroupLasso
+from proxopt import GroupL2, Groups, SparseGroupLasso, sparse_code
 from proxopt_torch import Proximal, compact
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -121,3 +126,49 @@ def test_labels_and_whole_groups_live_on_the_device():
             penalty = SparseGroupLasso(0.3, 0.5, groups, metric=metric)
             step = torch.rand(6, 5, device="cuda") + 0.1
             torch.testing.assert_close(penalty.prox(x, step).cpu(), penalty.prox(x.cpu(), step.cpu()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["auto", "active_set", "homotopy"])
+def test_codes_on_the_device_are_those_of_the_host(method):
+    rng = np.random.default_rng(0)
+    A, b = rng.normal(size=(20, 30)), rng.normal(size=(4, 20))
+    expected = sparse_code(A, b, 1.0, method=method)
+    found = sparse_code(torch.tensor(A, device="cuda"), torch.tensor(b, device="cuda"), 1.0, method=method)
+    assert found.x.is_cuda and bool(found.success.all())
+    torch.testing.assert_close(found.x.cpu(), torch.tensor(expected.x), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["ista", "sparse_supernet", "darts"])
+def test_a_search_step_on_the_device_is_that_of_the_host(method):
+    sides = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        settings = methods.registry()[method][1](order="first", batch=16)
+        net = cnn.Supernet(spaces.get(settings.space), 4, 4)
+        generator = torch.Generator().manual_seed(1)
+        batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in "ab"]
+        net = net.to(device)
+        torch.manual_seed(2)
+        chosen = methods.build(method, net, settings)
+        chosen.begin_epoch(0)
+        train, valid = [(x.to(device), y.to(device)) for x, y in batches]
+        steps = Steps(net, chosen, settings)
+        steps.architecture(0, train, valid)
+        steps.weights(train)
+        sides.append([p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)])
+    for ours, there in zip(*sides):
+        torch.testing.assert_close(ours, there, rtol=1e-2, atol=1e-3)
+
+
+def test_groups_of_operations_step_on_the_device():
+    sides = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        net = cnn.Supernet(spaces.get("darts"), 4, 3)
+        x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+        operations = Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
+        nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
+        operations.step()
+        sides.append(list(operations.norms().values()))
+    assert sides[0] == pytest.approx(sides[1], rel=1e-2, abs=1e-4)
+    assert [n == 0 for n in sides[0]] == [n == 0 for n in sides[1]]
