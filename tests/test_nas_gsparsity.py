@@ -207,9 +207,9 @@ def test_a_flat_group_is_its_parts():
 # -- the search -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", ["darts", "S4"])
-def test_the_cut_changes_no_logit(space, images, tmp_path):
-    run = search(images, tmp_path / "out", mu=3.0, space=space, epochs=2, vanish=0.0)
+@pytest.mark.parametrize(("space", "tau"), [("darts", 1.0), ("darts", "direct"), ("S4", 1.0)])
+def test_the_cut_changes_no_logit(space, tau, images, tmp_path):
+    run = search(images, tmp_path / "out", mu=3.0, space=space, tau=tau, epochs=2, vanish=0.0)
     row = run.run()
     living = row["paths_normal"] + row["paths_reduce"]
     assert 0 < living < 0.8 * sum(len(run.net.space.paths(c)) for c in CELLS)
@@ -298,7 +298,7 @@ def test_bisection_brackets_and_halves():
     ("options", "message"),
     [
         ({"mu": -1.0}, "mu must be finite and >= 0, got -1.0"),
-        ({"tau": 0.0}, "tau must be finite and > 0, got 0.0"),
+        ({"tau": 0.0}, "tau must be finite and > 0, or direct, got 0.0"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"vanish": float("nan")}, "vanish must be finite and >= 0, got nan"),
         ({"want_paths": 3, "want_parameters": 4}, "exclude each other, got 3, 4"),
@@ -314,7 +314,16 @@ def test_a_setting_out_of_its_domain_is_named(options, message):
 
 
 def pruned(images, out, mu=3.0, **options):
-    chosen = {**TINY, "data_dir": images, "lr": 0.3, "lr_min": 0.3, "tau": 1.0, "auxiliary": 0.4, "drop_path": 0.0, **options}
+    chosen = {
+        **TINY,
+        "data_dir": images,
+        "lr": 0.3,
+        "lr_min": 0.3,
+        "tau": "direct",
+        "auxiliary": 0.4,
+        "drop_path": 0.0,
+        **options,
+    }
     out.mkdir(exist_ok=True)
     return pruning.Pruning(genotype.load("DARTS_V2"), pruning.Settings(**chosen), mu, 0, out, ALONE, CPU)
 
@@ -326,7 +335,7 @@ def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
     dead = run.dead()
     operations = sum(len(list(op.parameters())) > 0 for cell in run.net.cells for op in cell.operations)
     assert 0 < len(dead) == row["dead_operations"] <= operations
-    net = run.at_point()
+    net = run.net.eval()
     small = pruning.cut(net, dead)
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
@@ -334,6 +343,18 @@ def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
     assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.count(net, (3, 32, 32))["parameters"])
     held = sum(p.numel() for p in small.parameters())
     assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, dead)
+
+
+def test_groups_that_only_decay_become_exactly_zero_once_they_are_small(images, tmp_path):
+    run = pruned(images, tmp_path / "out", mu=50.0, tau=1.0, vanish=0.5, auxiliary=0.0, epochs=8)
+    row = run.run()
+    points = [run.sgd.state[f.vector]["point"] for f in run.flats]
+    gone = [i for i, f in enumerate(run.flats) if not f.vector.any()]
+    assert gone and row["dead_operations"] == len(gone)
+    assert all(not points[i].any() for i in gone)
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(run.net.eval()(x)[0], pruning.cut(run.net, run.dead()).eval()(x)[0])
 
 
 def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
@@ -360,19 +381,19 @@ def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
 
 
 def test_with_groups_of_tensors_one_dead_tensor_kills_its_operation(images, tmp_path):
-    run = pruned(images, tmp_path / "out", mu=0.0, groups="tensor", tau=0.0, lr=0.001)
+    run = pruned(images, tmp_path / "out", mu=0.0, groups="tensor", tau="adaptive", lr=0.001)
     assert len(run.flats) == len(list(run.net.parameters()))
     run.run()
     assert not run.dead()
     assert all(0 < group["tau"] != 1.0 for group in run.sgd.param_groups)
     k = next(i for i, m in enumerate(run.members) if m is not None)
-    run.sgd.state[run.flats[k].vector]["point"].zero_()
+    run.flats[k].clear()
     assert run.dead() == {run.members[k]}
     assert run.dead(1e9) == {m for m in run.members if m is not None}
 
 
 def test_the_adaptive_tau_is_the_mean_root_of_the_second_moment(images, tmp_path):
-    run = pruned(images, tmp_path / "out", tau=0.0)
+    run = pruned(images, tmp_path / "out", tau="adaptive")
     rng = np.random.default_rng(0)
     r = np.zeros(run.flats[0].vector.numel())
     for t in range(1, 6):
@@ -390,16 +411,16 @@ def test_the_adaptive_tau_is_the_mean_root_of_the_second_moment(images, tmp_path
 def test_pruning_from_the_command_line(images, tmp_path, capsys):
     sizes = [*"--images 64 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split(), "--data-dir", str(images)]
     train_cifar10.main(["--preset", "small", "--epochs", "1", *sizes, "--out", str(tmp_path / "trained")])
-    options = [*"--preset small --epochs 4 --retrain-epochs 1 --mu 1 6 --tau 1 --lr 0.3 --lr-min 0.3".split(), *sizes]
+    options = [*"--preset small --epochs 4 --retrain-epochs 1 --mu 1 8 --tau direct --lr 0.3 --lr-min 0.3".split(), *sizes]
     options += ["--start", str(tmp_path / "trained" / "network.pt"), "--out", str(tmp_path / "out")]
     rows = prune_operations.main(options)
-    assert [(r["mu"], r["threshold"]) for r in rows] == [(m, t) for m in (1.0, 6.0) for t in (0.0, 1e-6, 1e-3, 0.5)]
+    assert [(r["mu"], r["threshold"]) for r in rows] == [(m, t) for m in (1.0, 8.0) for t in (0.0, 1e-6, 1e-3, 0.5)]
     assert all(r["largest_change"] == 0 and r["before"] == r["after"] for r in rows if r["threshold"] == 0)
     assert rows[0]["pruned_share"] <= rows[4]["pruned_share"] and rows[4]["pruned_share"] > 0.05
     assert rows[4]["parameters"] < rows[0]["parameters"] or rows[0]["pruned_share"] == rows[4]["pruned_share"]
     assert (tmp_path / "out" / "pruning.png").stat().st_size > 5_000
-    assert rows_of(tmp_path / "out" / "mu-6" / "prune.csv")[-1]["dead_operations"] == str(rows[4]["dead_operations"])
-    assert (tmp_path / "out" / "mu-6" / "cells.json").exists()
+    assert rows_of(tmp_path / "out" / "mu-8" / "prune.csv")[-1]["dead_operations"] == str(rows[4]["dead_operations"])
+    assert (tmp_path / "out" / "mu-8" / "cells.json").exists()
     with pytest.raises(SystemExit, match="holds a run already"):
         prune_operations.main(options)
     capsys.readouterr()
@@ -414,9 +435,9 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
 
 
 def test_a_stopped_pruning_goes_on_bit_for_bit(images, tmp_path):
-    whole = pruned(images, tmp_path / "whole", tau=0.0)
+    whole = pruned(images, tmp_path / "whole", tau="adaptive")
     whole.run()
-    stopped = pruned(images, tmp_path / "stopped", tau=0.0)
+    stopped = pruned(images, tmp_path / "stopped", tau="adaptive")
     stopped.begin_epoch()
     for batch in stopped.batches():
         stopped.take(batch)
@@ -424,7 +445,7 @@ def test_a_stopped_pruning_goes_on_bit_for_bit(images, tmp_path):
         if stopped.step == 3:
             break
     stopped.save()
-    again = pruned(images, tmp_path / "stopped", tau=0.0)
+    again = pruned(images, tmp_path / "stopped", tau="adaptive")
     again.load()
     again.run()
     strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -437,7 +458,8 @@ def test_a_stopped_pruning_goes_on_bit_for_bit(images, tmp_path):
     ("options", "message"),
     [
         ({"momentum": -0.1}, r"momentum must lie in \[0, 1\)|momentum must be finite and >= 0"),
-        ({"tau": -1.0}, "tau must be finite and >= 0, got -1.0"),
+        ({"tau": -1.0}, "tau must be finite and > 0, adaptive or direct, got -1.0"),
+        ({"vanish": -1.0}, "vanish must be finite and >= 0, got -1.0"),
         ({"want_share": 1.0}, r"want_share must lie in \[0, 1\), got 1.0"),
         ({"mu": ()}, "mu must hold numbers >= 0"),
         ({"thresholds": (-1.0,)}, "thresholds must hold numbers >= 0"),

@@ -1,7 +1,8 @@
 """Operation pruning: a network of known cells is trained by ProxSGD until whole operations are zero, which are then removed.
 
     run = Pruning(genotype, settings, mu, seed, out, processes, device)
-    small = cut(run.at_point(), run.dead())        # same logits, bit for bit
+    run.run()
+    small = cut(run.net, run.dead())               # same logits, bit for bit
     again = Network(cascade(small), ...)           # the shape of what is left, for a training from new weights
 
 Source: GSparsity, "Operation pruning"; the per-tensor groups and the adaptive tau are those of the published code.
@@ -18,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
@@ -46,8 +46,12 @@ class Settings(GenotypeSettings):
     groups: Literal["operation", "tensor"] = "operation"
     """One group for each operation (the paper), or for each tensor of the network, the classifier and batch norms
     included (the published code); an operation is then dead as soon as one of its tensors is."""
-    tau: float = 0.0
-    """Curvature of the model step; 0 takes the mean over the group of the root of the gradient's second moment."""
+    tau: float | Literal["adaptive", "direct"] = "adaptive"
+    """Curvature of the model step of ProxSGD, towards whose prox point the weights only decay. adaptive: the mean over the group
+    of the root of the gradient's second moment. direct: no model, the weights themselves take the prox step, of length lr, and
+    are exactly sparse."""
+    vanish: float = 1e-6
+    """At the end of an epoch groups that are 0 at the prox point and whose own norm is below this are set to exactly 0."""
     start: Path | None = None
     """Weights to start from, a network.pt that `train_cifar10.py` wrote; none: new ones."""
 
@@ -55,8 +59,10 @@ class Settings(GenotypeSettings):
         super().__post_init__()
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 <= self.tau < math.inf:
-            raise ValueError(f"tau must be finite and >= 0, got {self.tau}")
+        if not isinstance(self.tau, str) and not 0 < self.tau < math.inf:
+            raise ValueError(f"tau must be finite and > 0, adaptive or direct, got {self.tau}")
+        if not 0 <= self.vanish < math.inf:
+            raise ValueError(f"vanish must be finite and >= 0, got {self.vanish}")
 
     def plain(self) -> dict[str, Any]:
         return {k: str(v) if isinstance(v, Path) else v for k, v in super().plain().items()}
@@ -86,11 +92,12 @@ class Pruning(Recipe):
         self.squares = [torch.zeros_like(flat.vector) for flat in self.flats]
         self.count = 0
         penalty = GroupL2(mu, weights="none")
-        named = [{"params": [(f.name, f.vector)], "penalty": penalty, "tau": settings.tau or 1.0} for f in self.flats]
+        tau = {"adaptive": 1.0, "direct": None}.get(settings.tau, settings.tau)  # type: ignore[arg-type]
+        named = [{"params": [(f.name, f.vector)], "penalty": penalty} for f in self.flats]
         held = {id(p) for flat in self.flats for p in flat.parts}
         rest = [(name, p) for name, p in self.net.named_parameters() if id(p) not in held]
         free = [{"params": rest, "penalty": None, "weight_decay": settings.weight_decay}] if rest else []
-        self.sgd = ProxSGD([*named, *free], settings.lr, 1 - settings.momentum, settings.tau or 1.0)
+        self.sgd = ProxSGD([*named, *free], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
         net = network(self.genotype, self.settings, classes)
@@ -110,7 +117,7 @@ class Pruning(Recipe):
             nn.utils.clip_grad_norm_(live, self.settings.clip)
         for flat in self.flats:
             flat.gather()
-        if not self.settings.tau:
+        if self.settings.tau == "adaptive":
             self._adapt()
         self.sgd.step()
 
@@ -128,23 +135,22 @@ class Pruning(Recipe):
     # -- what is dead -------------------------------------------------------------------------
 
     def norms(self) -> list[float]:
-        """Of each group at the prox point."""
-        points = [self.sgd.state.get(f.vector, {}).get("point", f.vector).detach() for f in self.flats]
-        return torch.stack(torch._foreach_norm(points)).tolist()
+        """Of each group."""
+        return torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats])).tolist()
 
     def dead(self, threshold: float = 0.0) -> set[Operation]:
-        """The operations of norm at most `threshold` at the prox point; with groups of tensors, where one of their tensors is."""
+        """The operations of norm at most `threshold`; with groups of tensors, where one of their tensors is."""
         return {m for m, norm in zip(self.members, self.norms()) if m is not None and norm <= threshold}
 
-    def at_point(self) -> cnn.Discrete:
-        """A copy of the network at the prox point, its batch norms with the statistics of the training images there."""
-        with self.sgd.at_prox_point():
-            net = copy.deepcopy(self.net)
-        with torch.no_grad():
-            update_bn((images for images, _ in self.data.epoch(self.epoch)), net)
-        return net.eval()
+    def let_vanish(self) -> None:
+        """Groups that are 0 at the prox point and have decayed below `vanish` become exactly 0."""
+        for flat, norm in zip(self.flats, self.norms()):
+            point = self.sgd.state.get(flat.vector, {}).get("point")
+            if point is not None and 0 < norm < self.settings.vanish and not bool(point.any()):
+                flat.clear()
 
     def end_epoch(self) -> dict[str, Any]:
+        self.let_vanish()
         row = super().end_epoch()
         dead = self.dead()
         return row | {"dead_operations": len(dead), "pruned_share": pruned_share(self.net, dead)}

@@ -34,6 +34,8 @@ class TrainSettings:
     data_dir: Path = Path("data")
     images: int = 0
     """Training images used; 0 takes all."""
+    valid_images: int = 0
+    """Validation images used; 0 takes all."""
     channels: int = 36
     layers: int = 20
     epochs: int = 600
@@ -69,7 +71,7 @@ class TrainSettings:
         for name, high in (("drop_path", 1), ("smoothing", 1)):
             if not 0 <= getattr(self, name) < high:
                 raise ValueError(f"{name} must lie in [0, {high}), got {getattr(self, name)}")
-        for name in ("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images"):
+        for name in ("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
 
@@ -133,6 +135,8 @@ class ImageNetSettings(CifarSettings):
         super().__post_init__()
         if self.cutout:
             raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
+        if self.images or self.valid_images:
+            raise ValueError(f"images and valid_images must be 0 for folders, got {self.images} and {self.valid_images}")
         if self.form != "evaluation":
             raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 
@@ -185,7 +189,8 @@ def prepare(settings: TrainSettings, seed: int, device: torch.device, processes:
     augment = data.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
     images = dataset.train.take(slice(settings.images or None))
     plain = data.Augment(dataset.mean, dataset.std)
-    check = lambda: data.whole(dataset.test, plain, share=share)
+    test = dataset.test.take(slice(settings.valid_images or None))
+    check = lambda: data.whole(test, plain, share=share)
     return data.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
 
 

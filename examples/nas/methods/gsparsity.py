@@ -70,8 +70,9 @@ class Settings(TrainSettings):
     """mu_k = mu times this of the group; see the text above."""
     gates: Literal["penalised", "free"] = "penalised"
     """Whether operations without parameters are penalised too."""
-    tau: float = 1.0
-    """Curvature of the model step of ProxSGD."""
+    tau: float | Literal["direct"] = 1.0
+    """Curvature of the model step of ProxSGD. direct: the weights themselves take the prox step, of length lr, so that they and
+    not only their prox point are exactly sparse."""
     vanish: float = 1e-6
     """Groups that are 0 at the prox point and whose own norm is below this are set to 0 and run no more; 0: never."""
     cut: float = 0.0
@@ -93,8 +94,8 @@ class Settings(TrainSettings):
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.want_paths and self.want_parameters:
             raise ValueError(f"want_paths and want_parameters exclude each other, got {self.want_paths}, {self.want_parameters}")
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau must be finite and > 0, got {self.tau}")
+        if self.tau != "direct" and not 0 < self.tau < math.inf:
+            raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
         if not self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
 
@@ -106,7 +107,17 @@ class Settings(TrainSettings):
 PRESETS = {
     "paper": Settings(),
     "small": Settings(
-        channels=8, layers=5, epochs=10, batch=32, images=4096, lr=0.01, lr_min=0.01, mu=0.1, weighting="initial_norm"
+        channels=8,
+        layers=5,
+        epochs=10,
+        batch=32,
+        images=4096,
+        valid_images=2000,
+        lr=0.02,
+        lr_min=0.02,
+        tau="direct",
+        mu=0.05,
+        weighting="initial_norm",
     ),
 }
 
@@ -163,7 +174,8 @@ class Operations:
         self.initial = {key: float(flat.vector.detach().norm()) for key, flat in self.flats.items()}
         self.alive_: dict[tuple[str, Path], bool] = dict.fromkeys(self.flats, True)
         self.others = [p for p in net.parameters() if id(p) not in {id(q) for flat in self.flats.values() for q in flat.parts}]
-        self.optimizer = ProxSGD(self.param_groups(), settings.lr, 1 - settings.momentum, settings.tau)
+        tau = None if settings.tau == "direct" else settings.tau
+        self.optimizer = ProxSGD(self.param_groups(), settings.lr, 1 - settings.momentum, tau)
 
     def _is_gated(self, cell: str, path: Path) -> bool:
         """Whether the operation has no parameters of its own, or is a strided skip connection."""
@@ -216,12 +228,18 @@ class Operations:
 
     @torch.no_grad()
     def let_vanish(self) -> None:
-        """Set to exactly 0, and run no more, what is 0 at the prox point and has decayed below `vanish`."""
+        """Set to exactly 0, and run no more, what is 0 at the prox point and has decayed below `vanish`.
+
+        A cell of which nothing would be left goes on as it is: it could not run.
+        """
         found = torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats.values()])).tolist()
-        for (key, at_point), norm in zip(self.norms().items(), found):
-            if self.alive_[key] and at_point == 0 and norm < self.settings.vanish:
-                self.flats[key].clear()
-                self.alive_[key] = False
+        small = {k for (k, point), norm in zip(self.norms().items(), found) if point == 0 and norm < self.settings.vanish}
+        for cell in CELLS:
+            left = [path for c, path in self.flats if c == cell and (c, path) not in small]
+            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().living(cell):
+                for key in (k for k in small if k[0] == cell and self.alive_[k]):
+                    self.flats[key].clear()
+                    self.alive_[key] = False
 
     def genotype(self) -> Genotype:
         """The operations that are not 0 at the prox point, without dead ends."""
