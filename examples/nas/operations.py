@@ -9,7 +9,7 @@ which takes the rectified input, so that all of them at one source share one ReL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -52,18 +52,26 @@ class BatchNorm(nn.BatchNorm2d):
         return 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
 
 
+def norms_of(net: nn.Module) -> list[BatchNorm]:
+    """All batch norms of a network."""
+    return [m for m in net.modules() if isinstance(m, BatchNorm)]
+
+
 @contextmanager
-def frozen_statistics(net: nn.Module) -> Iterator[None]:
-    """Batch norms go on using the statistics of each batch but do not remember them: for the extra passes of a bi-level step."""
-    norms = [m for m in net.modules() if isinstance(m, BatchNorm)]
+def frozen_statistics(net: nn.Module | Sequence[BatchNorm]) -> Iterator[None]:
+    """Batch norms go on using the statistics of each batch but do not remember them: for the extra passes of a bi-level step.
+
+    net: a network, or its batch norms, which to look for takes as long as a few convolutions.
+    """
+    norms = norms_of(net) if isinstance(net, nn.Module) else net
     before = [m.updates for m in norms]
     for m in norms:
-        m.updates = False
+        m.__dict__["updates"] = False  # a module's own way of setting attributes takes ten times as long
     try:
         yield
     finally:
         for m, updates in zip(norms, before):
-            m.updates = updates
+            m.__dict__["updates"] = updates
 
 
 class Identity(nn.Module):

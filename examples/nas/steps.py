@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from . import bilevel
 from .cnn import Supernet
 from .methods import Method
-from .operations import frozen_statistics
+from .operations import frozen_statistics, norms_of
 from .processes import ALONE, Processes
 from .settings import SearchSettings
 from .spaces import Masks
@@ -38,7 +38,7 @@ class Steps:
 
     def __init__(self, net: Supernet, method: Method, settings: SearchSettings, processes: Processes = ALONE) -> None:
         self.net, self.method, self.settings, self.processes = net, method, settings, processes
-        self.params = list(net.parameters())
+        self.params, self.norms = list(net.parameters()), norms_of(net)
         self.device = self.params[0].device
         self.sgd = torch.optim.SGD(
             self.params, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
@@ -61,7 +61,7 @@ class Steps:
             return lambda: F.cross_entropy(self.logits(batch[0], method.weights(), alive), batch[1])
 
         average = self.processes.average
-        with frozen_statistics(self.net):
+        with frozen_statistics(self.norms):
             if s.order == "first":
                 with constant(self.params):
                     grads = bilevel.first_order(method.parameters, on(valid), average)
