@@ -31,7 +31,8 @@ COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduc
 def searches() -> dict[str, tuple[Callable[..., Run], Any, dict[str, Any]]]:
     """name: (run, its settings, presets by name). A run is made from settings, seed, folder, processes and device."""
     two_levels = {name: (partial(Search, name), kind, presets) for name, (_, kind, presets) in registry().items()}
-    return {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.Settings, gsparsity.PRESETS)}
+    every = {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.Settings, gsparsity.PRESETS)}
+    return dict(sorted(every.items()))
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:

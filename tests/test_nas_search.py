@@ -204,7 +204,7 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
         (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
         (["--threads", "-1"], "threads must be >= 0, got -1"),
         (["--seeds"], "--seeds must name at least one seed, got none"),
-        (["--method", "random"], "--method must be one of darts, ista, sparse_supernet, got 'random'"),
+        (["--method", "random"], "--method must be one of darts, gsparsity, ista, sparse_supernet, got 'random'"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*more)
