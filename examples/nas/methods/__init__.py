@@ -1,6 +1,7 @@
 """Search methods: what the architecture variables are, what one step does to them, which genotype they stand at.
 
-The loop (`nas.search`) gives a method the gradients of its parameters and asks for weights, masks and the genotype.
+The loop (`nas.search`) gives a method the gradients of its parameters and asks for weights, masks and the genotype. `gsparsity`
+has no architecture variables and one level only: its loop is `nas.group_sparse`.
 """
 
 from __future__ import annotations
