@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import tyro
 from nas import checkpoint, cnn, command, draw, genotype, pruning, train
-from nas.bisection import closest
+from nas.bisection import closest, refuse_old
 from nas.draw import plt
 from nas.genotype import Genotype
 from nas.run import carry_out
@@ -163,8 +163,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
     """The table of one seed."""
-    if out.exists() and any(out.glob("mu-*")) and not settings.resume:
-        raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+    refuse_old(out, settings.resume)
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:

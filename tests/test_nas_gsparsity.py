@@ -274,6 +274,8 @@ def test_the_search_from_the_command_line(images, tmp_path, capsys):
     assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 60))
     found = genotype.load(tmp_path / "wanted" / "genotype.json")
     assert sum(len(found.paths(c)) for c in CELLS) == row["left"]
+    with pytest.raises(SystemExit, match="holds a run already"):
+        nas_cifar10.main([*options, "--want-paths", "60", "--out", str(tmp_path / "wanted")])
     with pytest.raises(SystemExit, match="no path of the genotype reaches an input"):
         nas_cifar10.main([*options, "--mu", "50", "--out", str(tmp_path / "dead")])
     assert "has died: a smaller mu than 50 keeps some" in capsys.readouterr().out

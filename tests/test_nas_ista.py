@@ -243,6 +243,14 @@ def test_a_space_whose_coefficients_cannot_be_absorbed_is_refused_at_once(images
         run_of(images, tmp_path / "out", space="S4")
 
 
+def test_without_a_clip_the_run_still_learns(images, tmp_path):
+    run = run_of(images, tmp_path / "out", clip=0.0)
+    before = run.net.classifier.weight.detach().clone()
+    run.begin_epoch()
+    run.take(next(iter(run.batches())))
+    assert (run.net.classifier.weight != before).any()
+
+
 def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
     run = run_of(images, tmp_path / "out")
     run.begin_epoch()

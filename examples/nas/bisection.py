@@ -36,7 +36,11 @@ def closest(left: Callable[[float], int], want: int, start: float, runs: int) ->
 
 
 def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
-    """Searches in `out`/mu-..., each going on where it was; what the closest one left is copied to `out`. Its last row."""
+    """Searches in `out`/mu-..., each going on where it was; what the closest one left is copied to `out`. Its last row.
+
+    Raises FileExistsError where `out` holds such searches and `settings.resume` is off.
+    """
+    refuse_old(out, settings.resume)
     rows: dict[float, dict[str, Any]] = {}
     want = settings.want_paths or settings.want_parameters
 
@@ -59,6 +63,12 @@ def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
         writer.writeheader()
         writer.writerows(rows[m] for m in sorted(rows))
     return rows[mu]
+
+
+def refuse_old(out: Path, resume: bool) -> None:
+    """FileExistsError where `out` holds runs for several strengths that were not to be continued."""
+    if not resume and any(out.glob("mu-*")):
+        raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
 
 
 def parameters(found: genotype.Genotype) -> int:

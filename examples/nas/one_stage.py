@@ -169,7 +169,8 @@ class OneStage(Recipe):
         self.processes.average([p.grad for p in both])  # type: ignore[misc]
         if self.searches:
             self._move_codes()
-        nn.utils.clip_grad_norm_(both, self.settings.clip)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(both, self.settings.clip)
         self.sgd.step()
         for b in self.codes.parameters:
             b.grad = None

@@ -22,6 +22,7 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_each
+from proxopt.solvers.gradient import accelerated_by
 from proxopt.solvers.least_squares import Dictionary
 from proxopt.solvers.least_squares import gap as duality_gap
 
@@ -125,11 +126,8 @@ def _fista_step(A: Dictionary, guess: Guess, z: Array, y: Array, t: Array) -> tu
     step, threshold = guess.step[:, None], (guess.step * guess.strength)[:, None]
     moved = y + step * A.correlate(guess.b - A.times(y))
     new = moved - xp.clip(moved, -threshold, threshold)
-    change = new - z
-    uphill = xp.sum((y - new) * change, axis=1) > 0
-    longer = (1 + xp.sqrt(1 + 4 * t * t)) / 2
-    momentum = xp.where(uphill, 0.0, (t - 1) / longer)
-    return new, new + momentum[:, None] * change, xp.where(uphill, 1.0, longer)
+    search, t = accelerated_by(xp, new, new - z, y, t, lambda v: xp.sum(v, axis=1), lambda v: v[:, None])
+    return new, search, t
 
 
 def _solve_active(dictionary: Dictionary, attempt: Attempt, most: int, goes_on: Array) -> Attempt:

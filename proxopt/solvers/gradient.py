@@ -56,9 +56,9 @@ def fista(
       x0: where to start, a floating-point array of NumPy, torch or JAX.
       step: None takes 1 / f.lipschitz() where f has that, and else halves from 1 until
         f(x) <= f(y) + <grad, x - y> + ||x - y||^2 / (2 step).
-      tol: of the certificate. For `LeastSquares` with a penalty of proxopt that is the duality gap, relative to the objective;
-        otherwise the length of the prox-gradient ||x - prox(x - step grad, step)|| / step, relative to the length of the
-        gradient.
+      tol: of the certificate. For `LeastSquares` with a penalty of proxopt (in a batch `L1` or `ElasticNet`) that is the duality
+        gap, relative to the objective; otherwise the length of the prox-gradient ||x - prox(x - step grad, step)|| / step,
+        relative to the length of the gradient.
       max_iter: the budget; when it ends first, a warning says what was reached.
       restart: forget the momentum where it points uphill, <y - x, x - x_before> > 0.
 
@@ -208,17 +208,10 @@ def _iterate(problems: _Problems, s: State, searches: bool, accelerated: bool, r
     value, gradient = problems.smooth(s.y)
     step = _search(problems, s.y, value, gradient, s.step) if searches else s.step
     x = problems.prox(s.y - wide(step) * gradient, step)
-    change = x - s.x
-    t = s.t
     if accelerated:
-        uphill = problems.sum((s.y - x) * change) > 0
-        uphill = uphill & restart
-        t = (1 + xp.sqrt(1 + 4 * s.t**2)) / 2
-        momentum = xp.where(uphill, 0.0, (s.t - 1) / t)
-        t = xp.where(uphill, 1.0, t)
-        y = x + wide(momentum) * change
+        y, t = accelerated_by(xp, x, x - s.x, s.y, s.t, problems.sum, wide, restart)
     else:
-        y = x
+        y, t = x, s.t
     frozen = wide(s.done)
     return s._replace(
         x=xp.where(frozen, s.x, x),
@@ -227,6 +220,19 @@ def _iterate(problems: _Problems, s: State, searches: bool, accelerated: bool, r
         step=xp.where(s.done, s.step, step),
         nit=s.nit + xp.astype(~s.done, s.nit.dtype),
     )
+
+
+def accelerated_by(
+    xp: Any, x: Array, change: Array, y: Array, t: Array, total: Callable, wide: Callable, restart: bool = True
+) -> tuple[Array, Array]:
+    """The next search point and momentum of FISTA, from the prox point x, its change, and the search point it came from.
+
+    total, wide: sum over the entries of each problem, and one number for each against x.
+    """
+    uphill = (total((y - x) * change) > 0) & restart
+    longer = (1 + xp.sqrt(1 + 4 * t * t)) / 2
+    momentum = xp.where(uphill, 0.0, (t - 1) / longer)
+    return x + wide(momentum) * change, xp.where(uphill, 1.0, longer)
 
 
 class _Trial(NamedTuple):
