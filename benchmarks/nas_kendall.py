@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> float:
     given = lambda prefix: {k: v for k in SIZES if (v := getattr(args, prefix + k)) is not None}
     if args.one_stage and given("train_"):
         parser.error("--one-stage retrains by the recipe of the run: leave out the options that begin with --train-")
-    presets = one_stage.PRESETS if args.one_stage else registry()[args.method][2]
+    presets = one_stage.PRESETS if args.one_stage else registry()[args.method][1]
     settings = replace(presets[args.preset], data_dir=args.data_dir, **given(""))
     training = replace(train.PRESETS[args.train_preset], data_dir=args.data_dir, **given("train_"))
     title = args.method + (", one stage" if args.one_stage else "")

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    base = replace(registry()["sparse_supernet"][2][args.preset], data_dir=args.data_dir, **chosen)
+    base = replace(registry()["sparse_supernet"][1][args.preset], data_dir=args.data_dir, **chosen)
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -63,7 +64,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
         loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
-    settings = methods.registry()[name][1](order="second" if "second" in case else "first")
+    settings = replace(methods.registry()[name][1]["paper"], order="second" if "second" in case else "first")
     net = cnn.Supernet(spaces.get(settings.space)).to(device)
     torch.manual_seed(1)
     method = methods.build(name, net, settings)

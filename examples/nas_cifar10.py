@@ -28,10 +28,10 @@ from nas.search import Search
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
-def searches() -> dict[str, tuple[Callable[..., Run], Any, dict[str, Any]]]:
-    """name: (run, its settings, presets by name). A run is made from settings, seed, folder, processes and device."""
-    two_levels = {name: (partial(Search, name), kind, presets) for name, (_, kind, presets) in registry().items()}
-    every = {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.Settings, gsparsity.PRESETS)}
+def searches() -> dict[str, tuple[Callable[..., Run], dict[str, Any]]]:
+    """name: (run, presets by name). A run is made from settings, seed, folder, processes and device."""
+    two_levels = {name: (partial(Search, name), presets) for name, (_, presets) in registry().items()}
+    every = {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.PRESETS)}
     return dict(sorted(every.items()))
 
 
@@ -40,15 +40,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     argv = list(sys.argv[1:] if argv is None else argv)
     methods = searches()
     method = command.option(argv, "--method", methods, "sparse_supernet")
-    run, kind, presets = methods[method]
+    run, presets = methods[method]
     single = command.flag(argv, "--one-stage")
     if single:
         if method != "ista":
             raise SystemExit(f"error: --one-stage belongs to --method ista, got --method {method}")
-        run, kind, presets = one_stage.OneStage, one_stage.Settings, one_stage.PRESETS
+        run, presets = one_stage.OneStage, one_stage.PRESETS
     preset = presets[command.option(argv, "--preset", presets, "paper")]
     try:
-        settings = tyro.cli(kind, args=argv, default=preset, description=__doc__)
+        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -1,6 +1,7 @@
 """On a CUDA device: the same steps as on a CPU, graphs and the compiler included. Skipped where there is none."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_a_search_step_on_the_device_is_that_of_the_host(method):
     sides = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        settings = methods.registry()[method][1](order="first", batch=16)
+        settings = replace(methods.registry()[method][1]["paper"], order="first", batch=16)
         net = cnn.Supernet(spaces.get(settings.space), 4, 4)
         generator = torch.Generator().manual_seed(1)
         batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in "ab"]

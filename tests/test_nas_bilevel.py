@@ -61,7 +61,7 @@ def test_small_differences_agree_with_the_exact_product_on_a_network(monkeypatch
 @pytest.mark.parametrize("name", ["darts", "sparse_supernet"])
 def test_an_architecture_step_moves_the_architecture_and_nothing_else(name, order):
     torch.manual_seed(0)
-    _, kind, _ = methods.registry()[name]
+    kind = type(methods.registry()[name][1]["paper"])
     net = Supernet(spaces.get(kind().space), 4, 3)
     steps = Steps(net, methods.build(name, net, kind(order=order)), kind(order=order))
     batch = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))

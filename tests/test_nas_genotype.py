@@ -50,10 +50,10 @@ def test_the_supernet_has_the_published_size_and_node_groups(name):
 
 
 def test_every_space_builds_and_runs():
-    for name in spaces.SPACES:
+    for name in [name for name, space in spaces.SPACES.items() if space.kind is Genotype]:
         net = cnn.Supernet(spaces.get(name), 4, 3)
         assert net(torch.randn(2, 3, 16, 16)).shape == (2, 10)
-    with pytest.raises(ValueError, match="unknown space 'dart'; did you mean 'darts'"):
+    with pytest.raises(ValueError, match="unknown convolutional space 'dart'; did you mean 'darts'"):
         spaces.get("dart")
 
 
@@ -82,7 +82,7 @@ def test_dead_ends_are_cleaned_away():
     ("content", "message"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "a genotype is an object with the keys 'normal' and 'reduce', got list"),
+        ("[]", "a convolutional genotype is an object with the keys 'normal' and 'reduce', got list"),
         ('{"normal": {}}', "got 'normal'"),
         ('{"normal": {"7": []}, "reduce": {}}', "normal: nodes are 2, 3, 4, 5, got '7'"),
         ('{"normal": {"2": [["sep_conv_3", 0]]}, "reduce": {}}', "did you mean 'sep_conv_3x3'"),
@@ -109,9 +109,9 @@ def test_an_unknown_name_gets_a_hint():
 
 def test_masks_and_genotypes_are_two_forms_of_one_thing():
     space = spaces.get("darts")
-    for name in genotype.PUBLISHED:
+    for name in genotype.PUBLISHED["convolutional"]:
         assert space.genotype(space.masks(load(name))).clean().paths("normal") == tuple(
             sorted(load(name).paths("normal"), key=space.paths("normal").index)
         )
     with pytest.raises(ValueError, match="normal: space 'cherry' has no path"):
-        spaces.get("cherry").masks(Genotype.from_paths([Path(2, 0, "max_pool_3x3")], [Path(2, 0, "skip_connect")]))
+        spaces.get("cherry").masks(Genotype.from_paths(normal=[Path(2, 0, "max_pool_3x3")], reduce=[Path(2, 0, "skip_connect")]))

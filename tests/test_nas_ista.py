@@ -161,7 +161,7 @@ def test_spaces_with_few_paths_are_searched_or_refused():
         ({"rows": 0}, "rows must be >= 1, got 0"),
         ({"sparsity": -1}, "sparsity must be >= 1, got -1"),
         ({"strength": 0.0}, "strength must be finite and > 0, got 0.0"),
-        ({"recover_every": -1}, "recover_every must be >= 0, got -1"),
+        ({"recover_every": -1}, "recover_every must be finite and >= 0, got -1"),
         ({"arch_lr": float("nan")}, "arch_lr must be finite and >= 0, got nan"),
         ({"batch": 0}, "batch must be >= 1, got 0"),
     ],

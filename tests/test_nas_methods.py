@@ -150,7 +150,7 @@ def test_dead_paths_can_be_probed_now_and_then():
     ("options", "message"),
     [
         ({"l1_ratio": 2.0}, r"l1_ratio must lie in \[0, 1\], got 2.0"),
-        ({"strength_step": -1.0}, "strength_step must lie in"),
+        ({"strength_step": -1.0}, "strength_step must be finite and >= 0, got -1"),
         ({"probe_every": 0}, "probe_every must be >= 1, got 0"),
         ({"optimizer": "hapg", "metric": "exact"}, "metric belongs to adamhapg"),
         ({"epochs": 0}, "epochs must be >= 1, got 0"),

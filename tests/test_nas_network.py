@@ -4,6 +4,7 @@ import pytest
 import torch
 from naive_darts import NaiveNetwork
 from nas import cnn, kernels, spaces
+from nas.methods import darts
 from nas.operations import BatchNorm, frozen_statistics
 from nas_cases import copy_weights, random_weights, supernet
 from torch import nn
@@ -24,7 +25,7 @@ def test_the_supernet_and_its_gradients_equal_the_published_one(linear):
     ours, naive = twin(linear)
     x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
     alphas = {c: a.detach().reshape(-1).clone().requires_grad_() for c, a in zip(("normal", "reduce"), naive.arch_parameters())}
-    weights = alphas if linear else cnn.edge_softmax(ours.space, alphas)
+    weights = alphas if linear else darts.edge_softmax(ours.space, alphas)
     ours_out, naive_out = ours(x, weights), naive(x)
     torch.testing.assert_close(ours_out, naive_out, rtol=1e-3, atol=1e-4)
     F.cross_entropy(ours_out, y).backward()

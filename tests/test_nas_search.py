@@ -199,7 +199,7 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, images, capsys):
     out = ["--out", str(tmp_path / "out")]
     run = lambda *more: nas_cifar10.main([*TINY, *images, *out, *more])
     for more, message in (
-        (["--space", "S9"], "unknown space 'S9'"),
+        (["--space", "S9"], "unknown convolutional space 'S9'"),
         (["--images", "100000"], "images must be at most 320, got 100000"),
         (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
         (["--threads", "-1"], "threads must be >= 0, got -1"),

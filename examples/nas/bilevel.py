@@ -4,7 +4,9 @@ First order takes w for w*. Second order takes one step of the weight optimizer,
 
     dA = grad_A L_val(w', A) - lr grad_A <grad_w L_train(w, A), v>,    v = grad_w' L_val(w', A)
 
-with the last term by a central difference in w, as DARTS does, or exactly by differentiating twice.
+with the last term by a central difference in w, as DARTS does, or exactly by differentiating twice. With `clip` the gradients
+of the weights, grad_w L_train and v, are first scaled down to that norm, as DARTS does for recurrent networks; the factor of the
+former then stands before the last term.
 
 Source: Liu, Simonyan, Yang, "DARTS", 2019, Eq. 5-8; SparseNAS, Eq. 11-13 (whose v is printed with the training loss; the chain
 rule, and the code it refers to, take the validation loss).
@@ -44,6 +46,7 @@ def second_order(
     direction: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda grads: grads,
     hessian: str = "difference",
     average: Average = lambda tensors: None,
+    clip: float = 0.0,
 ) -> list[Tensor]:
     """The gradient above. `weights` are moved while it is computed and hold their old bits at the end.
 
@@ -54,6 +57,7 @@ def second_order(
       direction: d(w, A) from grad_w L_train(w, A): momentum and decay, as far as the weight optimizer has them.
       hessian: "difference", two more gradients at w +- v 0.01 / ||v||, or "exact".
       average: as in `first_order`.
+      clip: largest norm of grad_w L_train and of v; 0: any.
 
     Raises:
       ValueError: an unknown `hessian`.
@@ -63,16 +67,26 @@ def second_order(
     start = [w.detach().clone() for w in weights]
     grads = [_or_zero(g, w) for g, w in zip(torch.autograd.grad(train_loss(), weights, allow_unused=True), weights)]
     average(grads)
+    grads, factor = _clipped(grads, clip)
     with torch.no_grad():
         torch._foreach_add_(list(weights), list(direction(grads)), alpha=-lr)
     both = [*arch, *weights]
     found = [_or_zero(g, t) for g, t in zip(torch.autograd.grad(valid_loss(), both, allow_unused=True), both)]
     average(found)
-    outer, v = found[: len(arch)], found[len(arch) :]
+    outer, (v, _) = found[: len(arch)], _clipped(found[len(arch) :], clip)
     _restore(weights, start)
     inner = _exact(arch, weights, train_loss, v) if hessian == "exact" else _difference(arch, weights, train_loss, v, start)
     average(inner)
-    return [o - lr * i for o, i in zip(outer, inner)]
+    return [o - lr * factor * i for o, i in zip(outer, inner)]
+
+
+def _clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | float]:
+    """The gradients scaled down to the norm, and the factor that did it."""
+    if not clip:
+        return grads, 1.0
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+    return [g * factor for g in grads], factor
 
 
 def _difference(

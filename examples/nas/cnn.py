@@ -14,7 +14,7 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,23 +23,12 @@ from torch.nn import functional as F
 
 from .genotype import CELLS, NODES, Genotype, Path
 from .operations import MAKE, BatchNorm, FactorizedReduce, Form, Identity, Pool, Rectified, last_norm, relu_conv_norm, scaled
-from .spaces import Masks, Space
-
-Weights = Mapping[str, Tensor]
+from .spaces import Masks, Space, Weights
 
 
 def kinds(layers: int) -> list[str]:
     """The cell type of each layer: reduction at one third and two thirds of the depth."""
     return ["reduce" if i in (layers // 3, 2 * layers // 3) else "normal" for i in range(layers)]
-
-
-def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
-    """The weights of DARTS: a softmax over the paths of each edge. Vectors (paths,) or (cells, paths), as the logits."""
-    out = {}
-    for cell in CELLS:
-        sizes = [len(names) for names in getattr(space, cell)]
-        out[cell] = torch.cat([part.softmax(-1) for part in logits[cell].split(sizes, -1)], -1)
-    return out
 
 
 class Supernet(nn.Module):

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
-from .genotype import CELLS, NODES, Genotype
-from .spaces import EDGES, Space
+from .genotype import AnyGenotype
+from .spaces import Space
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -29,30 +29,51 @@ COLORS = {
     "sep_conv_7x7": "#54278f",
     "conv_7x1_1x7": "#e7298a",
     "noise": "#d94801",
+    "tanh": "#2171b5",
+    "relu": "#d94801",
+    "sigmoid": "#41ab5d",
+    "identity": "#969696",
 }
-# Where the nodes of a cell stand: inputs left, output right.
-PLACES = {0: (0.0, 2.0), 1: (0.0, 0.0), 2: (2.0, 2.6), 3: (4.0, -0.7), 4: (6.0, 2.6), 5: (8.0, -0.7), "out": (10.0, 1.0)}
-NAMES = {0: "input\nk-2", 1: "input\nk-1", "out": "output"}
+# Where the nodes of a cell stand, by layout: inputs left, output right.
+PLACES: dict[str, dict[Any, tuple[float, float]]] = {
+    "convolutional": {
+        **{0: (0.0, 2.0), 1: (0.0, 0.0), 2: (2.0, 2.6), 3: (4.0, -0.7), 4: (6.0, 2.6), 5: (8.0, -0.7)},
+        "out": (10.0, 1.0),
+    },
+    "recurrent": {
+        0: (0.0, 1.0),
+        **{node: (0.2 + 1.1 * node, (3.2, -1.2, 2.0, 0.0)[node % 4]) for node in range(1, 9)},
+        "out": (10.4, 1.0),
+    },
+}
+NAMES: dict[str, dict[Any, str]] = {
+    "convolutional": {0: "input\nk-2", 1: "input\nk-1", "out": "output"},
+    "recurrent": {0: "word,\nstate", "out": "state"},
+}
 
 
-def cells(genotype: Genotype, title: str = "") -> plt.Figure:
-    """Both cells as graphs: every path an arrow in the colour of its operation, dead nodes pale, the output the living nodes."""
-    figure, axes = plt.subplots(2, 1, figsize=(11, 8.6), constrained_layout=True)
-    for axis, cell in zip(axes, CELLS):
+def cells(genotype: AnyGenotype, title: str = "") -> plt.Figure:
+    """All cells as graphs: every path an arrow in the colour of its operation, dead nodes pale, the output the living nodes."""
+    layout = genotype.layout
+    places = PLACES[layout.name]
+    figure, grid = plt.subplots(
+        len(layout.cells), 1, figsize=(11, 4.3 * len(layout.cells)), constrained_layout=True, squeeze=False
+    )
+    for axis, cell in zip(grid[:, 0], layout.cells):
         paths = genotype.paths(cell)
         axis.set_title(
             f"{cell} cell: {plural(len(paths), 'path')}, {plural(len(genotype.living(cell)), 'node')}", loc="left", fontsize=11
         )
-        _nodes(axis, genotype.living(cell))
-        for node, source in EDGES:
+        _nodes(axis, genotype, cell)
+        for node, source in layout.edges:
             here = [path.operation for path in paths if (path.node, path.source) == (node, source)]
             for i, operation in enumerate(here):
-                _arrow(axis, PLACES[source], PLACES[node], COLORS[operation], (i - (len(here) - 1) / 2) * 0.13 + 0.08)
+                _arrow(axis, places[source], places[node], COLORS[operation], (i - (len(here) - 1) / 2) * 0.13 + 0.08)
         for node in genotype.living(cell):
-            _arrow(axis, PLACES[node], PLACES["out"], "#bbbbbb", 0.05, style="--")
-        axis.set(xlim=(-0.8, 10.8), ylim=(-2.0, 3.9))
+            _arrow(axis, places[node], places["out"], "#bbbbbb", 0.05, style="--")
+        axis.set(xlim=(-0.8, 11.0), ylim=(-2.0, 3.9))
         axis.axis("off")
-    shown = [name for name in COLORS if any(path.operation == name for cell in CELLS for path in genotype.paths(cell))]
+    shown = [name for name in COLORS if any(path.operation == name for cell in layout.cells for path in genotype.paths(cell))]
     handles = [plt.Line2D([], [], color=COLORS[name], linewidth=2.5, label=name) for name in shown]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
@@ -65,13 +86,14 @@ def plural(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
 
 
-def _nodes(axis: Any, living: Sequence[int]) -> None:
-    for node, (x, y) in PLACES.items():
-        alive = node in (0, 1, "out") or node in living
-        face = "#fff3d6" if node in (0, 1) else "#e3efda" if node == "out" else "#deebf7" if alive else "#f6f6f6"
+def _nodes(axis: Any, genotype: AnyGenotype, cell: str) -> None:
+    layout = genotype.layout
+    for node, (x, y) in PLACES[layout.name].items():
+        alive = node in (*layout.inputs, "out", *genotype.living(cell))
+        face = "#fff3d6" if node in layout.inputs else "#e3efda" if node == "out" else "#deebf7" if alive else "#f6f6f6"
         edge = "#444444" if alive else "#cccccc"
         axis.add_patch(FancyBboxPatch((x - 0.38, y - 0.3), 0.76, 0.6, "round,pad=0.05", facecolor=face, edgecolor=edge, zorder=3))
-        text = NAMES.get(node, str(node))
+        text = NAMES[layout.name].get(node, str(node))
         axis.text(x, y, text, ha="center", va="center", fontsize=9, color=edge, zorder=4)
 
 
@@ -85,55 +107,63 @@ def _arrow(axis: Any, start: tuple, end: tuple, color: str, bend: float, style: 
 
 
 def heat_map(space: Space, point: Mapping[str, Tensor]) -> plt.Figure:
-    """The weights of both cells: a row an operation, a column an edge, nodes apart; exact zeros white, no such path grey."""
-    figure, axes = plt.subplots(2, 1, figsize=(11, 6.4), constrained_layout=True)
+    """The weights of all cells: a row an operation, a column an edge, nodes apart; exact zeros white, no such path grey."""
+    cells, edges = space.layout.cells, space.layout.edges
+    figure, grids = plt.subplots(len(cells), 1, figsize=(11, 3.2 * len(cells)), constrained_layout=True, squeeze=False)
+    axes = grids[:, 0]
     limit = max((float(p.abs().max()) for p in point.values()), default=0.0) or 1.0
-    for axis, cell in zip(axes, CELLS):
+    for axis, cell in zip(axes, cells):
         names = list(dict.fromkeys(path.operation for path in space.paths(cell)))
-        grid = np.full((len(names), len(EDGES)), np.nan)
+        grid = np.full((len(names), len(edges)), np.nan)
         for path, weight in zip(space.paths(cell), point[cell].tolist()):
-            grid[names.index(path.operation), EDGES.index((path.node, path.source))] = weight
+            grid[names.index(path.operation), edges.index((path.node, path.source))] = weight
         axis.set_facecolor("#dddddd")
         picture = axis.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         for row, column in np.argwhere(grid == 0):
             axis.plot(column, row, ".", color="#bbbbbb", markersize=2)
-        for end in (1.5, 4.5, 8.5):
-            axis.axvline(end, color="black", linewidth=0.8)
+        for number, (before, after) in enumerate(zip(edges, edges[1:])):
+            if before[0] != after[0]:
+                axis.axvline(number + 0.5, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), names)
-        axis.set_xticks(range(len(EDGES)), [f"{source}-{node}" for node, source in EDGES])
+        axis.set_xticks(range(len(edges)), [f"{source}-{node}" for node, source in edges], fontsize=10 if len(edges) < 20 else 7)
         zeros = int(np.nansum(grid == 0))
         axis.set_title(
             f"{cell} cell: {int(np.isfinite(grid).sum()) - zeros} weights, {zeros} exact zeros", loc="left", fontsize=11
         )
-    axes[1].set_xlabel("edge (source-node)")
+    axes[-1].set_xlabel("edge (source-node)")
     figure.colorbar(picture, ax=axes, label="architecture weight")
     return figure
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
-    """Accuracy, living paths and living nodes over the epochs; `runs`: the rows of one or several searches by name."""
+    """Accuracy or perplexity, living paths and living nodes over the epochs; `runs`: the rows of one or several searches by name."""
+    last = next(iter(runs.values()))[-1]
+    what = "accuracy" if "valid_accuracy" in last else "perplexity"
+    cells = [key.removeprefix("paths_") for key in last if key.startswith("paths_")]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     one = len(runs) == 1
     for number, (name, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] + 1 for row in rows]
         color = f"C{number}"
-        series: list[tuple[int, str, str, str, str]] = [(0, "valid_accuracy", "supernet", "-", color)]
+        series: list[tuple[int, str, str, str, str]] = [(0, f"valid_{what}", "supernet", "-", color)]
         if one:
-            series += [(0, "restricted_accuracy", "living paths only", "--", "C1"), (0, "train_accuracy", "training", ":", "C2")]
+            series += [(0, f"restricted_{what}", "living paths only", "--", "C1"), (0, f"train_{what}", "training", ":", "C2")]
         for axis, quantity in ((1, "paths"), (2, "nodes")):
-            series += [(axis, f"{quantity}_{c}", f"{c} cell", s, color) for c, s in zip(CELLS, ("-", "--"))]
-        for axis, key, what, style, shade in series:
+            series += [(axis, f"{quantity}_{c}", f"{c} cell", s, color) for c, s in zip(cells, ("-", "--"))]
+        for axis, key, meaning, style, shade in series:
             factor = 100 if "accuracy" in key else 1
-            label = what if one else name if key in ("valid_accuracy", "paths_normal", "nodes_normal") else None
+            label = meaning if one else name if key in (f"valid_{what}", f"paths_{cells[0]}", f"nodes_{cells[0]}") else None
             axes[axis].plot(
                 epochs, [factor * row[key] for row in rows], style, color=shade, label=label, marker=".", markersize=3
             )
-    for axis, title in zip(axes, ("accuracy (%)", "living paths", "living nodes")):
+    for axis, title in zip(axes, ("accuracy (%)" if what == "accuracy" else what, "living paths", "living nodes")):
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
+    if what == "perplexity":
+        axes[0].set_yscale("log")
     axes[1].set_ylim(bottom=0)
-    axes[2].set_ylim(0, len(NODES) + 0.2)
+    axes[2].set_ylim(bottom=0)
     return figure
 
 

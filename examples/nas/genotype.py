@@ -1,8 +1,9 @@
-"""Genotypes: which paths live in the two cells. A search result is such a file; the published ones have names.
+"""Genotypes: which paths live in the cells of a network. A search result is such a file; the published ones have names.
 
-A cell has the inputs 0 (output of the cell before the previous one) and 1 (output of the previous cell) and the nodes 2 to 5. A
-path (node, source, operation) adds operation(source) to the node. A node without paths is dead; the output of a cell is the
-concatenation of its living nodes.
+A convolutional network has a normal and a reduction cell, with the inputs 0 (output of the cell before the previous one) and 1
+(output of the previous cell) and the nodes 2 to 5; the output of a cell is its living nodes side by side. A recurrent network
+has one cell, with the input 0 (made of the word and the last hidden state) and the nodes 1 to 8; the hidden state is the mean of
+its living nodes. A path (node, source, operation) leads operation(source) into the node. A node without paths is dead.
 """
 
 from __future__ import annotations
@@ -14,22 +15,45 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-CELLS = ("normal", "reduce")
-NODES = (2, 3, 4, 5)
-OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "sep_conv_7x7",
-    "conv_7x1_1x7",
-    "noise",
+
+@dataclass(frozen=True)
+class Layout:
+    """Which cells a kind of network has, the inputs and nodes of each, and what can stand on its edges."""
+
+    name: str
+    cells: tuple[str, ...]
+    inputs: tuple[int, ...]
+    nodes: tuple[int, ...]
+    operations: tuple[str, ...]
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(node, source), node by node, source by source."""
+        return tuple((node, source) for node in self.nodes for source in range(node))
+
+
+CONVOLUTIONAL = Layout(
+    "convolutional",
+    ("normal", "reduce"),
+    (0, 1),
+    (2, 3, 4, 5),
+    (
+        "max_pool_3x3",
+        "avg_pool_3x3",
+        "skip_connect",
+        "sep_conv_3x3",
+        "sep_conv_5x5",
+        "dil_conv_3x3",
+        "dil_conv_5x5",
+        "sep_conv_7x7",
+        "conv_7x1_1x7",
+        "noise",
+    ),
 )
+RECURRENT = Layout("recurrent", ("recurrent",), (0,), tuple(range(1, 9)), ("tanh", "relu", "sigmoid", "identity"))
+CELLS, NODES = CONVOLUTIONAL.cells, CONVOLUTIONAL.nodes
 
 
 class Path(NamedTuple):
@@ -43,44 +67,43 @@ class Path(NamedTuple):
 Cell = dict[str, tuple[tuple[str, int], ...]]
 
 
-@dataclass(frozen=True)
-class Genotype:
-    """The living paths of both cells: {"2": ((operation, source), ...), ..., "5": (...)} each.
+class AnyGenotype:
+    """The living paths of all cells of a layout: an attribute {node: ((operation, source), ...)} for each cell.
 
     Any number of paths may enter a node, several of them along one edge; missing (or empty) nodes are dead. Lists, pairs as
     lists and whole-number keys are accepted and brought to this form; whatever does not describe a cell is a ValueError that
     says where.
     """
 
-    normal: Cell
-    reduce: Cell
+    layout: ClassVar[Layout]
 
     def __post_init__(self) -> None:
-        for cell in CELLS:
-            object.__setattr__(self, cell, _checked_cell(cell, getattr(self, cell)))
+        for cell in self.layout.cells:
+            object.__setattr__(self, cell, _checked_cell(self.layout, cell, getattr(self, cell)))
 
     @classmethod
-    def from_paths(cls, normal: Iterable[Path], reduce: Iterable[Path]) -> Genotype:
-        """The genotype with these living paths."""
-        cells: dict[str, dict[str, list[tuple[str, int]]]] = {}
-        for cell, paths in (("normal", normal), ("reduce", reduce)):
+    def from_paths(cls: type[G], **cells: Iterable[Path]) -> G:
+        """The genotype with these living paths, for each cell by name."""
+        made: dict[str, dict[str, list[tuple[str, int]]]] = {}
+        for cell, paths in cells.items():
             nodes: dict[str, list[tuple[str, int]]] = {}
             for path in paths:
                 nodes.setdefault(str(path.node), []).append((path.operation, path.source))
-            cells[cell] = nodes
-        return cls(**cells)  # type: ignore[arg-type]
+            made[cell] = nodes
+        return cls(**made)
 
     def paths(self, cell: str) -> tuple[Path, ...]:
-        """The paths of the cell "normal" or "reduce", node by node."""
+        """The paths of the cell of this name, node by node."""
         return tuple(Path(int(node), source, op) for node, pairs in getattr(self, cell).items() for op, source in pairs)
 
     def living(self, cell: str) -> tuple[int, ...]:
-        """The living nodes of a cell, in order: what its output concatenates."""
+        """The living nodes of a cell, in order: what its output is made of."""
         return tuple(int(node) for node in getattr(self, cell))
 
-    def clean(self) -> Genotype:
+    def clean(self: G) -> G:
         """Without the paths that start in dead nodes, and the nodes that die of it, until nothing changes."""
-        return Genotype(**{cell: _clean(getattr(self, cell)) for cell in CELLS})
+        inputs = self.layout.inputs
+        return type(self)(**{cell: _clean(getattr(self, cell), inputs) for cell in self.layout.cells})
 
     def to_json(self) -> str:
         """One line for each node."""
@@ -88,7 +111,7 @@ class Genotype:
             f'  "{cell}": {{\n'
             + ",\n".join(f'    "{n}": {json.dumps(pairs)}' for n, pairs in getattr(self, cell).items())
             + "\n  }"
-            for cell in CELLS
+            for cell in self.layout.cells
         )
         return "{\n" + ",\n".join(cells) + "\n}\n"
 
@@ -109,16 +132,37 @@ class Genotype:
             raise
 
 
-def load(name_or_path: str | os.PathLike) -> Genotype:
-    """A published genotype by name (upper or lower case), or the one in a JSON file."""
+G = TypeVar("G", bound=AnyGenotype)
+
+
+@dataclass(frozen=True)
+class Genotype(AnyGenotype):
+    """Of a convolutional network."""
+
+    layout: ClassVar[Layout] = CONVOLUTIONAL
+    normal: Cell
+    reduce: Cell
+
+
+@dataclass(frozen=True)
+class RecurrentGenotype(AnyGenotype):
+    """Of a recurrent network."""
+
+    layout: ClassVar[Layout] = RECURRENT
+    recurrent: Cell
+
+
+def load(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]
+    """A published genotype by name (upper or lower case), or the one in a JSON file. kind: what it has to be."""
     name = os.fspath(name_or_path)
-    names = {n.lower(): n for n in (*PUBLISHED, *ALIASES)}
+    published, aliases = PUBLISHED[kind.layout.name], ALIASES if kind is Genotype else {}
+    names = {n.lower(): n for n in (*published, *aliases)}
     if name.lower() in names:
         known = names[name.lower()]
-        return PUBLISHED[ALIASES.get(known, known)]
+        return published[aliases.get(known, known)]  # type: ignore[return-value]
     file = File(name)
     if file.is_file():
-        return _read(file)
+        return _read(file, kind)
     if file.suffix or len(file.parts) > 1:
         raise FileNotFoundError(f"no genotype file {name!r}")
     close = [names[n] for n in difflib.get_close_matches(name.lower(), names)]
@@ -126,50 +170,52 @@ def load(name_or_path: str | os.PathLike) -> Genotype:
     raise ValueError(f"unknown genotype {name!r}: no such file, and no such name; {hint}known names: {', '.join(names.values())}")
 
 
-def _read(file: File) -> Genotype:
+def _read(file: File, kind: type[G]) -> G:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
     try:
-        if not isinstance(data, dict) or set(data) != set(CELLS):
+        cells = kind.layout.cells
+        if not isinstance(data, dict) or set(data) != set(cells):
             found = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"a genotype is an object with the keys 'normal' and 'reduce', got {found or 'none'}")
-        return Genotype(**data)
+            keys = f"key{'s' if len(cells) > 1 else ''} {' and '.join(map(repr, cells))}"
+            raise ValueError(f"a {kind.layout.name} genotype is an object with the {keys}, got {found or 'none'}")
+        return kind(**data)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _checked_cell(cell: str, nodes: Any) -> Cell:
+def _checked_cell(layout: Layout, cell: str, nodes: Any) -> Cell:
     if not isinstance(nodes, Mapping):
         raise ValueError(f"{cell}: expected {{node: [[operation, source], ...]}}, got {nodes!r}")
-    checked = {str(node): _checked_node(cell, node, pairs) for node, pairs in nodes.items()}
+    checked = {str(node): _checked_node(layout, cell, node, pairs) for node, pairs in nodes.items()}
     if len(checked) < len(nodes):
         raise ValueError(f"{cell}: a node is named twice in {', '.join(map(repr, nodes))}")
     return {node: checked[node] for node in sorted(checked) if checked[node]}
 
 
-def _checked_node(cell: str, node: Any, pairs: Any) -> tuple[tuple[str, int], ...]:
-    if str(node) not in map(str, NODES):
-        raise ValueError(f"{cell}: nodes are {', '.join(map(str, NODES))}, got {node!r}")
+def _checked_node(layout: Layout, cell: str, node: Any, pairs: Any) -> tuple[tuple[str, int], ...]:
+    if str(node) not in map(str, layout.nodes):
+        raise ValueError(f"{cell}: nodes are {', '.join(map(str, layout.nodes))}, got {node!r}")
     where = f"{cell}, node {node}"
     if not _is_list(pairs):
         raise ValueError(f"{where}: expected a list of [operation, source], got {pairs!r}")
-    checked = tuple(_checked_pair(where, int(node), pair) for pair in pairs)
+    checked = tuple(_checked_pair(layout.operations, where, int(node), pair) for pair in pairs)
     twice = next((pair for pair in checked if checked.count(pair) > 1), None)
     if twice:
         raise ValueError(f"{where}: {list(twice)!r} appears twice")
     return checked
 
 
-def _checked_pair(where: str, node: int, pair: Any) -> tuple[str, int]:
+def _checked_pair(operations: Sequence[str], where: str, node: int, pair: Any) -> tuple[str, int]:
     if not _is_list(pair) or len(pair) != 2:
         raise ValueError(f"{where}: expected [operation, source], got {pair!r}")
     operation, source = pair
-    if operation not in OPERATIONS:
-        close = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
+    if operation not in operations:
+        close = difflib.get_close_matches(str(operation), operations, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{where}: unknown operation {operation!r}; {hint}known: {', '.join(OPERATIONS)}")
+        raise ValueError(f"{where}: unknown operation {operation!r}; {hint}known: {', '.join(operations)}")
     if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < node:
         raise ValueError(f"{where}: the source of {operation} must be one of 0 to {node - 1}, got {source!r}")
     return operation, source
@@ -179,9 +225,9 @@ def _is_list(x: Any) -> bool:
     return isinstance(x, Sequence) and not isinstance(x, str)
 
 
-def _clean(cell: Cell) -> Cell:
+def _clean(cell: Cell, inputs: Sequence[int]) -> Cell:
     while True:
-        kept = {node: tuple((op, s) for op, s in pairs if s < 2 or str(s) in cell) for node, pairs in cell.items()}
+        kept = {node: tuple((op, s) for op, s in pairs if s in inputs or str(s) in cell) for node, pairs in cell.items()}
         kept = {node: pairs for node, pairs in kept.items() if pairs}
         if kept == cell:
             return kept
@@ -209,7 +255,7 @@ def _parse(text: str) -> Cell:
 
 
 # Liu, Simonyan, Yang (DARTS); Chen, Xie, Wu, Tian (P-DARTS); Xu et al. (PC-DARTS); Yang et al. (ISTA-NAS): the published code.
-PUBLISHED = {
+_CONVOLUTIONAL = {
     name: Genotype(_parse(normal), _parse(reduce))
     for name, normal, reduce in (
         (
@@ -254,6 +300,14 @@ PUBLISHED = {
         ),
     )
 }
+_RECURRENT = {
+    name: RecurrentGenotype({str(node): ((word[:-1], int(word[-1])),) for node, word in enumerate(text.split(), 1)})
+    for name, text in (
+        ("DARTS_V1", "relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1"),
+        ("DARTS_V2", "sigmoid0 relu1 relu1 identity1 tanh2 sigmoid5 tanh3 relu5"),
+    )
+}
+PUBLISHED: dict[str, Mapping[str, AnyGenotype]] = {"convolutional": _CONVOLUTIONAL, "recurrent": _RECURRENT}
 ALIASES = {
     "DARTS": "DARTS_V2",
     "PC_DARTS": "PC_DARTS_cifar",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import draw
-from .genotype import CELLS, Genotype, load
+from .genotype import AnyGenotype, load
 from .spaces import Space
 
 STYLE = """
@@ -22,7 +22,11 @@ svg { width: 100%; height: auto; }
 pre { background: #f6f6f6; padding: 1rem; }
 .warning { background: #fff3d6; padding: .5rem 1rem; }
 """
-COLUMNS = ("epoch", "strength", "train_accuracy", "valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce")
+COLUMNS = (
+    *("epoch", "strength", "train_accuracy", "valid_accuracy", "restricted_accuracy"),
+    *("train_perplexity", "valid_perplexity", "restricted_perplexity"),
+    *("paths_normal", "paths_reduce", "paths_recurrent", "nodes_recurrent"),
+)
 
 
 def write(
@@ -34,7 +38,7 @@ def write(
     settings: Mapping[str, Any],
 ) -> None:
     """cells.svg, cells.png, weights.png, curves.png and report.html in `out`, beside the genotype.json that is there."""
-    genotype = load(out / "genotype.json")
+    genotype = load(out / "genotype.json", space.kind)
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
         "cells": draw.cells(genotype, title),
@@ -49,32 +53,35 @@ def write(
     (out / "report.html").write_text(page)
 
 
-def columns(genotype: Genotype, point: Mapping[str, Tensor]) -> dict[str, int]:
+def columns(genotype: AnyGenotype, point: Mapping[str, Tensor]) -> dict[str, int]:
     """What the table of epochs says of an architecture: zeros, living paths, living nodes and skip connections of each cell."""
     row = {}
-    for cell in CELLS:
+    for cell in genotype.layout.cells:
         living = [path.operation for path in genotype.paths(cell)]
         row[f"zeros_{cell}"] = int((point[cell] == 0).sum())
         row[f"paths_{cell}"] = len(living)
         row[f"nodes_{cell}"] = len(genotype.living(cell))
-        row[f"skips_{cell}"] = living.count("skip_connect")
+        if "skip_connect" in genotype.layout.operations:
+            row[f"skips_{cell}"] = living.count("skip_connect")
     return row
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader should know of the result before he trains it."""
     last, found = rows[-1], []
-    for cell in ("normal", "reduce"):
+    for cell in [key.removeprefix("skips_") for key in last if key.startswith("skips_")]:
         paths, skips = last[f"paths_{cell}"], last[f"skips_{cell}"]
         if paths and skips > paths / 2:
             found.append(f"{skips} of the {paths} paths of the {cell} cell are skip connections: the search may have collapsed")
-    if last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
+    if "restricted_accuracy" in last and last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
         found.append("the living paths alone are more than ten points worse than the supernet: it has not settled yet")
+    if "restricted_perplexity" in last and not last["restricted_perplexity"] < 1.25 * last["valid_perplexity"]:
+        found.append("the perplexity of the living paths alone is more than a quarter above the supernet's: it has not settled yet")
     return found
 
 
 def _page(
-    title: str, genotype: Genotype, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], settings: Mapping[str, Any]
+    title: str, genotype: AnyGenotype, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], settings: Mapping[str, Any]
 ) -> str:
     columns = [c for c in COLUMNS if c in rows[-1]]
     head = "".join(f"<th>{c.replace('_', ' ')}</th>" for c in columns)

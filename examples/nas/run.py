@@ -54,6 +54,10 @@ class Run:
         """Evaluate: the columns of this epoch beside its number and time."""
         return {}
 
+    def headline(self, row: dict[str, Any]) -> str:
+        """What the line of progress says of the last epoch."""
+        return f"valid {100 * row['valid_accuracy']:.2f} %"
+
     def finish(self) -> None:
         """After the last epoch, in the first process: pictures, reports."""
 
@@ -90,7 +94,7 @@ class Run:
                 bar.total = self.epochs() * len(self)
                 if log is not None:
                     log.write(self.rows)
-                    bar.set_postfix_str(f"valid {100 * row['valid_accuracy']:.2f} %", refresh=False)
+                    bar.set_postfix_str(self.headline(row), refresh=False)
         if first:
             self.finish()
         self.processes.wait()

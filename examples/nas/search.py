@@ -1,4 +1,4 @@
-"""The search: weights on one half of the images, architecture on the other.
+"""The search on two levels; here on images: weights on one half of them, architecture on the other.
 
     row = carry_out(lambda processes, device: Search("darts", settings, 0, out, processes, device), settings, out)
 
@@ -17,28 +17,116 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import cnn, data, report, spaces
-from .genotype import CELLS, load
-from .methods import build
+from .genotype import load
+from .methods import Method, build
 from .operations import frozen_statistics
 from .processes import Processes
 from .run import Run
-from .settings import SearchSettings
+from .settings import SearchSettings, TwoLevelSettings
 from .spaces import Masks
-from .steps import Batch, Steps
+from .steps import Batch, Steps, TwoLevel
 
 TRAIN, VALID = 1, 2  # streams of random numbers
 
 
-class Search(Run):
-    """A search by one method with one seed."""
+class TwoLevelSearch(Run):
+    """A search by one method with one seed. Subclasses bring the data, a supernet, and what they measure."""
 
     kind, table = "search", "search.csv"
+    net: Any
+    method: Method
+    steps: TwoLevel
+
+    def __init__(
+        self, method: str, settings: TwoLevelSettings, seed: int, out: Path, processes: Processes, device: torch.device
+    ) -> None:
+        super().__init__(settings, seed, out, processes, device)
+        self.name = method
+        self.points: list[dict[str, Tensor]] = []  # the prox point after every epoch
+
+    def prepare(self, net: Any, steps: type[TwoLevel]) -> None:
+        """Build what moves: the supernet on its device, the method, the steps."""
+        self.net = net.to(self.device)
+        self.method = build(self.name, self.net, self.settings)
+        self.steps = steps(self.net, self.method, self.settings, self.processes)
+
+    def begin_epoch(self) -> None:
+        if self.step == 0:
+            self.method.begin_epoch(self.epoch)
+        self.net.train()
+
+    def take(self, batch: tuple[Any, Any]) -> None:
+        train, valid = batch
+        self.steps.architecture(self.step, train, valid)
+        self.steps.weights(train)
+
+    def end_epoch(self) -> dict[str, Any]:
+        self.processes.check_same("the architecture", self.method.parameters)
+        self.processes.average_buffers(self.net)
+        row = {"lr": self.steps.sgd.param_groups[0]["lr"], **self.measured("train", self.steps.means())}
+        point, genotype = self.method.point(), self.method.genotype()
+        weights, alive, masks = self.method.weights(), self.method.alive(), self.net.space.masks(genotype)
+        valid = restricted = self.evaluate(weights, alive)
+        if alive != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):
+            restricted = self.evaluate(point, masks)  # else the supernet is its living paths already
+        row |= self.measured("valid", valid) | self.measured("restricted", restricted) | report.columns(genotype, point)
+        self.points.append({cell: p.cpu() for cell, p in point.items()})
+        if self.processes.first:
+            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
+            genotype.save(self.out / "genotype.json")
+        return row | self.method.log()
+
+    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
+        """Loss and accuracy of the supernet on the validation data."""
+        raise TypeError(f"{type(self).__name__} does not evaluate")
+
+    def measured(self, part: str, found: tuple[float, float]) -> dict[str, float]:
+        """Columns of loss and accuracy."""
+        return {f"{part}_loss": found[0], f"{part}_accuracy": found[1]}
+
+    def result(self) -> dict[str, Any]:
+        limit, cells = self.settings.pick_below, self.net.space.layout.cells
+        sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
+        return min(sparse, key=self.badness) if sparse else self.rows[-1]
+
+    def badness(self, row: dict[str, Any]) -> float:
+        """What is lowest in the epoch that `pick_below` picks."""
+        return -row["restricted_accuracy"]
+
+    def finish(self) -> None:
+        epoch = self.result()["epoch"]
+        chosen = self.out / "genotypes" / f"epoch-{epoch + 1:03d}.json"
+        load(chosen, self.net.space.kind).save(self.out / "genotype.json")
+        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
+        report.write(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": self.name, **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "steps": self.steps.state_dict(),
+            "method": self.method.state_dict(),
+            "points": self.points,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.steps.load_state_dict(state["steps"])
+        self.method.load_state_dict(state["method"])
+        self.points = [{cell: p.cpu() for cell, p in point.items()} for point in state["points"]]
+
+
+class Search(TwoLevelSearch):
+    """On images."""
+
+    steps: Steps
 
     def __init__(
         self, method: str, settings: SearchSettings, seed: int, out: Path, processes: Processes, device: torch.device
     ) -> None:
-        super().__init__(settings, seed, out, processes, device)
-        self.name = method
+        super().__init__(method, settings, seed, out, processes, device)
         space = spaces.get(settings.space)
         dataset = data.load(settings.data, settings.data_dir)
         if settings.images > len(dataset.train.labels):
@@ -50,55 +138,19 @@ class Search(Run):
         augment = data.Augment(dataset.mean, dataset.std, padding=4)
         drawn = lambda part, stream: data.Batches(part, settings.batch, seed, augment, stream, processes.share)
         self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        self.net = cnn.Supernet(space, settings.channels, settings.layers, dataset.classes).to(device)
-        self.method = build(method, self.net, settings)
-        self.steps = Steps(self.net, self.method, settings, processes)
+        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), Steps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
-        self.points: list[dict[str, Tensor]] = []  # the prox point after every epoch
 
     def __len__(self) -> int:
         return len(self.train_batches)
 
-    def begin_epoch(self) -> None:
-        if self.step == 0:
-            self.method.begin_epoch(self.epoch)
-        self.net.train()
-
     def batches(self) -> Iterator[tuple[Batch, Batch]]:
         return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
 
-    def take(self, batch: tuple[Batch, Batch]) -> None:
-        train, valid = batch
-        self.steps.architecture(self.step, train, valid)
-        self.steps.weights(train)
-
     def end_epoch(self) -> dict[str, Any]:
-        self.processes.check_same("the architecture", self.method.parameters)
-        self.processes.average_buffers(self.net)
-        loss, accuracy = self.steps.means()
-        point, genotype = self.method.point(), self.method.genotype()
-        weights, alive, masks = self.method.weights(), self.method.alive(), self.net.space.masks(genotype)
-        valid_loss, valid_accuracy = self.evaluate(weights, alive)
-        if alive == masks and all(torch.equal(weights[cell], point[cell]) for cell in CELLS):
-            restricted_loss, restricted_accuracy = valid_loss, valid_accuracy  # the supernet is its living paths already
-        else:
-            restricted_loss, restricted_accuracy = self.evaluate(point, masks)
-        row = {
-            "lr": self.steps.sgd.param_groups[0]["lr"],
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-            "valid_loss": valid_loss,
-            "valid_accuracy": valid_accuracy,
-            "restricted_loss": restricted_loss,
-            "restricted_accuracy": restricted_accuracy,
-        }
-        row |= report.columns(genotype, point)
-        self.points.append({cell: p.cpu() for cell, p in point.items()})
+        row = super().end_epoch()
         self.scheduler.step()
-        if self.processes.first:
-            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
-            genotype.save(self.out / "genotype.json")
-        return row | self.method.log()
+        return row
 
     @torch.no_grad()
     def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
@@ -116,32 +168,9 @@ class Search(Run):
         loss_sum, correct, images_seen = sums.tolist()
         return loss_sum / images_seen, correct / images_seen
 
-    def result(self) -> dict[str, Any]:
-        limit = self.settings.pick_below
-        sparse = [row for row in self.rows if row["paths_normal"] + row["paths_reduce"] <= limit]
-        return max(sparse, key=lambda row: row["restricted_accuracy"]) if sparse else self.rows[-1]
-
-    def finish(self) -> None:
-        epoch = self.result()["epoch"]
-        load(self.out / "genotypes" / f"epoch-{epoch + 1:03d}.json").save(self.out / "genotype.json")
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
-        report.write(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
-
-    def identity(self) -> dict[str, Any]:
-        return {"method": self.name, **super().identity()}
-
     def state(self) -> dict[str, Any]:
-        return {
-            "net": self.net.state_dict(),
-            "steps": self.steps.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "method": self.method.state_dict(),
-            "points": self.points,
-        }
+        return {**super().state(), "scheduler": self.scheduler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.steps.load_state_dict(state["steps"])
+        super().restore(state)
         self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(state["method"])
-        self.points = [{cell: p.cpu() for cell, p in point.items()} for point in state["points"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +11,61 @@ from typing import Any, Literal
 ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpoint_minutes")
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """The defaults are those of the papers (CIFAR-10, 50 epochs, batch 64)."""
+def check(settings: Any, counts: Sequence[str] = (), amounts: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
+    """Raise ValueError unless the counts are >= 1, the amounts finite and >= 0, and the shares in [0, 1)."""
+    for name in counts:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be >= 1, got {getattr(settings, name)}")
+    for name in amounts:
+        if not 0 <= getattr(settings, name) < float("inf"):
+            raise ValueError(f"{name} must be finite and >= 0, got {getattr(settings, name)}")
+    for name in shares:
+        if not 0 <= getattr(settings, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings, name)}")
 
-    out: Path = Path("runs/nas_cifar10")
-    """Folder for everything that the search writes."""
+
+@dataclass(frozen=True)
+class TwoLevelSettings:
+    """Of every search on two levels, whatever the network and the data."""
+
     seeds: tuple[int, ...] = (0,)
     """One search for each; several get a folder each in --out."""
     resume: bool = False
     """Continue what is in --out."""
+    epochs: int = 50
+    batch: int = 64
+    lr: float = 0.025
+    """Of SGD on the weights."""
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    """Largest norm of the gradient of the weights."""
+    order: Literal["first", "second"] = "second"
+    """Of the architecture gradient; second takes one weight step into account."""
+    hessian: Literal["difference", "exact"] = "difference"
+    """How second order differentiates twice."""
+    pick_below: int = 0
+    """Take the genotype of the epoch whose living paths alone do best, among epochs with at most so many of them; 0 takes the last
+    epoch."""
+    device: str = "auto"
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to PyTorch."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is written after every epoch, and this often inside one."""
+
+    def __post_init__(self) -> None:
+        check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
+
+    def plain(self) -> dict[str, Any]:
+        """What the run computes, as numbers and strings: two runs with equal ones give equal results."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if k not in ELSEWHERE}
+
+
+@dataclass(frozen=True)
+class SearchSettings(TwoLevelSettings):
+    """On images. The defaults are those of the papers (CIFAR-10, 50 epochs, batch 64)."""
+
+    out: Path = Path("runs/nas_cifar10")
+    """Folder for everything that the search writes."""
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
@@ -30,47 +76,82 @@ class SearchSettings:
     channels: int = 16
     layers: int = 8
     """Cells; those at one and two thirds of the depth halve the image and double the channels."""
-    epochs: int = 50
-    batch: int = 64
     lr: float = 0.025
     """Of SGD on the weights; follows a cosine down to lr_min, epoch by epoch."""
     lr_min: float = 0.001
     momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip: float = 5.0
-    """Largest norm of the gradient of the weights."""
-    order: Literal["first", "second"] = "second"
-    """Of the architecture gradient; second takes one weight step into account."""
-    hessian: Literal["difference", "exact"] = "difference"
-    """How second order differentiates twice."""
-    pick_below: int = 0
-    """Take the genotype of the epoch whose living paths alone are most accurate, among epochs with at most so many of them; 0
-    takes the last epoch."""
     amp: bool = False
     """Run the network in bfloat16; weights, architecture and prox stay in float32."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "channels", "layers", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_min", "momentum", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        if self.pick_below < 0:
-            raise ValueError(f"pick_below must be >= 0, got {self.pick_below}")
+        super().__post_init__()
+        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum"))
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
-
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings: two runs with equal ones give equal results."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if k not in ELSEWHERE}
 
 
 def small(settings: type[SearchSettings], **own: Any) -> SearchSettings:
     """A search for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """Of a recurrent language model and of how text is shown to it, in a search and in a training."""
+
+    data_dir: Path | None = None
+    """Folder with the text: ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt. Without it the
+    documentation of Python's language topics is taken, which comes with Python."""
+    tokens: int = 0
+    """Words of the training text used; 0 takes all."""
+    hidden: int = 300
+    """Entries of an embedded word and of the hidden state: both have one size, for the decoder is the embedding."""
+    bptt: int = 35
+    """Words that a gradient goes back through."""
+    drop_words: float = 0.0
+    """Share of the vocabulary whose embedding is left out of a batch."""
+    drop_embedding: float = 0.2
+    drop_input: float = 0.75
+    """Of what enters the cell from the word."""
+    drop_hidden: float = 0.25
+    """Of what enters each product with a hidden state; one mask for all nodes and words of a batch."""
+    drop_output: float = 0.75
+    temporal: float = 1e-3
+    """Weight of the mean squared change of the hidden state from word to word."""
+    compiled: bool = False
+    """Have torch.compile make one kernel of each node: worth its minutes in long runs, on a GPU above all."""
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            counts=("hidden",),
+            amounts=("tokens", "temporal"),
+            shares=("drop_words", "drop_embedding", "drop_input", "drop_hidden", "drop_output"),
+        )
+        if self.bptt < 2:
+            raise ValueError(f"bptt must be >= 2, got {self.bptt}")
+
+
+@dataclass(frozen=True)
+class TextSearchSettings(LanguageSettings, TwoLevelSettings):
+    """On text. The defaults are those of the papers (Penn Treebank, 50 epochs, batch 256)."""
+
+    out: Path = Path("runs/nas_ptb")
+    """Folder for everything that the search writes."""
+    space: str = "recurrent"
+    """Search space: recurrent, recurrent_zero."""
+    batch: int = 256
+    lr: float = 20.0
+    """Of SGD on the weights, for `bptt` words; fewer words take a smaller step."""
+    weight_decay: float = 5e-7
+    clip: float = 0.25
+    """Largest norm of the gradient of the weights."""
+
+    def __post_init__(self) -> None:
+        TwoLevelSettings.__post_init__(self)
+        LanguageSettings.__post_init__(self)
+
+
+def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:
+    """A search for a laptop, about twenty minutes on one core: a narrow cell, part of the text, first order."""
+    return settings(hidden=96, batch=64, epochs=10, tokens=300_000, order="first", **own)

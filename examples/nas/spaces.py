@@ -1,8 +1,9 @@
-"""Search spaces as data: the names of the operations on each edge of the normal and the reduction cell.
+"""Search spaces as data: the names of the operations on each edge of each cell.
 
-Edges run node by node, source by source: (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), ..., (5, 4): fourteen. The paths of a cell,
-and with them the entries of an architecture vector, run edge by edge, and along an edge in the order of the names. "none" is
-the zero operation: it takes a share in a softmax, and nothing else.
+Edges run node by node, source by source: (2, 0), (2, 1), (3, 0), ..., (5, 4), fourteen, in a convolutional cell, and (1, 0),
+(2, 0), (2, 1), ..., (8, 7), thirty-six, in a recurrent one. The paths of a cell, and with them the entries of an architecture
+vector, run edge by edge, and along an edge in the order of the names. "none" is the zero operation: it takes a share in a
+softmax, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,38 +12,48 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from .genotype import CELLS, NODES, OPERATIONS, Genotype, Path
+from torch import Tensor
 
-EDGES = tuple((node, source) for node in NODES for source in range(node))
+from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype
+
 DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 Edges = tuple[tuple[str, ...], ...]
-Masks = Mapping[str, Sequence[bool]]
+Masks = Mapping[str, Sequence[bool]]  # by cell: which paths live
+Weights = Mapping[str, Tensor]  # by cell: one for each path
 
 
 @dataclass(frozen=True)
 class Space:
-    """Candidate operations: `normal` and `reduce` hold for each of the 14 edges the names of its operations."""
+    """Candidate operations: for each cell and each of its edges their names. kind: of the genotypes that are found in it."""
 
     name: str
-    normal: Edges
-    reduce: Edges
+    operations: Mapping[str, Edges]
+    kind: type[AnyGenotype] = Genotype
 
     def __post_init__(self) -> None:
-        for cell in CELLS:
-            edges = getattr(self, cell)
-            if len(edges) != len(EDGES):
-                raise ValueError(f"{self.name}, {cell}: {len(EDGES)} edges need operations, got {len(edges)}")
-            for edge, names in zip(EDGES, edges):
-                unknown = [n for n in names if n not in ("none", *OPERATIONS)]
+        edges = self.layout.edges
+        for cell in self.layout.cells:
+            if len(self.operations[cell]) != len(edges):
+                raise ValueError(f"{self.name}, {cell}: {len(edges)} edges need operations, got {len(self.operations[cell])}")
+            for edge, names in zip(edges, self.operations[cell]):
+                unknown = [n for n in names if n not in ("none", *self.layout.operations)]
                 if unknown or len(set(names)) < len(names):
                     raise ValueError(f"{self.name}, {cell}, edge {edge}: {names!r} is not a set of known operations")
 
+    @property
+    def layout(self) -> Layout:
+        """The cells, nodes and edges."""
+        return self.kind.layout
+
     @cached_property
     def _paths(self) -> dict[str, tuple[Path, ...]]:
+        edges = self.layout.edges
         return {
-            cell: tuple(Path(*edge, name) for edge, names in zip(EDGES, getattr(self, cell)) for name in names) for cell in CELLS
+            cell: tuple(Path(*edge, name) for edge, names in zip(edges, self.operations[cell]) for name in names)
+            for cell in self.layout.cells
         }
 
     def paths(self, cell: str) -> tuple[Path, ...]:
@@ -50,17 +61,18 @@ class Space:
         return self._paths[cell]
 
     def nodes(self, cell: str) -> list[int]:
-        """The node of each path: the labels of the node groups (`Groups.labels`), 14, 21, 28 and 35 paths in `darts`."""
+        """The node of each path: the labels of the node groups (`Groups.labels`), 14, 21, 28 and 35 paths in `darts`, 4, 8, ..., 32 in
+        `recurrent`."""
         return [path.node for path in self.paths(cell)]
 
     def edges(self, cell: str) -> list[int]:
-        """The number (0 to 13) of the edge of each path."""
-        return [edge for edge, names in enumerate(getattr(self, cell)) for _ in names]
+        """The number of the edge of each path, from 0 on."""
+        return [edge for edge, names in enumerate(self.operations[cell]) for _ in names]
 
-    def masks(self, genotype: Genotype) -> dict[str, tuple[bool, ...]]:
+    def masks(self, genotype: AnyGenotype) -> dict[str, tuple[bool, ...]]:
         """Which paths of the space live in the genotype; a path that the space does not have is an error."""
         masks = {}
-        for cell in CELLS:
+        for cell in self.layout.cells:
             wanted = set(genotype.paths(cell))
             foreign = wanted - set(self.paths(cell))
             if foreign:
@@ -68,29 +80,31 @@ class Space:
             masks[cell] = tuple(path in wanted for path in self.paths(cell))
         return masks
 
-    def genotype(self, masks: Masks) -> Genotype:
+    def genotype(self, masks: Masks) -> Any:
         """The genotype of the paths that live, as they are: see `Genotype.clean`."""
         chosen = {}
-        for cell in CELLS:
+        for cell in self.layout.cells:
             paths, mask = self.paths(cell), masks[cell]
             if len(mask) != len(paths):
                 raise ValueError(f"{cell}: a mask has one entry for each of {len(paths)} paths, got {len(mask)}")
             chosen[cell] = [path for path, lives in zip(paths, mask) if lives and path.operation != "none"]
-        return Genotype.from_paths(**chosen)
+        return self.kind.from_paths(**chosen)
 
 
-def everywhere(name: str, normal: Sequence[str], reduce: Sequence[str] | None = None) -> Space:
-    """The same operations on every edge of a cell (`reduce=None`: of both)."""
-    edges = len(EDGES)
-    return Space(name, (tuple(normal),) * edges, (tuple(normal if reduce is None else reduce),) * edges)
+def everywhere(name: str, *operations: Sequence[str], kind: type[AnyGenotype] = Genotype) -> Space:
+    """The same operations on every edge of a cell: one set of names for each cell, or one for all cells."""
+    layout = kind.layout
+    each = operations * len(layout.cells) if len(operations) == 1 else operations
+    return Space(name, {cell: (tuple(names),) * len(layout.edges) for cell, names in zip(layout.cells, each, strict=True)}, kind)
 
 
-def get(name: str) -> Space:
-    """A space of this file by its name."""
-    if name not in SPACES:
-        close = difflib.get_close_matches(name, SPACES, n=1)
+def get(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
+    """A space of this file by its name, for genotypes of this kind."""
+    known = [n for n, space in SPACES.items() if space.kind is kind]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown space {name!r}; {hint}known: {', '.join(SPACES)}")
+        raise ValueError(f"unknown {kind.layout.name} space {name!r}; {hint}known: {', '.join(known)}")
     return SPACES[name]
 
 
@@ -109,11 +123,19 @@ SPACES = {
         everywhere("cherry", ("sep_conv_3x3", "skip_connect"), ("skip_connect", "max_pool_3x3")),  # SparseNAS, cherry-picked
         Space(  # S1 to S4: Zela et al., "Understanding and robustifying differentiable architecture search", 2020
             "S1",
-            _edges("sk+d3, sk+d5, sk+d5, sk+s3, sk+d3, mx+sk, sk+s3, sk+s3, sk+d3, sk+s3, mx+sk, sk+d3, d3+d5, d3+d5"),
-            _edges("mx+av, mx+d3, mx+av, mx+av, sk+d5, mx+av, mx+s3, sk+d3, sk+d5, mx+av, mx+av, sk+d5, sk+d5, sk+d5"),
+            {
+                "normal": _edges(
+                    "sk+d3, sk+d5, sk+d5, sk+s3, sk+d3, mx+sk, sk+s3, sk+s3, sk+d3, sk+s3, mx+sk, sk+d3, d3+d5, d3+d5"
+                ),
+                "reduce": _edges(
+                    "mx+av, mx+d3, mx+av, mx+av, sk+d5, mx+av, mx+s3, sk+d3, sk+d5, mx+av, mx+av, sk+d5, sk+d5, sk+d5"
+                ),
+            },
         ),
         everywhere("S2", ("skip_connect", "sep_conv_3x3")),
         everywhere("S3", ("none", "skip_connect", "sep_conv_3x3")),
         everywhere("S4", ("noise", "sep_conv_3x3")),
+        everywhere("recurrent", RecurrentGenotype.layout.operations, kind=RecurrentGenotype),  # SparseNAS: without zero
+        everywhere("recurrent_zero", ("none", *RecurrentGenotype.layout.operations), kind=RecurrentGenotype),  # DARTS
     )
 }

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import bilevel
-from .cnn import Supernet
 from .methods import Method
 from .operations import frozen_statistics, norms_of
 from .processes import ALONE, Processes
-from .settings import SearchSettings
+from .settings import TwoLevelSettings
 from .spaces import Masks
 
 Batch = tuple[Tensor, Tensor]
@@ -33,76 +32,88 @@ def constant(params: Sequence[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class Steps:
-    """Steps of a method and of SGD on the weights of its supernet. `sums` collects loss, hits and images of the weight steps."""
+class TwoLevel:
+    """Steps of a method and of SGD on the weights of its supernet. `sums` collects what `means` reports of the weight steps.
 
-    def __init__(self, net: Supernet, method: Method, settings: SearchSettings, processes: Processes = ALONE) -> None:
+    Subclasses say what the losses of their data are.
+    """
+
+    clips_inner_step = False  # whether the step to w' of second order is clipped, as the steps of the weights are
+
+    def __init__(
+        self, net: Any, method: Method, settings: TwoLevelSettings, processes: Processes = ALONE, momentum: float = 0.0
+    ) -> None:
         self.net, self.method, self.settings, self.processes = net, method, settings, processes
         self.params, self.norms = list(net.parameters()), norms_of(net)
         self.device = self.params[0].device
         self.sgd = torch.optim.SGD(
-            self.params, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
+            self.params, settings.lr, momentum=momentum, weight_decay=settings.weight_decay, foreach=True
         )
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def logits(self, images: Tensor, weights: Any, alive: Masks | None) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16) if self.settings.amp else nullcontext():
-            return self.net(images, weights, alive).float()
+    def losses(self, train: Any, valid: Any, alive: Masks | None) -> tuple[bilevel.Loss, bilevel.Loss]:
+        """What the architecture sees: the training and the validation loss as functions of its parameters."""
+        raise TypeError(f"{type(self).__name__} has no losses")
 
-    def architecture(self, number: int, train: Batch, valid: Batch) -> None:
+    def loss(self, batch: Any, weights: Any, alive: Masks | None) -> Tensor:
+        """What a step of the weights lessens; counts itself in `sums`."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def seen(self, number: int) -> Masks | None:
+        """The paths that an architecture step looks at; None: all."""
+        return None if self.method.probes(number) else self.method.alive()
+
+    def architecture(self, number: int, train: Any, valid: Any) -> None:
         """One step of the architecture. Batch norms use the statistics of the batches and do not remember them.
 
         number: of the step, for methods that do not look at dead paths in every one.
         """
-        s, method = self.settings, self.method
-        alive = None if method.probes(number) else method.alive()
-
-        def on(batch: Batch) -> bilevel.Loss:
-            return lambda: F.cross_entropy(self.logits(batch[0], method.weights(), alive), batch[1])
-
-        average = self.processes.average
+        s, method, average = self.settings, self.method, self.processes.average
+        on_train, on_valid = self.losses(train, valid, self.seen(number))
         with frozen_statistics(self.norms):
             if s.order == "first":
                 with constant(self.params):
-                    grads = bilevel.first_order(method.parameters, on(valid), average)
+                    grads = bilevel.first_order(method.parameters, on_valid, average)
             else:
-                lr = self.sgd.param_groups[0]["lr"]
+                lr, clip = self.sgd.param_groups[0]["lr"], s.clip if self.clips_inner_step else 0.0
                 grads = bilevel.second_order(
-                    method.parameters, self.params, on(train), on(valid), lr, self._direction, s.hessian, average
+                    method.parameters, self.params, on_train, on_valid, lr, self._direction, s.hessian, average, clip
                 )
         method.update(grads)
 
-    def weights(self, batch: Batch) -> None:
+    def weights(self, batch: Any) -> None:
         """One step of the weights; paths whose architecture weight is 0 do not run, and their weights rest."""
-        images, labels = batch
         with torch.no_grad():
             weights = dict(self.method.weights())
-        logits = self.logits(images, weights, self.method.alive())
-        loss = F.cross_entropy(logits, labels)
+        loss = self.loss(batch, weights, self.method.alive())
         self.sgd.zero_grad()
         loss.backward()
         live = [p for p in self.params if p.grad is not None]
         self.processes.average([p.grad for p in live])  # type: ignore[misc]
         nn.utils.clip_grad_norm_(live, self.settings.clip)
         self.sgd.step()
-        n = len(labels)
-        self.sums += torch.stack([loss.detach().double() * n, (logits.argmax(1) == labels).sum(), torch.full_like(loss, n)])
 
     def _direction(self, grads: Any) -> list[Tensor]:
         """Where SGD would go: with its weight decay and momentum."""
-        out = list(torch._foreach_add(list(grads), self.params, alpha=self.settings.weight_decay))
+        group = self.sgd.param_groups[0]
+        out = list(torch._foreach_add(list(grads), self.params, alpha=group["weight_decay"]))
         for i, p in enumerate(self.params):
             buffer = self.sgd.state[p].get("momentum_buffer") if p in self.sgd.state else None
             if buffer is not None:
-                out[i] = out[i] + self.settings.momentum * buffer
+                out[i] = out[i] + group["momentum"] * buffer
         return out
 
     def means(self) -> tuple[float, float]:
         """Loss and accuracy over all weight steps, of all processes, since this was last asked."""
         self.processes.total([self.sums])
-        loss, correct, images = self.sums.tolist()
+        loss, correct, samples = self.sums.tolist()
         self.sums.zero_()
-        return loss / images, correct / images
+        return loss / samples, correct / samples
+
+    def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch to the sums: its mean loss, its hits, its size."""
+        n = len(labels)
+        self.sums += torch.stack([loss.detach().double() * n, (logits.argmax(1) == labels).sum(), torch.full_like(loss, n)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"sgd": self.sgd.state_dict(), "sums": self.sums}
@@ -110,3 +121,27 @@ class Steps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sgd.load_state_dict(state["sgd"])
         self.sums.copy_(state["sums"])
+
+
+class Steps(TwoLevel):
+    """On images. batch: (images, labels)."""
+
+    def __init__(self, net: Any, method: Method, settings: Any, processes: Processes = ALONE) -> None:
+        super().__init__(net, method, settings, processes, settings.momentum)
+
+    def logits(self, images: Tensor, weights: Any, alive: Masks | None) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.settings.amp else nullcontext():
+            return self.net(images, weights, alive).float()
+
+    def losses(self, train: Batch, valid: Batch, alive: Masks | None) -> tuple[bilevel.Loss, bilevel.Loss]:
+        def on(batch: Batch) -> bilevel.Loss:
+            return lambda: F.cross_entropy(self.logits(batch[0], self.method.weights(), alive), batch[1])
+
+        return on(train), on(valid)
+
+    def loss(self, batch: Batch, weights: Any, alive: Masks | None) -> Tensor:
+        images, labels = batch
+        logits = self.logits(images, weights, alive)
+        loss = F.cross_entropy(logits, labels)
+        self.count(loss, logits, labels)
+        return loss

@@ -10,14 +10,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..cnn import Supernet, Weights
-from ..genotype import Genotype
-from ..settings import SearchSettings
-from ..spaces import Masks
+from ..genotype import AnyGenotype
+from ..settings import TwoLevelSettings
+from ..spaces import Masks, Weights
 
 
 class Method(Protocol):
-    """One search method on one supernet."""
+    """One search method in one space, of whatever supernet."""
 
     parameters: list[nn.Parameter]
 
@@ -39,7 +38,7 @@ class Method(Protocol):
     def point(self) -> dict[str, Tensor]:
         """The weights to evaluate and draw: exactly sparse where the method is."""
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         """The architecture at `point()`."""
 
     def log(self) -> dict[str, float]:
@@ -50,12 +49,14 @@ class Method(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def registry() -> dict[str, tuple[type, type[SearchSettings], dict[str, SearchSettings]]]:
-    """name: (method, its settings, presets by name)."""
+def registry(layout: str = "convolutional") -> dict[str, tuple[type, dict[str, Any]]]:
+    """name: (method, its presets by name), for spaces of a layout. A preset is an instance of the settings."""
     from . import darts, ista, sparse_supernet
 
-    return {m.__name__.rpartition(".")[2]: (m.Search, m.Settings, m.PRESETS) for m in (darts, ista, sparse_supernet)}
+    presets = "PRESETS" if layout == "convolutional" else "TEXT_PRESETS"
+    return {m.__name__.rpartition(".")[2]: (m.Search, getattr(m, presets)) for m in (darts, ista, sparse_supernet)}
 
 
-def build(name: str, net: Supernet, settings: Any) -> Method:
-    return registry()[name][0](net, settings)
+def build(name: str, net: Any, settings: TwoLevelSettings) -> Method:
+    """The method of this name for a supernet, on its device."""
+    return registry()[name][0](net.space, settings, next(net.parameters()).device)

@@ -1,49 +1,77 @@
-"""DARTS: a softmax over the operations of each edge, Adam on its logits; the two strongest edges of each node at the end.
+"""DARTS: a softmax over the operations of each edge, Adam on its logits; the strongest edges of each node at the end, two in a
+convolutional cell and one in a recurrent one.
 
 Source: Liu, Simonyan, Yang, "DARTS", 2019.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..cnn import Supernet, Weights, edge_softmax
-from ..genotype import CELLS, NODES, Genotype, Path
-from ..settings import SearchSettings, small
-from ..spaces import Masks
+from ..genotype import AnyGenotype, Path
+from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
+from ..spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
-class Settings(SearchSettings):
-    space: str = "darts_zero"
+class LogitSettings:
+    """Of the architecture logits."""
+
     arch_lr: float = 3e-4
     """Of Adam on the architecture logits."""
     arch_decay: float = 1e-3
     """Weight decay of the logits."""
+    arch_beta1: float = 0.5
+    """How much of its mean gradient Adam keeps from step to step."""
+
+    def __post_init__(self) -> None:
+        check(self, amounts=("arch_lr", "arch_decay"), shares=("arch_beta1",))
+
+
+@dataclass(frozen=True)
+class Settings(LogitSettings, SearchSettings):
+    space: str = "darts_zero"
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        LogitSettings.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class TextSettings(LogitSettings, TextSearchSettings):
+    space: str = "recurrent_zero"
+    arch_lr: float = 3e-3
+    arch_beta1: float = 0.9
+
+    def __post_init__(self) -> None:
+        TextSearchSettings.__post_init__(self)
+        LogitSettings.__post_init__(self)
 
 
 PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=3e-3)}
+TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=1e-2)}
+KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 
 
 class Search:
-    """parameters: the logits of the paths of the normal and of the reduction cell."""
+    """parameters: the logits of the paths, a vector for each cell."""
 
-    def __init__(self, net: Supernet, settings: Settings) -> None:
-        device = net.classifier.weight.device
-        self.space = net.space
-        self.parameters = [nn.Parameter((1e-3 * torch.randn(len(self.space.paths(c)))).to(device)) for c in CELLS]
-        decay = settings.arch_decay
-        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.arch_lr, betas=(0.5, 0.999), weight_decay=decay)
+    def __init__(self, space: Space, settings: LogitSettings, device: torch.device) -> None:
+        self.space, self.cells = space, space.layout.cells
+        self.parameters = [nn.Parameter((1e-3 * torch.randn(len(space.paths(c)))).to(device)) for c in self.cells]
+        betas, decay = (settings.arch_beta1, 0.999), settings.arch_decay
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.arch_lr, betas=betas, weight_decay=decay)
 
     def begin_epoch(self, epoch: int) -> None:
         """Nothing changes."""
 
     def weights(self) -> Weights:
-        return edge_softmax(self.space, dict(zip(CELLS, self.parameters)))
+        return edge_softmax(self.space, dict(zip(self.cells, self.parameters)))
 
     def alive(self) -> Masks | None:
         return None
@@ -60,13 +88,16 @@ class Search:
     def point(self) -> dict[str, Tensor]:
         return dict(self.weights())
 
-    def genotype(self) -> Genotype:
-        point = {cell: w.tolist() for cell, w in self.point().items()}
-        return Genotype.from_paths(**{cell: strongest(list(zip(self.space.paths(cell), point[cell]))) for cell in CELLS})
+    def genotype(self) -> AnyGenotype:
+        layout = self.space.layout
+        weighted = {cell: list(zip(self.space.paths(cell), w.tolist())) for cell, w in self.point().items()}
+        kept = KEPT[layout.name]
+        return self.space.kind.from_paths(**{c: strongest(weighted[c], layout.nodes, kept) for c in self.cells})
 
     def log(self) -> dict[str, float]:
-        entropy = [float(-(w * w.clamp_min(1e-30).log()).sum()) / 14 for w in self.point().values()]
-        return {f"entropy_{cell}": e for cell, e in zip(CELLS, entropy)}
+        edges = len(self.space.layout.edges)
+        entropy = {cell: float(-(w * w.clamp_min(1e-30).log()).sum()) / edges for cell, w in self.point().items()}
+        return {f"entropy_{cell}": e for cell, e in entropy.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
@@ -77,13 +108,22 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def strongest(weighted: list[tuple[Path, float]]) -> list[Path]:
-    """Of each node the two edges with the largest weight, and on each the operation that has it; zero does not count."""
+def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
+    """A softmax over the paths of each edge. Vectors (paths,) or (cells, paths), as the logits."""
+    out = {}
+    for cell in space.layout.cells:
+        sizes = [len(names) for names in space.operations[cell]]
+        out[cell] = torch.cat([part.softmax(-1) for part in logits[cell].split(sizes, -1)], -1)
+    return out
+
+
+def strongest(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
+    """Of each node the `kept` edges with the largest weight, and on each the operation that has it; zero does not count."""
     chosen = []
-    for node in NODES:
+    for node in nodes:
         best: dict[int, tuple[float, Path]] = {}
         for path, weight in weighted:
             if path.node == node and path.operation != "none" and weight > best.get(path.source, (-1.0,))[0]:
                 best[path.source] = (weight, path)
-        chosen += [path for _, path in sorted(best.values(), key=lambda found: -found[0])[:2]]
+        chosen += [path for _, path in sorted(best.values(), key=lambda found: -found[0])[:kept]]
     return chosen

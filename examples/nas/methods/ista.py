@@ -1,6 +1,6 @@
 """ISTA-NAS: each node has a compressed variable b; sparse coding recovers from it the few paths that enter the node.
 
-    z_j = argmin_z 1/2 ||A_j z - b_j||^2 + strength ||z||_1        for each node j of both cells, A_j drawn once
+    z_j = argmin_z 1/2 ||A_j z - b_j||^2 + strength ||z||_1        for each node j of all cells, A_j drawn once
     S_j = the `sparsity` largest |z_j|                             the paths into node j; no others run
     w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     what they are multiplied by (Eq. 11)
 
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from proxopt import sparse_code
 
-from ..cnn import Supernet, Weights
-from ..genotype import CELLS, NODES, Genotype
-from ..settings import SearchSettings, small
-from ..spaces import Masks, Space
+from ..genotype import AnyGenotype
+from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
+from ..spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
@@ -45,29 +44,40 @@ class CodeSettings:
     """Of the L1 penalty in the recovery."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "sparsity"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check(self, counts=("rows", "sparsity"), amounts=("arch_lr", "arch_decay"))
         if not 0 < self.strength < float("inf"):
             raise ValueError(f"strength must be finite and > 0, got {self.strength}")
-        for name in ("arch_lr", "arch_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
-class Settings(CodeSettings, SearchSettings):
-    batch: int = 256
-    lr: float = 0.1
-    order: Literal["first", "second"] = "first"
+class TwoStageSettings(CodeSettings):
     recover_every: int = 0
     """Recover after every n-th architecture step; 0: at the start of each epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, amounts=("recover_every",))
+
+
+@dataclass(frozen=True)
+class Settings(TwoStageSettings, SearchSettings):
+    batch: int = 256
+    lr: float = 0.1
+    order: Literal["first", "second"] = "first"
+
+    def __post_init__(self) -> None:
         SearchSettings.__post_init__(self)
-        CodeSettings.__post_init__(self)
-        if self.recover_every < 0:
-            raise ValueError(f"recover_every must be >= 0, got {self.recover_every}")
+        TwoStageSettings.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class TextSettings(TwoStageSettings, TextSearchSettings):
+    order: Literal["first", "second"] = "first"
+    sparsity: int = 1
+
+    def __post_init__(self) -> None:
+        TextSearchSettings.__post_init__(self)
+        TwoStageSettings.__post_init__(self)
 
 
 # Steps cost a tenth of those of a dense supernet: the small search takes four times the images and twice the epochs.
@@ -75,62 +85,65 @@ PRESETS = {
     "paper": Settings(),
     "small": replace(small(Settings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
 }
+TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=3e-3)}
 
 
 class Codes:
-    """Compressed variables of all nodes of both cells, and the supports and coefficients that were last recovered from them.
+    """Compressed variables of all nodes of all cells, and the supports and coefficients that were last recovered from them.
 
-    parameters: b of the normal and of the reduction cell, (nodes, rows) each.
+    parameters: b of each cell, (nodes, rows) each.
     """
 
     def __init__(self, space: Space, settings: CodeSettings, device: torch.device) -> None:
         self.space, self.settings = space, settings
+        self.cells, nodes = space.layout.cells, space.layout.nodes
         draw = matrix(settings.matrix)
         self.members: dict[str, list[list[int]]] = {}  # for each node the numbers of its paths
-        for cell in CELLS:
+        for cell in self.cells:
             paths = space.paths(cell)
-            self.members[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in NODES]
-            for node, members in zip(NODES, self.members[cell]):
+            self.members[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in nodes]
+            for node, members in zip(nodes, self.members[cell]):
                 if len(members) < settings.sparsity:
                     raise ValueError(
                         f"sparsity must be at most {len(members)}, the paths into node {node} of the {cell} cell of"
                         f" {space.name}, got {settings.sparsity}"
                     )
-        self.matrices = {cell: [draw(settings.rows, len(m)) for m in self.members[cell]] for cell in CELLS}
-        shape = (len(NODES), settings.rows)
-        self.parameters = [nn.Parameter((1e-3 * torch.randn(shape)).to(device)) for _ in CELLS]
+        self.matrices = {cell: [draw(settings.rows, len(m)) for m in self.members[cell]] for cell in self.cells}
+        shape = (len(nodes), settings.rows)
+        self.parameters = [nn.Parameter((1e-3 * torch.randn(shape)).to(device)) for _ in self.cells]
         # of the last recovery: codes (in double precision, on the host), and for the supported paths what Eq. 11 needs
-        self.codes = {cell: [np.zeros(len(m)) for m in self.members[cell]] for cell in CELLS}
+        self.codes = {cell: [np.zeros(len(m)) for m in self.members[cell]] for cell in self.cells}
         self.gap = self.moved = 0.0
-        many = (len(NODES), settings.sparsity)
-        self.support = {cell: torch.zeros(many, dtype=torch.int64, device=device) for cell in CELLS}
-        self.values = {cell: torch.zeros(many, device=device) for cell in CELLS}
-        self.columns = {cell: torch.zeros(*many, settings.rows, device=device) for cell in CELLS}
+        many = (len(nodes), settings.sparsity)
+        self.support = {cell: torch.zeros(many, dtype=torch.int64, device=device) for cell in self.cells}
+        self.values = {cell: torch.zeros(many, device=device) for cell in self.cells}
+        self.columns = {cell: torch.zeros(*many, settings.rows, device=device) for cell in self.cells}
         self.masks: Masks = {}
 
     def solve(self) -> dict[str, list[np.ndarray]]:
-        """The codes of all nodes of both cells at the present b, in one batched call that certifies them."""
+        """The codes of all nodes of all cells at the present b, in one batched call that certifies them."""
         b = np.concatenate([p.detach().double().cpu().numpy() for p in self.parameters])
         if not np.isfinite(b).all():
             raise ValueError(f"the compressed variables must be finite, got {b[~np.isfinite(b)][0]}: a lower arch_lr may help")
-        found = sparse_code([A for cell in CELLS for A in self.matrices[cell]], b, self.settings.strength)
+        found = sparse_code([A for cell in self.cells for A in self.matrices[cell]], b, self.settings.strength)
         self.gap = float(found.gap.max())
-        return {"normal": found.x[: len(NODES)], "reduce": found.x[len(NODES) :]}
+        many = len(self.space.layout.nodes)
+        return {cell: found.x[i * many : (i + 1) * many] for i, cell in enumerate(self.cells)}
 
     def recover(self) -> None:
         """Take over the supports and values of the codes at the present b."""
         codes = self.solve()
-        self.moved = max(max(self.distances(codes)[cell]) for cell in CELLS)
+        self.moved = max(max(self.distances(codes)[cell]) for cell in self.cells)
         self.take_over(codes)
 
     def distances(self, codes: dict[str, list[np.ndarray]]) -> dict[str, list[float]]:
         """How far the code of each node is from that of the last recovery."""
-        return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], self.codes[cell])] for cell in CELLS}
+        return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], self.codes[cell])] for cell in self.cells}
 
     def take_over(self, codes: dict[str, list[np.ndarray]]) -> None:
         """Make these codes those of the last recovery."""
         self.codes = codes
-        for cell, b in zip(CELLS, self.parameters):
+        for cell, b in zip(self.cells, self.parameters):
             vectors = b.detach().double().cpu().numpy()
             chosen = [strongest(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)]
             numbers = [[m[i] for i in s] for m, s in zip(self.members[cell], chosen)]
@@ -142,26 +155,26 @@ class Codes:
 
     def coefficients(self, cell: str) -> Tensor:
         """(nodes, sparsity): z_S + A_S^T (b - A_S z_S), Eq. 11 without its Gram matrix."""
-        b, z, columns = self.parameters[CELLS.index(cell)], self.values[cell], self.columns[cell]
+        b, z, columns = self.parameters[self.cells.index(cell)], self.values[cell], self.columns[cell]
         residual = b - (columns * z[..., None]).sum(1)
         return z + (columns * residual[:, None]).sum(2)
 
     def weights(self) -> dict[str, Tensor]:
         """For each cell a weight for each path, exactly 0 off the support."""
         out = {}
-        for cell in CELLS:
+        for cell in self.cells:
             w = self.coefficients(cell)
             out[cell] = w.new_zeros(len(self.space.paths(cell))).scatter(0, self.support[cell].flatten(), w.flatten())
         return out
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         return self.space.genotype(self.masks)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "parameters": [b.detach() for b in self.parameters],
-            "matrices": {cell: [torch.from_numpy(A) for A in self.matrices[cell]] for cell in CELLS},
-            "codes": {cell: [torch.from_numpy(z) for z in self.codes[cell]] for cell in CELLS},
+            "matrices": {cell: [torch.from_numpy(A) for A in self.matrices[cell]] for cell in self.cells},
+            "codes": {cell: [torch.from_numpy(z) for z in self.codes[cell]] for cell in self.cells},
             "support": self.support,
             "values": self.values,
             "columns": self.columns,
@@ -174,9 +187,9 @@ class Codes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         torch._foreach_copy_(self.parameters, state["parameters"])
         for own in ("matrices", "codes"):
-            setattr(self, own, {cell: [t.cpu().numpy() for t in state[own][cell]] for cell in CELLS})
+            setattr(self, own, {cell: [t.cpu().numpy() for t in state[own][cell]] for cell in self.cells})
         for own in ("support", "values", "columns"):
-            for cell in CELLS:
+            for cell in self.cells:
                 getattr(self, own)[cell].copy_(state[own][cell])
         self.masks = {cell: tuple(mask) for cell, mask in state["masks"].items()}
         self.gap, self.moved = state["gap"], state["moved"]
@@ -185,9 +198,9 @@ class Codes:
 class Search:
     """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
 
-    def __init__(self, net: Supernet, settings: Settings) -> None:
+    def __init__(self, space: Space, settings: TwoStageSettings, device: torch.device) -> None:
         self.settings = settings
-        self.codes = Codes(net.space, settings, net.classifier.weight.device)
+        self.codes = Codes(space, settings, device)
         self.parameters = self.codes.parameters
         self.optimizer = adam(self.parameters, settings)
         self.steps = 0
@@ -217,7 +230,7 @@ class Search:
     def point(self) -> dict[str, Tensor]:
         return dict(self.weights())
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         return self.codes.genotype()
 
     def log(self) -> dict[str, float]:

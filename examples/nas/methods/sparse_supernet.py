@@ -3,8 +3,8 @@ number of paths and nodes.
 
     min_A L_val(w*(A), A) + strength * (l1_ratio ||A||_1 + (1 - l1_ratio) sum_n sqrt(size_n) ||A_n||_2)
 
-One group per node and cell type: all operations on all edges into it, 14, 21, 28 and 35 entries in the DARTS space. The strength
-starts at 0 and grows by `strength_step` each epoch.
+One group per node and cell type: all operations on all edges into it, 14, 21, 28 and 35 entries in the DARTS space, 4, 8, ..., 32
+in the recurrent one. The strength starts at 0 and grows by `strength_step` each epoch.
 
 Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sparse supernet", AAAI 2021.
 """
@@ -12,8 +12,9 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
-from ..cnn import Supernet, Weights
-from ..genotype import CELLS, NODES, Genotype
-from ..settings import SearchSettings, small
-from ..spaces import Masks, Space
+from ..genotype import AnyGenotype
+from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
+from ..spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
-class Settings(SearchSettings):
+class PenaltySettings:
+    """Of the architecture weights and their penalty."""
+
     optimizer: Literal["adamhapg", "hapg"] = "adamhapg"
     arch_lr: float | None = None
     """Default 3e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg."""
@@ -41,7 +43,7 @@ class Settings(SearchSettings):
     init: float = 1 / 7
     """Architecture weights at the start, before noise of size 1e-3."""
     target_paths: int = 0
-    """Let the strength rest once so few paths are left in both cells; 0 lets it grow to the end."""
+    """Let the strength rest once so few paths are left in all cells; 0 lets it grow to the end."""
     probe_every: int = 1
     """Compute the gradient of dead paths, which alone can bring them back, in every n-th architecture step only: an approximation
     that makes the others cheaper."""
@@ -49,33 +51,52 @@ class Settings(SearchSettings):
     """Also remove paths below this share of the largest weight of their cell from the genotype; 0 removes exact zeros only."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, high in (("l1_ratio", 1), ("cut", 1), ("strength_step", math.inf), ("target_paths", math.inf)):
-            if not 0 <= getattr(self, name) <= high or getattr(self, name) == math.inf:
-                raise ValueError(f"{name} must lie in [0, {high}], got {getattr(self, name)}")
-        if self.probe_every < 1:
-            raise ValueError(f"probe_every must be >= 1, got {self.probe_every}")
+        for name in ("l1_ratio", "cut"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check(self, counts=("probe_every",), amounts=("strength_step", "target_paths"))
         if self.optimizer == "hapg" and self.metric != "median":
             raise ValueError(f"metric belongs to adamhapg; hapg has one step for all, got metric={self.metric!r}")
 
 
+@dataclass(frozen=True)
+class Settings(PenaltySettings, SearchSettings):
+    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "hapg": 0.025}
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        PenaltySettings.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class TextSettings(PenaltySettings, TextSearchSettings):
+    arch_lr: float | None = None
+    """Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which explodes on text."""
+    init: float = 1 / 4
+    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "hapg": 0.025}
+
+    def __post_init__(self) -> None:
+        TextSearchSettings.__post_init__(self)
+        PenaltySettings.__post_init__(self)
+
+
 PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
+TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=3e-3, strength_step=0.04)}
 
 
 class Search:
-    """parameters: the architecture weights of the normal and of the reduction cell, at the search point A."""
+    """parameters: the architecture weights, a vector for each cell, at the search point A."""
 
-    def __init__(self, net: Supernet, settings: Settings) -> None:
-        device = net.classifier.weight.device
-        self.space, self.settings = net.space, settings
-        start = [settings.init + 1e-3 * torch.randn(len(self.space.paths(c))) for c in CELLS]
+    def __init__(self, space: Space, settings: Any, device: torch.device) -> None:
+        self.space, self.settings, self.cells = space, settings, space.layout.cells
+        start = [settings.init + 1e-3 * torch.randn(len(space.paths(c))) for c in self.cells]
         self.parameters = [nn.Parameter(a.to(device)) for a in start]
         adam = settings.optimizer == "adamhapg"
-        self.lr = settings.arch_lr if settings.arch_lr is not None else (3e-4 if adam else 0.025)
-        groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(CELLS, self.parameters)]
+        self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
+        groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(self.cells, self.parameters)]
         self.optimizer = AdamHAPG(groups, lr=self.lr, betas=(0.5, 0.999)) if adam else HAPG(groups, lr=self.lr)
         self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
-        self.guards = {cell: Guard(self.space, cell, device) for cell in CELLS}
+        self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.rests = False
 
     def _penalty(self, cell: str) -> SparseGroupLasso:
@@ -93,10 +114,10 @@ class Search:
                 group["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.settings.epochs)) / 2
 
     def weights(self) -> Weights:
-        return dict(zip(CELLS, self.parameters))
+        return dict(zip(self.cells, self.parameters))
 
     def alive(self) -> Masks | None:
-        masks = {cell: (a != 0).tolist() for cell, a in zip(CELLS, self.parameters)}
+        masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
         return None if all(map(all, masks.values())) else masks
 
     def probes(self, step: int) -> bool:
@@ -108,13 +129,13 @@ class Search:
         for a, g in zip(self.parameters, grads):
             a.grad = g
         self.optimizer.step()
-        for cell, a in zip(CELLS, self.parameters):
+        for cell, a in zip(self.cells, self.parameters):
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
 
     @torch.no_grad()
     def point(self) -> dict[str, Tensor]:
         state = self.optimizer.state
-        return {cell: state.get(a, {}).get("point", a).detach().clone() for cell, a in zip(CELLS, self.parameters)}
+        return {cell: state.get(a, {}).get("point", a).detach().clone() for cell, a in zip(self.cells, self.parameters)}
 
     def masks(self) -> Masks:
         """The living paths at the prox point."""
@@ -123,13 +144,14 @@ class Search:
             out[cell] = (p.abs() > self.settings.cut * p.abs().max()).tolist()
         return out
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         return self.space.genotype(self.masks()).clean()
 
     def log(self) -> dict[str, float]:
         penalties = [self.optimizer.penalty_of(group) for group in self.optimizer.param_groups]
         value = sum(float(pen.value(p)) for pen, p in zip(penalties, self.point().values()))
-        return {"strength": self.optimizer.param_groups[0]["strength"], "penalty": value}
+        largest = max(float(a.detach().abs().max()) for a in self.parameters)
+        return {"strength": self.optimizer.param_groups[0]["strength"], "penalty": value, "largest_weight": largest}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -157,14 +179,15 @@ class Guard:
     def __init__(self, space: Space, cell: str, device: torch.device) -> None:
         paths = space.paths(cell)
         into = lambda values: torch.tensor(values, device=device)
-        self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in NODES}
-        self.source = {n: into([p.source == n for p in paths]) for n in (0, 1, *NODES)}
+        self.nodes, self.inputs = space.layout.nodes, space.layout.inputs
+        self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in self.nodes}
+        self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
 
     def reachable(self, point: Tensor) -> dict[int, Tensor]:
         """For each node the paths into it that live and start in an input or a reachable node."""
-        from_living = self.source[0] | self.source[1]
+        from_living = torch.stack([self.source[n] for n in self.inputs]).any(0)
         out = {}
-        for n in NODES:
+        for n in self.nodes:
             out[n] = self.node[n] & from_living & (point != 0)
             from_living = from_living | (self.source[n] & out[n].any())
         return out
@@ -172,14 +195,14 @@ class Guard:
     def backbone(self, point: Tensor) -> Tensor:
         """The strongest path into the strongest node, the strongest into its source, and so on down to an input."""
         reachable = self.reachable(point)
-        norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in NODES])
-        wanted = nn.functional.one_hot(norms.argmax(), len(NODES)).bool()
+        norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
+        wanted = nn.functional.one_hot(norms.argmax(), len(self.nodes)).bool()
         kept = torch.zeros_like(point, dtype=torch.bool)
-        for i, n in reversed(list(enumerate(NODES))):
+        for i, n in reversed(list(enumerate(self.nodes))):
             best = torch.where(reachable[n], point.abs(), -1).argmax()
             chosen = nn.functional.one_hot(best, len(point)).bool() & reachable[n] & wanted[i]
             kept |= chosen
-            below = torch.stack([(chosen & self.source[m]).any() for m in NODES])
+            below = torch.stack([(chosen & self.source[m]).any() for m in self.nodes])
             wanted = wanted | below
         return kept
 
