@@ -59,4 +59,4 @@ def registry(layout: str = "convolutional") -> dict[str, tuple[type, dict[str, A
 
 def build(name: str, net: Any, settings: TwoLevelSettings) -> Method:
     """The method of this name for a supernet, on its device."""
-    return registry()[name][0](net.space, settings, next(net.parameters()).device)
+    return registry(net.space.layout.name)[name][0](net.space, settings, next(net.parameters()).device)

@@ -1,0 +1,208 @@
+"""A matrix product, a node of a recurrent cell, and the loss over a vocabulary, each with a gradient of its own, for a CPU.
+
+PyTorch sends float32 products to MKL, which runs at half the speed of oneDNN on processors of AMD; both come with PyTorch.
+Written out, a node takes forty passes over tensors of (sources, batch, hidden) and keeps most of them for the gradient; the loss
+keeps the probabilities of every word at every place three times. All can be differentiated twice: then, and on other devices,
+the written-out form is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+    ("tanh", torch.tanh),
+    ("relu", torch.relu),
+    ("sigmoid", torch.sigmoid),
+    ("identity", lambda x: x),
+)
+ROWS = 512  # of the loss at a time: the scores of so many words for 10 000 candidates stay near the processor
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, (M, K) and (K, N)."""
+    return _Product.apply(x, y) if worthwhile(x) else x @ y
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, without a gradient. A transposed matrix costs nothing, a slice of its columns very much."""
+    if ONEDNN and x.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, y)
+        return _linear(x, y.t())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, y = ctx.saved_tensors
+        to_x, to_y = ctx.needs_input_grad
+        return product(grad, y.t()) if to_x else None, product(x.t(), grad) if to_y else None
+
+
+def node(used: Sequence[int], mixing: Tensor, weight: Tensor, mask: Tensor | None, sources: Sequence[Tensor]) -> Tensor:
+    """What the paths into a node of a recurrent cell sum to:
+
+        sum_j sum_o mixing[j, o] (s_j + sigmoid(c_j) (f_o(h_j) - s_j)),    [c_j, h_j] = (s_j * mask) weight
+
+    Args:
+      used: numbers of the operations o that count; the other columns of `mixing` are taken for 0.
+      mixing: (sources, 4), in the order tanh, relu, sigmoid, identity.
+      weight: (hidden, 2 hidden). mask: (batch, hidden) or None for 1. sources: tensors (batch, hidden).
+    """
+    if worthwhile(weight):
+        return _Node.apply(tuple(used), mixing, weight, mask, *sources)
+    return written_out(used, mixing, weight, mask, sources)
+
+
+def written_out(used: Sequence[int], mixing: Tensor, weight: Tensor, mask: Tensor | None, sources: Sequence[Tensor]) -> Tensor:
+    """`node` by PyTorch's own operations."""
+    s = torch.stack(list(sources))
+    c, h = ((s if mask is None else s * mask) @ weight).chunk(2, -1)
+    shares = mixing[:, list(used)]
+    mixed = sum(shares[:, k, None, None] * ACTIVATIONS[o][1](h) for k, o in enumerate(used))
+    return (s * shares.sum(1)[:, None, None] * (1 - c.sigmoid()) + c.sigmoid() * mixed).sum(0)
+
+
+def worthwhile(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, used: tuple[int, ...], mixing: Tensor, weight: Tensor, mask: Tensor | None, *sources: Tensor
+    ) -> Tensor:
+        s, width = torch.stack(sources), weight.shape[0]
+        x = s if mask is None else s * mask
+        c, h = _linear(x.view(-1, width), weight.t()).view(len(s), -1, 2 * width).chunk(2, -1)
+        gate = torch.sigmoid(c)
+        values = [_value(o, h) for o in used]
+        shares = mixing[:, list(used), None, None]
+        pull = values[0] * shares[:, 0]  # sum_o mixing (f_o(h) - s)
+        for k in range(1, len(used)):
+            pull.addcmul_(values[k], shares[:, k])
+        carry = shares.sum(1)
+        pull.addcmul_(s, carry, value=-1)
+        ctx.used, ctx.masked, ctx.count = used, mask is not None, len(sources)
+        ctx.save_for_backward(mixing, weight, s if mask is None else mask, *sources, s, x, gate, pull, *values)
+        return torch.sum(gate * pull, 0) + (carry.flatten() @ s.view(len(s), -1)).view_as(s[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        mixing, weight, mask, *rest = ctx.saved_tensors
+        sources, (s, x, gate, pull, *values) = rest[: ctx.count], rest[ctx.count :]
+        mask = mask if ctx.masked else None
+        _, wants_mixing, wants_weight, _, *wants_sources = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            inputs = [t for t, wanted in zip((mixing, weight, *sources), (wants_mixing, wants_weight, *wants_sources)) if wanted]
+            out = written_out(ctx.used, mixing, weight, mask, sources)
+            found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
+            each = [next(found) if wanted else None for wanted in (wants_mixing, wants_weight, *wants_sources)]
+            return None, each[0], each[1], None, *each[2:]
+        width, shares = weight.shape[0], mixing[:, list(ctx.used), None, None]
+        through = grad * gate
+        past = grad - through
+        to_both = torch.empty(*s.shape[:2], 2 * width, dtype=s.dtype)
+        to_c, to_h = to_both.chunk(2, -1)
+        torch.ops.aten.sigmoid_backward.grad_input(grad * pull, gate, grad_input=to_c)
+        torch.mul(_slope(ctx.used[0], through, values[0]), shares[:, 0], out=to_h)
+        for k, o in enumerate(ctx.used[1:], 1):
+            to_h.addcmul_(_slope(o, through, values[k]), shares[:, k])
+        to_both = to_both.view(-1, 2 * width)
+        to_mixing = to_weight = None
+        if wants_mixing:
+            stays = _dots(past, s)
+            to_mixing = torch.zeros_like(mixing)
+            for k, o in enumerate(ctx.used):
+                to_mixing[:, o] = _dots(through, values[k]) + stays
+        if wants_weight:
+            to_weight = _linear(x.view(-1, width).t(), to_both.t())
+        to_x = _linear(to_both, weight).view_as(s)
+        past.mul_(shares.sum(1))
+        to_sources = past.add_(to_x) if mask is None else past.addcmul_(to_x, mask)
+        return None, to_mixing, to_weight, None, *to_sources.unbind()
+
+
+def _value(operation: int, h: Tensor) -> Tensor:
+    """An operation of h, in memory of its own. PyTorch's tanh takes ten times as long as its sigmoid."""
+    name, function = ACTIVATIONS[operation]
+    if name == "tanh":
+        return torch.sigmoid(2 * h).mul_(2).sub_(1)
+    return function(h).contiguous()
+
+
+def _slope(operation: int, grad: Tensor, value: Tensor) -> Tensor:
+    """grad times the derivative of an operation, from the operation's value."""
+    name = ACTIVATIONS[operation][0]
+    if name == "tanh":
+        return torch.ops.aten.tanh_backward(grad, value)
+    if name == "sigmoid":
+        return torch.ops.aten.sigmoid_backward(grad, value)
+    return torch.ops.aten.threshold_backward(grad, value, 0) if name == "relu" else grad
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """One inner product for each source."""
+    return torch.linalg.vecdot(a.view(len(a), -1), b.view(len(b), -1))  # bmm takes five times as long
+
+
+def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of softmax(x weight^T + bias) at the targets. x (N, hidden), weight (words, hidden), targets (N,)."""
+    if worthwhile(x):
+        return _VocabularyLoss.apply(x, weight, bias, targets)
+    return F.cross_entropy(F.linear(x, weight, bias).float(), targets)
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """The gradient is computed along with the loss, some rows at a time: no probability is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        to_x = torch.empty_like(x) if wants_x else None
+        to_weight = torch.zeros_like(weight) if wants_weight else None
+        to_bias = torch.zeros_like(bias) if wants_bias else None
+        total, n = x.new_zeros((), dtype=torch.float64), len(x)
+        for start in range(0, n, ROWS):
+            rows = slice(start, start + ROWS)
+            part, wanted = x[rows], targets[rows, None]
+            scores = _linear(part, weight, bias)
+            top = scores.amax(1, keepdim=True)
+            total += (top - scores.gather(1, wanted)).sum()
+            chances = scores.sub_(top).exp_()
+            sums = chances.sum(1, keepdim=True)
+            total += sums.log().sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            chances.mul_(1 / (n * sums))  # d loss / d scores, next the targets
+            chances.scatter_add_(1, wanted, chances.new_full((), -1 / n).expand(len(part), 1))
+            if to_x is not None:
+                to_x[rows] = _linear(chances, weight.t())
+            if to_weight is not None:
+                to_weight.add_(_linear(chances.t(), part.t()))
+            if to_bias is not None:
+                to_bias.add_(chances.sum(0))
+        ctx.save_for_backward(x, weight, bias, targets)
+        ctx.grads = (to_x, to_weight, to_bias)
+        return (total / n).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # to be differentiated again
+            *inputs, targets = ctx.saved_tensors
+            loss = F.cross_entropy(F.linear(*inputs), targets)
+            found = iter(torch.autograd.grad(loss, [t for t, w in zip(inputs, wanted) if w], grad, create_graph=True))
+            return *(next(found) if w else None for w in wanted), None
+        return *(None if g is None else g * grad for g in ctx.grads), None

@@ -1,0 +1,279 @@
+"""Recurrent language models: the supernet that is searched, the network of a genotype, and an LSTM to compare with.
+
+    net = RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), vocabulary=10_000, hidden=300)
+    states, last = net(words, net.start(batch), net.draw(batch), {"recurrent": a}, alive)   # a: one weight for each path
+    net = RecurrentNetwork(genotype, vocabulary=10_000, hidden=850)
+    loss, states, last = net.loss(words, targets, net.start(batch), net.draw(batch))
+
+One cell, word by word:
+
+    s_0 = h + sigmoid(c) (tanh(d) - h),                    [c, d] = [x * m_x, h * m_h] W_0
+    s_i = sum over paths (j, o) into node i of
+              a_jo (s_j + sigmoid(c_j) (o(d_j) - s_j)),    [c_j, d_j] = (s_j * m_h) W_i
+    h   = mean of the living nodes
+
+In the supernet a are the architecture weights, and s_0 and all s_i go through a batch norm without scale and shift; in the network
+of a genotype every path into a node has the weight 1 / (number of its paths), and there is no norm. The masks m are drawn once
+for a batch and shared by its words and, m_h, by all nodes. The decoder is the embedding.
+
+Sources: Liu, Simonyan, Yang, "DARTS", 2019 (cell, model, dropouts); Wu et al., "Neural architecture search as sparse supernet",
+2021 (linear weights, several paths into a node).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .fused import ACTIVATIONS, node, product, vocabulary_loss, written_out
+from .genotype import RecurrentGenotype
+from .spaces import Masks, Space, Weights
+
+CELL = "recurrent"
+RANGE = 0.04  # of the uniform weights at the start
+KERNELS = 256  # that torch.compile may make of a node before it gives up
+NAMES = [name for name, _ in ACTIVATIONS]
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Probabilities of leaving out: words of the vocabulary; entries of the embedded word, once as it comes and once as it enters
+    the cell; of every state that enters a product; of the output."""
+
+    words: float = 0.0
+    embedding: float = 0.0
+    input: float = 0.0
+    hidden: float = 0.0
+    output: float = 0.0
+
+
+class Dropped(NamedTuple):
+    """What is left out of a batch, as factors: (vocabulary, 1) for words, else (batch, hidden). None: nothing."""
+
+    words: Tensor | None = None
+    embedding: Tensor | None = None
+    input: Tensor | None = None
+    hidden: Tensor | None = None
+    output: Tensor | None = None
+
+
+class LanguageModel(nn.Module):
+    """Embedding, whatever runs from word to word, and the embedding once more as decoder."""
+
+    def __init__(self, vocabulary: int, hidden: int, drops: Drops | None = None):
+        super().__init__()
+        self.hidden, self.drops = hidden, drops or Drops()
+        self.embedding = uniform(vocabulary, hidden)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def start(self, batch: int) -> Any:
+        """The hidden state before the first word."""
+        return self.embedding.new_zeros(batch, self.hidden)
+
+    def draw(self, batch: int) -> Dropped:
+        """What to leave out of the next batch: nothing in evaluation mode."""
+        if not self.training:
+            return Dropped()
+        d, shape = self.drops, (batch, self.hidden)
+        shapes = {"words": (len(self.embedding), 1), "embedding": shape, "input": shape, "hidden": shape, "output": shape}
+        return Dropped(**{name: self._factors(getattr(d, name), shape) for name, shape in shapes.items()})
+
+    def _factors(self, share: float, shape: tuple[int, int]) -> Tensor | None:
+        if not share:
+            return None
+        return torch.empty(shape, device=self.embedding.device).bernoulli_(1 - share).div_(1 - share)
+
+    def forward(self, words: Tensor, state: Any, dropped: Dropped | None = None, *args: Any) -> tuple[Tensor, Any]:
+        """words (T, batch) -> hidden states (T, batch, hidden), and the state to go on from."""
+        dropped = dropped or Dropped()
+        x = F.embedding(words, times(self.embedding, dropped.words))
+        return self.recur(times(times(x, dropped.embedding), dropped.input), state, dropped.hidden, *args)
+
+    def recur(self, x: Tensor, state: Any, mask: Tensor | None, *args: Any) -> tuple[Tensor, Any]:
+        """From word to word: x (T, batch, hidden), masked already; `mask` is that of the hidden states."""
+        raise TypeError(f"{type(self).__name__} does not say what happens from word to word")
+
+    def loss(
+        self, words: Tensor, targets: Tensor, state: Any, dropped: Dropped | None = None, *args: Any
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Mean cross entropy of the next words, targets (T, batch); the hidden states; the state to go on from."""
+        states, last = self(words, state, dropped, *args)
+        out = times(states, (dropped or Dropped()).output)
+        return vocabulary_loss(out.flatten(0, 1), self.embedding, self.bias, targets.flatten()), states, last
+
+
+def uniform(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape).uniform_(-RANGE, RANGE))
+
+
+def times(x: Tensor, factors: Tensor | None) -> Tensor:
+    return x if factors is None else x * factors
+
+
+class Mixture(NamedTuple):
+    """What enters a node: places of its sources among the states before it, weights (sources, 4), operations that occur."""
+
+    node: int
+    sources: tuple[int, ...]
+    weights: Tensor
+    used: tuple[int, ...]
+
+
+class CellModel(LanguageModel):
+    """A language model with the cell above. `nodes`: those that have a product of their own."""
+
+    def __init__(self, nodes: Sequence[int], vocabulary: int, hidden: int, drops: Drops | None = None, norm: bool = False):
+        super().__init__(vocabulary, hidden, drops)
+        self.norm = norm
+        self.entry = uniform(2 * hidden, 2 * hidden)
+        self.products = nn.ParameterDict({str(n): uniform(hidden, 2 * hidden) for n in nodes})
+        self.one_node = node
+
+    def fuse(self) -> None:
+        """Have torch.compile make one kernel of each node, and another one for each other set of paths into it."""
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
+        self.one_node = torch.compile(written_out, dynamic=False)
+
+    def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, mixtures: Sequence[Mixture] = ()) -> tuple[Tensor, Tensor]:
+        from_word, from_state = self.entry.split(self.hidden)
+        outputs = []
+        for projected in product(x.flatten(0, 1), from_word).unflatten(0, x.shape[:2]).unbind():
+            gate, new = (projected + product(times(state, mask), from_state)).chunk(2, 1)
+            states = {0: self._normed(torch.lerp(state, new.tanh(), gate.sigmoid()))}
+            for m in mixtures:
+                into = [states[source] for source in m.sources]
+                found = self.one_node(m.used, m.weights, self.products[str(m.node)], mask, into)
+                states[m.node] = self._normed(found)
+            state = torch.stack([states[m.node] for m in mixtures]).mean(0)
+            outputs.append(state)
+        return torch.stack(outputs), state
+
+    def _normed(self, x: Tensor) -> Tensor:
+        # running statistics of nine nodes in one norm would fit none of them: those of the batch, always
+        return F.batch_norm(x, None, None, training=True) if self.norm else x
+
+
+class RecurrentSupernet(CellModel):
+    """All paths of a space in the cell. Called with `weights`, one for each path (None: all 1), and `alive`, which of them run.
+
+    Paths out of dead nodes do not run either, and a dead node has no share in the mean.
+    """
+
+    def __init__(self, space: Space, vocabulary: int, hidden: int = 300, drops: Drops | None = None):
+        super().__init__(space.layout.nodes, vocabulary, hidden, drops, norm=True)
+        self.space = space
+        self._plans: dict[Any, list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]] = {}
+
+    def recur(  # type: ignore[override]
+        self, x: Tensor, state: Tensor, mask: Tensor | None, weights: Weights | None = None, alive: Masks | None = None
+    ) -> tuple[Tensor, Tensor]:
+        paths = len(self.space.paths(CELL))
+        w = x.new_ones(paths) if weights is None else weights[CELL]
+        if w.shape != (paths,):
+            raise ValueError(f"{CELL}: weights have shape ({paths},), got {tuple(w.shape)}")
+        padded = F.pad(w, (0, 1))  # the last one stands for paths that are dead or not in the space
+        living = None if alive is None else tuple(alive[CELL])
+        mixtures = [Mixture(n, sources, padded[places], used) for n, sources, places, used in self._plan(living)]
+        return super().recur(x, state, mask, mixtures)
+
+    def _plan(self, alive: tuple[bool, ...] | None) -> list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]:
+        """For each node that lives: its sources, the places of the weights of (source, operation), the operations it uses."""
+        if alive not in self._plans:
+            paths = self.space.paths(CELL)
+            dead, plan, nodes = len(paths), [], list(self.space.layout.inputs)
+            for n in self.space.layout.nodes:
+                own = {
+                    (path.source, NAMES.index(path.operation)): i
+                    for i, path in enumerate(paths)
+                    if path.node == n and path.source in nodes and path.operation != "none" and (alive is None or alive[i])
+                }
+                if own:
+                    sources = tuple(sorted({source for source, _ in own}))
+                    places = [[own.get((source, o), dead) for o in range(len(NAMES))] for source in sources]
+                    used = tuple(sorted({o for _, o in own}))
+                    plan.append((n, sources, torch.tensor(places, device=self.embedding.device), used))
+                    nodes.append(n)
+            if not plan:
+                raise ValueError("no path lives in the recurrent cell")
+            self._plans = {alive: plan, **dict(list(self._plans.items())[:7])}
+        return self._plans[alive]
+
+
+class RecurrentNetwork(CellModel):
+    """The language model of a genotype, dead ends removed."""
+
+    def __init__(self, genotype: RecurrentGenotype, vocabulary: int, hidden: int = 850, drops: Drops | None = None):
+        genotype = genotype.clean()
+        living = genotype.living(CELL)
+        if not living:
+            raise ValueError("no path of the genotype reaches the input of the recurrent cell")
+        super().__init__(living, vocabulary, hidden, drops)
+        self.into = []  # for each node its number, sources, and operations
+        for n in living:
+            own = [path for path in genotype.paths(CELL) if path.node == n]
+            sources = tuple(sorted({path.source for path in own}))
+            shares = torch.zeros(len(sources), len(NAMES))
+            for path in own:
+                shares[sources.index(path.source), NAMES.index(path.operation)] = 1 / len(own)
+            self.register_buffer(f"shares_{n}", shares, persistent=False)
+            self.into.append((n, sources, tuple(sorted({NAMES.index(path.operation) for path in own}))))
+
+    def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+        mixtures = [Mixture(n, sources, getattr(self, f"shares_{n}"), used) for n, sources, used in self.into]
+        return super().recur(x, state, mask, mixtures)
+
+
+class LSTM(LanguageModel):
+    """One LSTM layer between the same embedding, dropouts and decoder. state: (2, batch, hidden), output and memory."""
+
+    def __init__(self, vocabulary: int, hidden: int = 850, drops: Drops | None = None):
+        super().__init__(vocabulary, hidden, drops)
+        self.entry = uniform(2 * hidden, 4 * hidden)
+        self.shift = nn.Parameter(torch.zeros(4 * hidden))
+
+    def start(self, batch: int) -> Tensor:
+        return self.embedding.new_zeros(2, batch, self.hidden)
+
+    def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+        from_word, from_state = self.entry.split(self.hidden)
+        out, memory = state
+        outputs = []
+        for projected in (product(x.flatten(0, 1), from_word) + self.shift).unflatten(0, x.shape[:2]).unbind():
+            taken, kept, shown, new = (projected + product(times(out, mask), from_state)).chunk(4, 1)
+            memory = kept.sigmoid() * memory + taken.sigmoid() * new.tanh()
+            out = shown.sigmoid() * memory.tanh()
+            outputs.append(out)
+        return torch.stack(outputs), torch.stack([out, memory])
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def mean_loss(model: LanguageModel, rows: Tensor, bptt: int, *args: Any) -> float:
+    """Cross entropy of a text (rows, columns), the hidden state carried from its first row to its last.
+
+    As published the sum over the rows is divided by their number, though the first one is not predicted.
+    """
+    training = model.training
+    model.eval()
+    total, state = rows.new_zeros((), dtype=torch.float64), model.start(rows.shape[1])
+    for start in range(0, len(rows) - 1, bptt):
+        words = rows[start : start + bptt + 1]
+        loss, _, state = model.loss(words[:-1], words[1:], state, None, *args)
+        total += loss.double() * (len(words) - 1)
+    model.train(training)
+    return float(total) / len(rows)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan

@@ -1,0 +1,146 @@
+"""Text as numbers: Penn Treebank, any other plain text, or the documentation that comes with Python.
+
+    corpus = load("data/ptb")                    # or a folder of your own; None: Python's language topics
+    rows = columns(corpus.train, batch=64)       # (rows, 64): 64 texts side by side
+    for start, words in windows(len(rows), bptt=35, seed=0, epoch=3):
+        rows[start : start + words], rows[start + 1 : start + 1 + words]     # words and the words that follow them
+
+Which windows an epoch has is a function of (seed, epoch) and nothing else, so a stopped run goes on with the window it had come
+to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PARTS = ("train", "valid", "test")
+END, RARE = "<eos>", "<unk>"
+# Penn Treebank as prepared by Mikolov (the text belongs to the Linguistic Data Consortium and is not downloaded).
+PTB_MD5 = {
+    "ptb.train.txt": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
+    "ptb.valid.txt": "aa0affc06ff7c36e977d7cd49e3839bf",
+    "ptb.test.txt": "8b80168b89c18661a38ef683c0dc3721",
+}
+SHARES = (0.9, 0.95)  # where a text in one piece is cut into its three parts
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """train, valid, test: numbers of words in `vocabulary`, int64 (words,). fingerprint: of all of it."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    fingerprint: str
+
+    def to(self, device: torch.device | str) -> Corpus:
+        return replace(self, **{part: getattr(self, part).to(device) for part in PARTS})
+
+
+def load(data_dir: str | Path | None = None) -> Corpus:
+    """The corpus in a folder (or in its subfolder `ptb`): three files that end in .txt and have train, valid and test in their
+    names, or one file, of which the last tenth of the lines is for validation and test. None: the documentation of Python's
+    language topics, rare words replaced.
+
+    A line ends in a word of its own, <eos>; words are what blanks separate. The vocabulary is that of all three parts. Files of
+    Penn Treebank are checked against their published md5 before they are read.
+
+    Raises:
+      FileNotFoundError: no such folder, or no text in it.
+      ValueError: a damaged file of Penn Treebank; text that is not UTF-8, or too short to have three parts.
+    """
+    if data_dir is None:
+        return _corpus("python topics", _three(_topics()))
+    folder = Path(data_dir)
+    if not any(folder.glob("*.txt")) and (folder / "ptb").is_dir():
+        folder = folder / "ptb"
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.txt"))
+    if not files:
+        raise FileNotFoundError(
+            f"no text in {folder}: --data-dir names a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or with one or"
+            " three .txt files of your own; without --data-dir Python's own documentation is taken"
+        )
+    if len(files) == 1:
+        return _corpus(files[0].name, _three(_lines(files[0])))
+    found = {part: [file for file in files if part in file.name] for part in PARTS}
+    for part, named in found.items():
+        if len(named) != 1:
+            there = ", ".join(file.name for file in files)
+            raise FileNotFoundError(f"{folder} must hold one .txt file with {part!r} in its name, got {len(named)} among {there}")
+    name = "ptb" if all(file[0].name in PTB_MD5 for file in found.values()) else folder.name
+    return _corpus(name, [_lines(found[part][0]) for part in PARTS])
+
+
+def _lines(file: Path) -> list[str]:
+    content = file.read_bytes()
+    md5 = PTB_MD5.get(file.name)
+    if md5 and hashlib.md5(content).hexdigest() != md5:
+        raise ValueError(f"{file} must have the md5 {md5} of Penn Treebank, got {hashlib.md5(content).hexdigest()}: it is damaged")
+    try:
+        return content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be UTF-8 text, but {error}") from None
+
+
+def _topics() -> list[str]:
+    """The documentation of Python's language topics, in lower case, words and signs apart, words that are seen once rare."""
+    from pydoc_data import topics
+
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    lines = [re.findall(r"[a-z_]+|[0-9]+|[^\sa-z0-9_]", line.lower()) for line in text.splitlines()]
+    seen = Counter(word for line in lines for word in line)
+    return [" ".join(word if seen[word] > 1 else RARE for word in line) for line in lines if line]
+
+
+def _three(lines: Sequence[str]) -> list[Sequence[str]]:
+    first, second = (int(share * len(lines)) for share in SHARES)
+    return [lines[:first], lines[first:second], lines[second:]]
+
+
+def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
+    numbers: dict[str, int] = {}
+    made = []
+    for part, lines in zip(PARTS, parts):
+        words = [word for line in lines for word in (*line.split(), END)]
+        if len(words) < 2:
+            raise ValueError(f"the {part} part of {name} must have at least two words, got {len(words)}")
+        made.append(torch.tensor([numbers.setdefault(word, len(numbers)) for word in words]))
+    digest = hashlib.md5("\n".join(numbers).encode())
+    for tensor in made:
+        digest.update(tensor.numpy().tobytes())
+    return Corpus(name, tuple(numbers), *made, fingerprint=digest.hexdigest())
+
+
+def columns(words: Tensor, batch: int, name: str = "text") -> Tensor:
+    """(rows, batch): the text cut into `batch` pieces of one length, side by side; what is left over is dropped."""
+    rows = len(words) // batch
+    if batch < 1 or rows < 3:
+        raise ValueError(f"batch must lie in [1, {len(words) // 3}], a third of the {len(words)} words of the {name}, got {batch}")
+    return words[: rows * batch].view(batch, rows).t().contiguous()
+
+
+def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) -> list[tuple[int, int]]:
+    """(first row, number of rows) of the windows of an epoch. Each is followed by a row to predict, and none has one row only.
+
+    A window has `bptt` rows and, once in twenty times, half of that. spread: standard deviation of a normal number around it, as
+    published for the training of networks; the number then lies in [5, bptt + 20].
+    """
+    draw = np.random.default_rng((seed, epoch))
+    found, start = [], 0
+    while start < rows - 2:
+        usual = bptt if draw.random() < 0.95 else bptt / 2
+        words = min(max(5, int(draw.normal(usual, spread))), bptt + 20) if spread else int(usual)
+        found.append((start, min(words, rows - 1 - start)))
+        start += words
+    return found

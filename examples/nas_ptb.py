@@ -1,0 +1,66 @@
+"""Search for a recurrent cell on text: python examples/nas_ptb.py --preset small --data-dir data/ptb
+
+Methods: sparse_supernet (SparseNAS; --optimizer hapg shows why its paper takes AdamHAPG on text), darts, ista. Presets: paper (the
+default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
+--data-dir names a folder with Penn Treebank or with text of your own; without it the documentation of Python is the text.
+
+The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
+--resume continues after any stop. `examples/train_ptb.py --genotype OUT/genotype.json` trains what was found. Several --seeds
+give a folder each and a table of all.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from nas import command, genotype, report
+from nas.methods import registry
+from nas.rnn import RecurrentNetwork, parameters
+from nas.run import carry_out
+from nas.text_search import TextSearch
+
+COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Search; the last row of the table of each seed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    methods = registry("recurrent")
+    method = command.option(argv, "--method", methods, "sparse_supernet")
+    _, presets = methods[method]
+    preset = presets[command.option(argv, "--preset", presets, "paper")]
+    try:
+        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+    def search(seed: int, out: Path) -> dict[str, Any]:
+        row = carry_out(lambda processes, device: TextSearch(method, settings, seed, out, processes, device), settings, out)
+        describe(method, row, out)
+        return row
+
+    rows = command.each_seed(settings, search)
+    if len(rows) > 1:
+        print("\n" + command.compare(rows, COLUMNS))
+    return rows
+
+
+def describe(method: str, row: dict[str, Any], out: Path) -> None:
+    """What was found, in a few lines."""
+    found = genotype.load(out / "genotype.json", genotype.RecurrentGenotype)
+    print(f"\n{method}: {row['paths_recurrent']} paths into {row['nodes_recurrent']} nodes")
+    print(f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its living paths alone {row['restricted_perplexity']:.2f}")
+    with torch.device("meta"):
+        size = parameters(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
+    print(f"as a network of 850 entries with 10 000 words: {size / 1e6:.2f} M parameters")
+    for warning in report.warnings([row]):
+        print(f"note: {warning}")
+    print(f"written: {out}/genotype.json, {out}/report.html")
+
+
+if __name__ == "__main__":
+    main()
