@@ -11,6 +11,7 @@ import argparse
 import csv
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +22,25 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas import spaces, train
-from nas.genotype import CELLS, Genotype, load
+from nas.genotype import G, Genotype, load
 from nas.run import carry_out
 
 
-def alike(found: Genotype, space: spaces.Space, settings: Any, seed: int, draws: int = 300) -> Genotype:
-    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in parameters."""
+def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300) -> G:
+    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in size."""
     rng = np.random.default_rng(seed)
-    wanted = parameters(found, settings)
+    wanted = size(found)
     best, gap = found, np.inf
     while draws:
         chosen = {}
-        for cell in CELLS:
+        for cell in found.layout.cells:
             paths = [p for p in space.paths(cell) if p.operation != "none"]
             chosen[cell] = [paths[i] for i in sorted(rng.choice(len(paths), len(found.paths(cell)), replace=False))]
-        drawn = Genotype.from_paths(**chosen)
+        drawn = type(found).from_paths(**chosen)
         if drawn.clean() != drawn:
             continue
         draws -= 1
-        distance = abs(parameters(drawn, settings) - wanted)
+        distance = abs(size(drawn) - wanted)
         if distance < gap:
             best, gap = drawn, distance
     return best
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     found = load(args.genotype).clean()
     entrants = {"searched": found}
     for i in range(args.random):
-        entrants[f"random {i}"] = alike(found, spaces.get(args.space), settings, i)
+        entrants[f"random {i}"] = alike(found, spaces.get(args.space), lambda g: parameters(g, settings), i)
     rows = []
     for name, genotype in entrants.items():
         for seed in args.seeds:

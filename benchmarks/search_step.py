@@ -1,7 +1,8 @@
 """Cost of a step of an architecture search, ours beside the published loop: python benchmarks/search_step.py
 
 DARTS first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batch 16 and 16 for validation, which
-GSparsity has none of), and the weight step alone with all paths and with a tenth of them. One thread; every case in processes
+GSparsity has none of), and the weight step alone with all paths and with a tenth of them; the recurrent supernet (300 entries,
+10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; every case in processes
 of its own, in turn, so that noise meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and
 the ratio to the published loop and, for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports;
 `recovery` is that of all eight nodes. With --device cuda: seconds and memory of the device.
@@ -38,6 +39,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "published, gsparsity": (),
     "gsparsity": ("published, gsparsity",),
     "gsparsity, half of the operations dead": ("published, gsparsity", "gsparsity"),
+    "published, recurrent first order": (),
+    "recurrent first order": ("published, recurrent first order",),
+    "recurrent, a tenth of the paths": ("published, recurrent first order", "recurrent first order"),
+    "published, recurrent second order": (),
+    "recurrent second order": ("published, recurrent second order",),
     "weight step, all paths": (),
     "weight step, a tenth of the paths": ("weight step, all paths",),
 }
@@ -54,6 +60,8 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    if "recurrent" in case:
+        return recurrent_step(case, device)
     draw = lambda: (torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device))
     train, valid = draw(), draw()
     if case == "published, ista":
@@ -130,6 +138,37 @@ def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]
         operations.step()
 
     return step
+
+
+def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 300) -> Callable[[], object]:
+    """A step of a search on text, of both levels."""
+    import torch
+    from naive_rnn import NaiveLanguageModel, NaiveTextSearch
+    from nas import methods, rnn, spaces
+    from nas.genotype import RecurrentGenotype
+    from nas.text_search import TextSteps, drops
+
+    draw = lambda: torch.randint(words, (2, 35, 64), device=device).unbind()
+    train, valid = draw(), draw()
+    order = "second" if "second" in case else "first"
+    if case.startswith("published"):
+        with torch.device(device):
+            loop = NaiveTextSearch(NaiveLanguageModel(words, hidden), 64, second_order=order == "second")
+        return lambda: loop.step(train, valid)
+    settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], order=order, batch=64, hidden=hidden)
+    net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, drops(settings)).to(device)
+    steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+    if "tenth" in case:
+        (a,) = steps.method.parameters
+        keep = torch.randperm(len(a), generator=torch.Generator().manual_seed(1))[: len(a) // 10].to(device)
+        with torch.no_grad():
+            a.copy_(a * torch.zeros_like(a).index_fill_(0, keep, 1.0))
+
+    def both() -> None:
+        steps.architecture(0, train, valid)
+        steps.weights(train)
+
+    return both
 
 
 def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:

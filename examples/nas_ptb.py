@@ -1,7 +1,7 @@
 """Search for a recurrent cell on text: python examples/nas_ptb.py --preset small --data-dir data/ptb
 
-Methods: sparse_supernet (SparseNAS; --optimizer hapg shows why its paper takes AdamHAPG on text), darts, ista. Presets: paper (the
-default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
+Methods: sparse_supernet (SparseNAS; --optimizer hapg shows why its paper takes AdamHAPG on text), darts, ista. Presets: paper
+(the default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
 --data-dir names a folder with Penn Treebank or with text of your own; without it the documentation of Python is the text.
 
 The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
@@ -53,7 +53,9 @@ def describe(method: str, row: dict[str, Any], out: Path) -> None:
     """What was found, in a few lines."""
     found = genotype.load(out / "genotype.json", genotype.RecurrentGenotype)
     print(f"\n{method}: {row['paths_recurrent']} paths into {row['nodes_recurrent']} nodes")
-    print(f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its living paths alone {row['restricted_perplexity']:.2f}")
+    print(
+        f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its living paths alone {row['restricted_perplexity']:.2f}"
+    )
     with torch.device("meta"):
         size = parameters(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
     print(f"as a network of 850 entries with 10 000 words: {size / 1e6:.2f} M parameters")

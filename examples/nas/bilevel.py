@@ -67,21 +67,21 @@ def second_order(
     start = [w.detach().clone() for w in weights]
     grads = [_or_zero(g, w) for g, w in zip(torch.autograd.grad(train_loss(), weights, allow_unused=True), weights)]
     average(grads)
-    grads, factor = _clipped(grads, clip)
+    grads, factor = clipped(grads, clip)
     with torch.no_grad():
         torch._foreach_add_(list(weights), list(direction(grads)), alpha=-lr)
     both = [*arch, *weights]
     found = [_or_zero(g, t) for g, t in zip(torch.autograd.grad(valid_loss(), both, allow_unused=True), both)]
     average(found)
-    outer, (v, _) = found[: len(arch)], _clipped(found[len(arch) :], clip)
+    outer, (v, _) = found[: len(arch)], clipped(found[len(arch) :], clip)
     _restore(weights, start)
     inner = _exact(arch, weights, train_loss, v) if hessian == "exact" else _difference(arch, weights, train_loss, v, start)
     average(inner)
     return [o - lr * factor * i for o, i in zip(outer, inner)]
 
 
-def _clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | float]:
-    """The gradients scaled down to the norm, and the factor that did it."""
+def clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | float]:
+    """The gradients scaled down to the norm `clip` (0: any), and the factor that did it."""
     if not clip:
         return grads, 1.0
     norm = torch.stack(torch._foreach_norm(grads)).norm()

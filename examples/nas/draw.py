@@ -121,9 +121,8 @@ def heat_map(space: Space, point: Mapping[str, Tensor]) -> plt.Figure:
         picture = axis.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         for row, column in np.argwhere(grid == 0):
             axis.plot(column, row, ".", color="#bbbbbb", markersize=2)
-        for number, (before, after) in enumerate(zip(edges, edges[1:])):
-            if before[0] != after[0]:
-                axis.axvline(number + 0.5, color="black", linewidth=0.8)
+        for number in np.flatnonzero(np.diff([node for node, _ in edges])):
+            axis.axvline(number + 0.5, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), names)
         axis.set_xticks(range(len(edges)), [f"{source}-{node}" for node, source in edges], fontsize=10 if len(edges) < 20 else 7)
         zeros = int(np.nansum(grid == 0))
@@ -136,7 +135,7 @@ def heat_map(space: Space, point: Mapping[str, Tensor]) -> plt.Figure:
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
-    """Accuracy or perplexity, living paths and living nodes over the epochs; `runs`: the rows of one or several searches by name."""
+    """Accuracy or perplexity, living paths and living nodes over the epochs; `runs`: the rows of searches by name."""
     last = next(iter(runs.values()))[-1]
     what = "accuracy" if "valid_accuracy" in last else "perplexity"
     cells = [key.removeprefix("paths_") for key in last if key.startswith("paths_")]
@@ -177,6 +176,24 @@ def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
         axis.set(title=what + (" (%)" if factor == 100 else ""), xlabel="epoch")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
+    return figure
+
+
+def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Perplexity of a training over the epochs; where averages were validated, and where it was rolled back."""
+    figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    epochs = [row["epoch"] + 1 for row in rows]
+    for part, style in (("train", ":"), ("valid", "-")):
+        axis.plot(epochs, [row[f"{part}_perplexity"] for row in rows], style, label=part, marker=".", markersize=3)
+    averaged = next((row["epoch"] + 1 for row in rows if row["averaged"]), None)
+    if averaged is not None:
+        axis.axvline(averaged - 0.5, color="#969696", linestyle="--", linewidth=1, label="averaged from here")
+    for before, row in zip([{"rollbacks": 0}, *rows], rows):
+        if row["rollbacks"] > before["rollbacks"]:
+            axis.axvline(row["epoch"] + 1, color="#d94801", linewidth=1)
+    axis.set(yscale="log", xlabel="epoch", title="perplexity")
+    axis.grid(alpha=0.25, which="both")
+    axis.legend(frameon=False)
     return figure
 
 

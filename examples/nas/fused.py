@@ -32,7 +32,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, without a gradient. A transposed matrix costs nothing, a slice of its columns very much."""
-    if ONEDNN and x.dtype == torch.float32:
+    if ONEDNN and x.dtype == torch.float32 and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -105,10 +105,9 @@ class _Node(torch.autograd.Function):
         mask = mask if ctx.masked else None
         _, wants_mixing, wants_weight, _, *wants_sources = ctx.needs_input_grad
         if torch.is_grad_enabled():  # to be differentiated again
-            inputs = [t for t, wanted in zip((mixing, weight, *sources), (wants_mixing, wants_weight, *wants_sources)) if wanted]
-            out = written_out(ctx.used, mixing, weight, mask, sources)
-            found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
-            each = [next(found) if wanted else None for wanted in (wants_mixing, wants_weight, *wants_sources)]
+            out = lambda mixing, weight, *sources: written_out(ctx.used, mixing, weight, mask, sources)
+            wants = (wants_mixing, wants_weight, *wants_sources)
+            each = _partial(out, (mixing, weight, *sources), wants, grad)
             return None, each[0], each[1], None, *each[2:]
         width, shares = weight.shape[0], mixing[:, list(ctx.used), None, None]
         through = grad * gate
@@ -202,7 +201,17 @@ class _VocabularyLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # to be differentiated again
             *inputs, targets = ctx.saved_tensors
-            loss = F.cross_entropy(F.linear(*inputs), targets)
-            found = iter(torch.autograd.grad(loss, [t for t, w in zip(inputs, wanted) if w], grad, create_graph=True))
-            return *(next(found) if w else None for w in wanted), None
+            return *_partial(lambda *args: F.cross_entropy(F.linear(*args), targets), inputs, wanted, grad), None
         return *(None if g is None else g * grad for g in ctx.grads), None
+
+
+def _partial(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of function(*inputs) that can be differentiated again, None where none is wanted.
+
+    An input may have been made of another: through views of their own each counts only where it enters the function itself.
+    """
+    own = [t.view_as(t) for t in inputs]
+    found = iter(torch.autograd.grad(function(*own), [t for t, w in zip(own, wanted) if w], grad, create_graph=True))
+    return [next(found) if w else None for w in wanted]

@@ -12,9 +12,9 @@ One cell, word by word:
               a_jo (s_j + sigmoid(c_j) (o(d_j) - s_j)),    [c_j, d_j] = (s_j * m_h) W_i
     h   = mean of the living nodes
 
-In the supernet a are the architecture weights, and s_0 and all s_i go through a batch norm without scale and shift; in the network
-of a genotype every path into a node has the weight 1 / (number of its paths), and there is no norm. The masks m are drawn once
-for a batch and shared by its words and, m_h, by all nodes. The decoder is the embedding.
+In the supernet a are the architecture weights, and s_0 and all s_i go through a batch norm without scale and shift; in the
+network of a genotype every path into a node has the weight 1 / (number of its paths), and there is no norm. The masks m are
+drawn once for a batch and shared by its words and, m_h, by all nodes. The decoder is the embedding.
 
 Sources: Liu, Simonyan, Yang, "DARTS", 2019 (cell, model, dropouts); Wu et al., "Neural architecture search as sparse supernet",
 2021 (linear weights, several paths into a node).
@@ -218,14 +218,15 @@ class RecurrentNetwork(CellModel):
         for n in living:
             own = [path for path in genotype.paths(CELL) if path.node == n]
             sources = tuple(sorted({path.source for path in own}))
-            shares = torch.zeros(len(sources), len(NAMES))
+            counts = torch.zeros(len(sources), len(NAMES))
             for path in own:
-                shares[sources.index(path.source), NAMES.index(path.operation)] = 1 / len(own)
-            self.register_buffer(f"shares_{n}", shares, persistent=False)
+                counts[sources.index(path.source), NAMES.index(path.operation)] = 1
+            self.register_buffer(f"counts_{n}", counts, persistent=False)
             self.into.append((n, sources, tuple(sorted({NAMES.index(path.operation) for path in own}))))
 
     def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-        mixtures = [Mixture(n, sources, getattr(self, f"shares_{n}"), used) for n, sources, used in self.into]
+        counts = [getattr(self, f"counts_{n}") for n, _, _ in self.into]
+        mixtures = [Mixture(n, sources, c / c.sum(), used) for (n, sources, used), c in zip(self.into, counts)]
         return super().recur(x, state, mask, mixtures)
 
 

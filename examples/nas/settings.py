@@ -44,8 +44,8 @@ class TwoLevelSettings:
     hessian: Literal["difference", "exact"] = "difference"
     """How second order differentiates twice."""
     pick_below: int = 0
-    """Take the genotype of the epoch whose living paths alone do best, among epochs with at most so many of them; 0 takes the last
-    epoch."""
+    """Take the genotype of the epoch whose living paths alone do best, among epochs with at most so many of them; 0 takes the
+    last epoch."""
     device: str = "auto"
     threads: int = 0
     """CPU threads; 0 leaves the choice to PyTorch."""
@@ -146,10 +146,14 @@ class TextSearchSettings(LanguageSettings, TwoLevelSettings):
     weight_decay: float = 5e-7
     clip: float = 0.25
     """Largest norm of the gradient of the weights."""
+    arch_clip: float = 0.0
+    """Largest norm of the gradient of the architecture; 0: any, as published. It explodes now and then, on the way back through
+    nine norms for every word, and Adam remembers for a thousand steps."""
 
     def __post_init__(self) -> None:
         TwoLevelSettings.__post_init__(self)
         LanguageSettings.__post_init__(self)
+        check(self, amounts=("arch_clip",))
 
 
 def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:

@@ -61,8 +61,8 @@ class Space:
         return self._paths[cell]
 
     def nodes(self, cell: str) -> list[int]:
-        """The node of each path: the labels of the node groups (`Groups.labels`), 14, 21, 28 and 35 paths in `darts`, 4, 8, ..., 32 in
-        `recurrent`."""
+        """The node of each path: the labels of the node groups (`Groups.labels`), 14, 21, 28 and 35 paths in `darts`, 4, 8, ...,
+        32 in `recurrent`."""
         return [path.node for path in self.paths(cell)]
 
     def edges(self, cell: str) -> list[int]:

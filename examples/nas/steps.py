@@ -46,9 +46,7 @@ class TwoLevel:
         self.net, self.method, self.settings, self.processes = net, method, settings, processes
         self.params, self.norms = list(net.parameters()), norms_of(net)
         self.device = self.params[0].device
-        self.sgd = torch.optim.SGD(
-            self.params, settings.lr, momentum=momentum, weight_decay=settings.weight_decay, foreach=True
-        )
+        self.sgd = torch.optim.SGD(self.params, settings.lr, momentum=momentum, weight_decay=settings.weight_decay, foreach=True)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def losses(self, train: Any, valid: Any, alive: Masks | None) -> tuple[bilevel.Loss, bilevel.Loss]:
@@ -79,7 +77,11 @@ class TwoLevel:
                 grads = bilevel.second_order(
                     method.parameters, self.params, on_train, on_valid, lr, self._direction, s.hessian, average, clip
                 )
-        method.update(grads)
+        method.update(self.bounded(grads))
+
+    def bounded(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradient of the architecture as the method gets it."""
+        return grads
 
     def weights(self, batch: Any) -> None:
         """One step of the weights; paths whose architecture weight is 0 do not run, and their weights rest."""

@@ -86,7 +86,9 @@ def _lines(file: Path) -> list[str]:
     content = file.read_bytes()
     md5 = PTB_MD5.get(file.name)
     if md5 and hashlib.md5(content).hexdigest() != md5:
-        raise ValueError(f"{file} must have the md5 {md5} of Penn Treebank, got {hashlib.md5(content).hexdigest()}: it is damaged")
+        raise ValueError(
+            f"{file} must have the md5 {md5} of Penn Treebank, got {hashlib.md5(content).hexdigest()}: it is damaged"
+        )
     try:
         return content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -126,7 +128,9 @@ def columns(words: Tensor, batch: int, name: str = "text") -> Tensor:
     """(rows, batch): the text cut into `batch` pieces of one length, side by side; what is left over is dropped."""
     rows = len(words) // batch
     if batch < 1 or rows < 3:
-        raise ValueError(f"batch must lie in [1, {len(words) // 3}], a third of the {len(words)} words of the {name}, got {batch}")
+        raise ValueError(
+            f"batch must lie in [1, {len(words) // 3}], a third of the {len(words)} words of the {name}, got {batch}"
+        )
     return words[: rows * batch].view(batch, rows).t().contiguous()
 
 

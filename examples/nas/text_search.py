@@ -82,7 +82,9 @@ class TextSteps(TwoLevel):
         dropped = self.net.draw(self.settings.batch)
         loss, states, last = self.net.loss(words, targets, self.state["train"], dropped, weights, alive)
         self.state["train"] = last.detach()
-        self.sums += torch.stack([loss.detach().double() * targets.numel(), self.sums.new_zeros(()), self.sums.new_tensor(targets.numel())])
+        self.sums += torch.stack(
+            [loss.detach().double() * targets.numel(), self.sums.new_zeros(()), self.sums.new_tensor(targets.numel())]
+        )
         return loss + self.settings.temporal * (states[1:] - states[:-1]).pow(2).mean()
 
     def seen(self, number: int) -> Masks | None:
@@ -97,6 +99,9 @@ class TextSteps(TwoLevel):
         paths = self.net.space.paths(CELL)
         lives = {path.node for path, living in zip(paths, self.method.alive()[CELL]) if living}  # type: ignore[index]
         return {CELL: tuple(path.node in lives for path in paths)}
+
+    def bounded(self, grads: list[Tensor]) -> list[Tensor]:
+        return bilevel.clipped(grads, self.settings.arch_clip)[0]
 
     def architecture(self, number: int, train: Window, valid: Window) -> None:
         with self._shorter_step(train):
@@ -165,9 +170,10 @@ class TextSearch(TwoLevelSearch):
         row = super().end_epoch()
         for part in ("train", "valid"):
             if not row[f"{part}_loss"] < float("inf"):
+                largest = max(float(p.abs().max()) for p in self.method.parameters)
                 raise ValueError(
-                    f"the {part} loss of epoch {self.epoch + 1} must be finite, got {row[f'{part}_loss']}; the largest architecture"
-                    f" weight is {max(float(p.abs().max()) for p in self.method.parameters):.3g}: a lower arch_lr or lr may help"
+                    f"the {part} loss of epoch {self.epoch + 1} must be finite, got {row[f'{part}_loss']}; the largest"
+                    f" architecture weight is {largest:.3g}: a lower arch_lr or lr may help"
                 )
         return row
 

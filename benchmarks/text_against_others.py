@@ -1,0 +1,99 @@
+"""What a search on text found beside random cells, the published one and an LSTM, all of one size, all trained alike:
+
+    python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
+
+Each random cell has as many paths as the one found and no dead ends; of 300 draws the one closest in parameters is taken. The
+LSTM and the published cell DARTS_V2 get the width that brings them closest in parameters. Every network is trained with every
+seed for the same epochs, fixed beforehand. Writes text_against_others.csv into --out and prints every result, whoever wins;
+trainings that are finished there are not repeated, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from nas import spaces, text, text_train
+from nas.genotype import RecurrentGenotype, load
+from nas.rnn import parameters
+from nas.run import carry_out
+from nas_against_random import alike
+
+CHOICES = ("epochs", "tokens", "batch", "lr")
+
+
+def size(cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings) -> int:
+    with torch.device("meta"):
+        return parameters(text_train.network(cell, words, settings))
+
+
+def of_size(
+    wanted: int, cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings
+) -> text_train.TextTrainSettings:
+    """The settings with the width that brings the network closest to so many parameters."""
+    tried = (replace(settings, hidden=hidden) for hidden in range(8, 2 * settings.hidden))
+    return min(tried, key=lambda s: abs(size(cell, words, s) - wanted))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
+    parser.add_argument("--random", type=int, default=3, help="how many random cells")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", choices=text_train.PRESETS, default="small")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/text_against_others"))
+    parser.add_argument("--threads", type=int, default=0)
+    for name in CHOICES:
+        parser.add_argument(
+            f"--{name}", type=float if name == "lr" else int, help="of the trainings; default: that of the preset"
+        )
+    args = parser.parse_args(argv)
+    chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
+    settings = replace(text_train.PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
+    words = len(text.load(args.data_dir).vocabulary)
+    found = load(args.genotype, RecurrentGenotype).clean()
+    wanted = size(found, words, settings)
+    entrants: dict[str, tuple[RecurrentGenotype | None, text_train.TextTrainSettings]] = {"searched": (found, settings)}
+    space = spaces.get("recurrent", RecurrentGenotype)
+    for i in range(args.random):
+        entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i), settings
+    for name, cell in (("LSTM", None), ("DARTS_V2", load("DARTS_V2", RecurrentGenotype))):
+        entrants[name] = cell, of_size(wanted, cell, words, settings)
+    rows = []
+    for name, (cell, own) in entrants.items():
+        for seed in args.seeds:
+            out = args.out / name.replace(" ", "-") / f"seed-{seed}"
+            make = lambda processes, device, c=cell, s=seed, o=out, own=own: text_train.TextTraining(
+                c, own, s, o, processes, device
+            )
+            last = carry_out(make, own, out)
+            if cell is not None:
+                cell.save(out / "genotype.json")
+            measured = {f"{part}_perplexity": last[f"{part}_perplexity"] for part in ("valid", "test")}
+            rows.append({"cell": name, "hidden": own.hidden, "parameters": size(cell, words, own), "seed": seed, **measured})
+    with (args.out / "text_against_others.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{'cell':10}{'width':>6}{'parameters':>12}   test perplexity, mean ± standard deviation, each seed")
+    for name in entrants:
+        own_rows = [r for r in rows if r["cell"] == name]
+        each = [r["test_perplexity"] for r in own_rows]
+        spread = statistics.stdev(each) if len(each) > 1 else 0.0
+        listed = ", ".join(f"{p:.1f}" for p in each)
+        head = f"{name:10}{own_rows[0]['hidden']:>6}{own_rows[0]['parameters']:>12}"
+        print(f"{head}   {statistics.mean(each):.1f} ± {spread:.1f}   ({listed})")
+    print(f"written: {args.out}/text_against_others.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Training of recurrent networks: SGD, averaged SGD once validation no longer gets better, back to the best after a divergence.
+
+    row = carry_out(lambda processes, device: TextTraining(genotype, settings, 0, out, processes, device), settings, out)
+
+Writes into `out`: checkpoint.pt, train.csv, train.png, network.pt (the weights of the best epoch) and result.json (perplexities).
+
+Sources: Merity, Keskar, Socher, "Regularizing and optimizing LSTM language models", 2018 (the switch, the averages, the lengths
+of windows); Liu, Simonyan, Yang, "DARTS", 2019 (settings, rollback).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, draw, text
+from .genotype import RecurrentGenotype
+from .processes import Processes
+from .rnn import LSTM, CellModel, LanguageModel, RecurrentNetwork, mean_loss, parameters, perplexity
+from .run import Run
+from .settings import ELSEWHERE, LanguageSettings, check
+from .text_search import Window, alone, drops, window
+
+SPREAD = 5.0  # of the lengths of windows
+ROLLBACKS = 20  # that a training may need before it is given up
+
+
+@dataclass(frozen=True)
+class TextTrainSettings(LanguageSettings):
+    """The recipe of DARTS, with the epochs of SparseNAS. The defaults are those of the papers for Penn Treebank."""
+
+    out: Path = Path("runs/train_ptb")
+    """Folder for everything that the training writes."""
+    seeds: tuple[int, ...] = (0,)
+    """One training for each; several get a folder each in --out."""
+    resume: bool = False
+    """Continue what is in --out."""
+    genotype: str = "DARTS_V2"
+    """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
+    count: bool = False
+    """Only print the number of parameters, as JSON."""
+    epochs: int = 4000
+    batch: int = 64
+    valid_batch: int = 10
+    """Columns in which the validation text is read."""
+    test_batch: int = 1
+    """Columns in which the test text is read."""
+    hidden: int = 850
+    drop_words: float = 0.1
+    lr: float = 20.0
+    """Of SGD, for windows of `bptt` words; others take a step in proportion to their length."""
+    weight_decay: float = 8e-7
+    clip: float = 0.25
+    """Largest norm of the gradient."""
+    patience: int = 5
+    """SGD is averaged from the epoch on in which validation is worse than the best of all but the last so many epochs."""
+    device: str = "auto"
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to PyTorch."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is written after every epoch, and this often inside one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self,
+            counts=("epochs", "batch", "valid_batch", "test_batch", "patience"),
+            amounts=("lr", "weight_decay", "clip"),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """What the run computes, as numbers and strings."""
+        return {k: v for k, v in asdict(self).items() if k not in (*ELSEWHERE, "genotype", "count")}
+
+
+PRESETS = {
+    "paper": TextTrainSettings(),
+    "small": TextTrainSettings(
+        hidden=128, epochs=12, batch=32, tokens=300_000, test_batch=10, drop_input=0.2, drop_output=0.3, drop_words=0.0, lr=10.0
+    ),
+}
+
+
+def network(cell: RecurrentGenotype | None, vocabulary: int, settings: TextTrainSettings) -> LanguageModel:
+    """The network that is trained and counted; None: an LSTM."""
+    if cell is None:
+        return LSTM(vocabulary, settings.hidden, drops(settings))
+    return RecurrentNetwork(cell, vocabulary, settings.hidden, drops(settings))
+
+
+def count(cell: RecurrentGenotype | None, settings: TextTrainSettings) -> dict[str, int]:
+    """{"parameters": of the network, "vocabulary": words}. Without a text the 10 000 words of Penn Treebank are counted for."""
+    words = 10_000 if settings.data_dir is None else len(text.load(settings.data_dir).vocabulary)
+    with torch.device("meta"):
+        return {"parameters": parameters(network(cell, words, settings)), "vocabulary": words}
+
+
+class TextTraining(Run):
+    """The training of a cell, None for an LSTM, with one seed."""
+
+    kind, table = "training", "train.csv"
+    settings: TextTrainSettings
+    sgd: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        cell: RecurrentGenotype | None,
+        settings: TextTrainSettings,
+        seed: int,
+        out: Path,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        super().__init__(settings, seed, out, processes, device)
+        alone(processes)
+        s, self.cell = settings, cell
+        self.corpus = text.load(s.data_dir).to(device)
+        self.rows_of = {
+            "train": text.columns(self.corpus.train[: s.tokens or None], s.batch, "training text"),
+            "valid": text.columns(self.corpus.valid, s.valid_batch, "validation text"),
+            "test": text.columns(self.corpus.test, s.test_batch, "test text"),
+        }
+        self.net = network(cell, len(self.corpus.vocabulary), s).to(device)
+        if s.compiled and isinstance(self.net, CellModel):
+            self.net.fuse()
+        self.params = list(self.net.parameters())
+        self.averages = False  # whether SGD is averaged by now
+        self.sgd = self._optimizer()
+        self.hidden = self.net.start(s.batch)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.losses: list[float] = []  # validation, epoch by epoch
+        self.rollbacks = 0
+        self.best = self._copy()
+        self.found: dict[str, Any] = {}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        if self.averages:
+            return torch.optim.ASGD(self.params, s.lr, lambd=0.0, t0=0.0, weight_decay=s.weight_decay, foreach=True)
+        return torch.optim.SGD(self.params, s.lr, weight_decay=s.weight_decay, foreach=True)
+
+    def _copy(self) -> dict[str, Any]:
+        """What the best epoch leaves: the weights and the optimizer."""
+        clone = lambda x: (
+            x.detach().clone() if isinstance(x, Tensor) else {k: clone(v) for k, v in x.items()} if isinstance(x, dict) else x
+        )
+        return {"net": clone(self.net.state_dict()), "averages": self.averages, "sgd": clone(self.sgd.state_dict())}
+
+    def __len__(self) -> int:
+        return len(self._windows())
+
+    def _windows(self) -> list[tuple[int, int]]:
+        return text.windows(len(self.rows_of["train"]), self.settings.bptt, self.seed, self.epoch, SPREAD)
+
+    def begin_epoch(self) -> None:
+        if self.step == 0:
+            self.hidden = self.net.start(self.settings.batch)
+        self.net.train()
+
+    def batches(self) -> Iterator[Window]:
+        for start, words in self._windows()[self.step :]:
+            yield window(self.rows_of["train"], start, words)
+
+    def take(self, batch: Window) -> None:
+        s, (words, targets) = self.settings, batch
+        loss, states, last = self.net.loss(words, targets, self.hidden, self.net.draw(s.batch))
+        if not torch.isfinite(loss):
+            self._roll_back()
+            return
+        self.hidden = last.detach()
+        self.sgd.zero_grad()
+        (loss + s.temporal * (states[1:] - states[:-1]).pow(2).mean()).backward()
+        if s.clip:
+            nn.utils.clip_grad_norm_(self.params, s.clip)
+        self.sgd.param_groups[0]["lr"] = s.lr * len(words) / s.bptt
+        self.sgd.step()
+        self.sgd.param_groups[0]["lr"] = s.lr
+        self.sums += torch.stack([loss.detach().double() * targets.numel(), self.sums.new_tensor(targets.numel())])
+
+    def _roll_back(self) -> None:
+        """Return to the best epoch, with what follows in this one: other windows and masks than those that led astray."""
+        self.rollbacks += 1
+        if self.rollbacks > ROLLBACKS:
+            raise ValueError(f"the training loss was not finite {self.rollbacks} times: lr {self.settings.lr:g} is too large")
+        self._return_to(self.best)
+        self.hidden = self.net.start(self.settings.batch)
+
+    def _return_to(self, kept: dict[str, Any]) -> None:
+        self.net.load_state_dict(kept["net"])
+        self.averages = kept["averages"]
+        self.sgd = self._optimizer()
+        self.sgd.load_state_dict(kept["sgd"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averages in place of the weights, where there are any."""
+        if not self.averages:
+            yield
+            return
+        own = [p.detach().clone() for p in self.params]
+        with torch.no_grad():
+            for p in self.params:
+                p.copy_(self.sgd.state[p]["ax"] if p in self.sgd.state else p)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.params, own)
+
+    def end_epoch(self) -> dict[str, Any]:
+        s = self.settings
+        total, words = self.sums.tolist()
+        self.sums.zero_()
+        was_averaged = self.averages
+        with self.averaged():
+            loss = mean_loss(self.net, self.rows_of["valid"], s.bptt)
+            if loss < min(self.losses, default=float("inf")):
+                self.best = self._copy()
+        early = self.losses[: -s.patience]
+        if not self.averages and early and loss > min(early):
+            self.averages = True
+            self.sgd = self._optimizer()
+        self.losses.append(loss)
+        train = total / words if words else float("nan")
+        return {
+            "lr": s.lr,
+            "train_loss": train,
+            "train_perplexity": perplexity(train),
+            "valid_loss": loss,
+            "valid_perplexity": perplexity(loss),
+            "averaged": int(was_averaged),
+            "rollbacks": self.rollbacks,
+        }
+
+    def headline(self, row: dict[str, Any]) -> str:
+        return f"valid perplexity {row['valid_perplexity']:.1f}"
+
+    def result(self) -> dict[str, Any]:
+        best = min(self.rows, key=lambda row: row["valid_loss"] if row["valid_loss"] == row["valid_loss"] else float("inf"))
+        return {**best, **self.found}
+
+    def finish(self) -> None:
+        own = self._copy()
+        self._return_to(self.best)
+        test = mean_loss(self.net, self.rows_of["test"], self.settings.bptt)
+        self.found = {"test_loss": test, "test_perplexity": perplexity(test), "parameters": parameters(self.net)}
+        checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
+        self._return_to(own)
+        draw.save(draw.perplexities(self.rows), self.out / "train.png")
+        (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n")
+
+    def identity(self) -> dict[str, Any]:
+        cell = "LSTM" if self.cell is None else self.cell.to_json()
+        return {"architecture": cell, "data": self.corpus.name, "text": self.corpus.fingerprint, **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        own = {"net": self.net.state_dict(), "averages": self.averages, "sgd": self.sgd.state_dict()}
+        rest = {"hidden": self.hidden, "sums": self.sums, "losses": self.losses, "rollbacks": self.rollbacks}
+        return {"own": own, "best": self.best, **rest}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._return_to(state["own"])
+        self.best, self.hidden = state["best"], state["hidden"]
+        self.losses, self.rollbacks = list(state["losses"]), state["rollbacks"]
+        self.sums.copy_(state["sums"])
