@@ -25,6 +25,7 @@ from nas.bisection import closest, refuse_old
 from nas.draw import plt
 from nas.genotype import Genotype
 from nas.run import carry_out
+from nas.settings import check
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Settings(pruning.Settings):
         super().__post_init__()
         if not self.mu or min(self.mu) < 0:
             raise ValueError(f"mu must hold numbers >= 0, got {self.mu}")
-        if not 0 <= self.want_share < 1:
-            raise ValueError(f"want_share must lie in [0, 1), got {self.want_share}")
+        check(self, shares=("want_share",))
         if not self.thresholds or min(self.thresholds) < 0:
             raise ValueError(f"thresholds must hold numbers >= 0, got {self.thresholds}")
         if self.retrain_epochs < 0 or self.bisect_runs < 1:

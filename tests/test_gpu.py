@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nas import cnn, methods, spaces
+from nas import cnn, methods, rnn, spaces
+from nas.genotype import RecurrentGenotype
 from nas.methods import gsparsity
 from nas.methods.gsparsity import Operations
 from nas.steps import Steps
+from nas.text_search import TextSteps
 from torch import nn
 from torch_cases import MAKERS, PENALTIES, groups_of, problem, snapshot, train
 
@@ -157,6 +159,26 @@ def test_a_search_step_on_the_device_is_that_of_the_host(method):
         steps.architecture(0, train, valid)
         steps.weights(train)
         sides.append([p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)])
+    for ours, there in zip(*sides):
+        torch.testing.assert_close(ours, there, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_search_step_on_text_on_the_device_is_that_of_the_host(compiled):
+    sides = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], batch=8, lr=1.0)
+        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 50, 16)  # nothing is left out: nothing is drawn
+        train, valid = (torch.randint(50, (2, 6, 8)) for _ in "ab")
+        net = net.to(device)
+        if compiled and device == "cuda":
+            net.fuse()
+        torch.manual_seed(2)
+        steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+        steps.architecture(0, train.to(device), valid.to(device))
+        steps.weights(train.to(device))
+        sides.append([p.detach().cpu() for p in (*steps.method.parameters, net.embedding, net.products["1"])])
     for ours, there in zip(*sides):
         torch.testing.assert_close(ours, there, rtol=1e-2, atol=1e-3)
 

@@ -323,7 +323,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop, images, tmp_path):
     ("options", "message"),
     [
         ({"search_epochs": 0}, "search_epochs must be >= 1, got 0"),
-        ({"max_parameters": -1}, "max_parameters must be >= 0, got -1"),
+        ({"max_parameters": -1}, "max_parameters must be finite and >= 0, got -1"),
         ({"tolerance": -1.0}, "tolerance must be finite and >= 0, got -1.0"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\), got 1.0"),
         ({"strength": -1.0}, "strength must be finite and > 0, got -1.0"),

@@ -7,6 +7,7 @@ from nas import methods, spaces
 from nas.genotype import CELLS, Genotype, Path
 from nas.methods import darts, sparse_supernet
 from nas.methods.sparse_supernet import Guard
+from nas.steps import Steps
 from nas_cases import supernet
 
 from proxopt import Groups, SparseGroupLasso, updates
@@ -82,16 +83,26 @@ def test_paths_that_lead_nowhere_do_not_count_as_life():
     assert point.nonzero().flatten().tolist() == [0]
 
 
-def test_the_strength_rests_at_the_target():
-    settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150)
-    method = methods.build("sparse_supernet", supernet(), settings)
-    strengths = []
-    for epoch in range(8):
-        method.begin_epoch(epoch)
-        strengths.append(method.log()["strength"])
-        for _ in range(5):
-            method.update([1e-3 * torch.randn(98) for _ in CELLS])
-    assert strengths[-1] == strengths[-2] < 7.0
+def test_the_architecture_rests_at_the_target():
+    settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
+    net = supernet()
+    method = methods.build("sparse_supernet", net, settings)
+    method.begin_epoch(1)
+    living = []
+    while not method.rests:
+        method.update([1e-3 * torch.randn(98) for _ in CELLS])
+        living.append(sum(map(sum, method.masks().values())))
+    assert living[-1] <= 150 < min([196, *living[:-1]])
+    assert all(torch.equal(a, p) for a, p in zip(method.parameters, method.point().values()))
+    before = [a.detach().clone() for a in method.parameters]
+    batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    steps = Steps(net, method, settings)
+    steps.architecture(0, batch, batch)
+    steps.weights(batch)
+    assert all(torch.equal(a, b) for a, b in zip(method.parameters, before))
+    again = methods.build("sparse_supernet", net, settings)
+    again.load_state_dict(method.state_dict())
+    assert again.rests and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
 
 
 def test_a_relative_cut_removes_small_weights_from_the_genotype():

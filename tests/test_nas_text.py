@@ -14,6 +14,7 @@ from pathlib import Path
 import nas_ptb
 import numpy as np
 import pytest
+import text_against_others
 import torch
 import train_ptb
 from nas import checkpoint, text, text_train
@@ -337,6 +338,19 @@ def test_a_convolutional_genotype_is_refused(tmp_path):
         train_ptb.main(["--genotype", str(file)])
     with pytest.raises(SystemExit, match="unknown genotype 'PDARTS'"):
         train_ptb.main(["--genotype", "PDARTS"])
+
+
+def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, corpus, capsys):
+    options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
+    text_against_others.main([*options, *corpus, "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "text_against_others.csv")
+    assert [r["cell"] for r in rows[::2]] == ["searched", "random 0", "LSTM", "DARTS_V2"] and len(rows) == 8
+    sizes = {r["cell"]: int(r["parameters"]) for r in rows}
+    assert all(abs(size / sizes["searched"] - 1) < 0.05 for size in sizes.values())
+    assert len({r["test_perplexity"] for r in rows}) == 6, "DARTS_V2 is what was searched, with each of its two seeds"
+    drawn = load(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json", RecurrentGenotype)
+    assert drawn.clean() == drawn and len(drawn.paths("recurrent")) == 8
+    assert "LSTM" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -192,6 +192,9 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
         if row["rollbacks"] > before["rollbacks"]:
             axis.axvline(row["epoch"] + 1, color="#d94801", linewidth=1)
     axis.set(yscale="log", xlabel="epoch", title="perplexity")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.grid(alpha=0.25, which="both")
     axis.legend(frameon=False)
     return figure

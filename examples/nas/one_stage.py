@@ -11,7 +11,6 @@ Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; e
 from __future__ import annotations
 
 import json
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from .genotype import CELLS, NODES
 from .methods.ista import Codes, CodeSettings, adam
 from .operations import BatchNorm
 from .processes import Processes
+from .settings import check
 from .train import Recipe, TrainSettings
 
 
@@ -47,12 +47,7 @@ class Settings(CodeSettings, TrainSettings):
     def __post_init__(self) -> None:
         TrainSettings.__post_init__(self)
         CodeSettings.__post_init__(self)
-        if self.search_epochs < 1:
-            raise ValueError(f"search_epochs must be >= 1, got {self.search_epochs}")
-        if self.max_parameters < 0:
-            raise ValueError(f"max_parameters must be >= 0, got {self.max_parameters}")
-        if not 0 <= self.tolerance < math.inf:
-            raise ValueError(f"tolerance must be finite and >= 0, got {self.tolerance}")
+        check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance"))
 
 
 PRESETS = {

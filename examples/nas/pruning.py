@@ -27,6 +27,7 @@ from . import cnn
 from .flat import Flat
 from .genotype import CELLS, Genotype
 from .processes import Processes
+from .settings import check
 from .train import GenotypeSettings, Recipe, network
 
 Operation = tuple[int, int]  # number of the cell, number of the path in it
@@ -57,12 +58,9 @@ class Settings(GenotypeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        check(self, amounts=("vanish",), shares=("momentum",))
         if not isinstance(self.tau, str) and not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be finite and > 0, adaptive or direct, got {self.tau}")
-        if not 0 <= self.vanish < math.inf:
-            raise ValueError(f"vanish must be finite and >= 0, got {self.vanish}")
 
     def plain(self) -> dict[str, Any]:
         return {k: str(v) if isinstance(v, Path) else v for k, v in super().plain().items()}

@@ -33,6 +33,7 @@ class TwoLevelSearch(Run):
     """A search by one method with one seed. Subclasses bring the data, a supernet, and what they measure."""
 
     kind, table = "search", "search.csv"
+    measure = "accuracy"  # what is reported beside the loss
     net: Any
     method: Method
     steps: TwoLevel
@@ -77,12 +78,12 @@ class TwoLevelSearch(Run):
         return row | self.method.log()
 
     def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and accuracy of the supernet on the validation data."""
+        """Loss and measure of the supernet on the validation data."""
         raise TypeError(f"{type(self).__name__} does not evaluate")
 
     def measured(self, part: str, found: tuple[float, float]) -> dict[str, float]:
-        """Columns of loss and accuracy."""
-        return {f"{part}_loss": found[0], f"{part}_accuracy": found[1]}
+        """The columns of a loss and its measure."""
+        return dict(zip((f"{part}_loss", f"{part}_{self.measure}"), found))
 
     def result(self) -> dict[str, Any]:
         limit, cells = self.settings.pick_below, self.net.space.layout.cells

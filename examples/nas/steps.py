@@ -67,6 +67,8 @@ class TwoLevel:
         number: of the step, for methods that do not look at dead paths in every one.
         """
         s, method, average = self.settings, self.method, self.processes.average
+        if method.rests:
+            return
         on_train, on_valid = self.losses(train, valid, self.seen(number))
         with frozen_statistics(self.norms):
             if s.order == "first":

@@ -49,6 +49,7 @@ class TextSteps(TwoLevel):
 
     def __init__(self, net: RecurrentSupernet, method: Method, settings: Any, processes: Processes = ALONE) -> None:
         super().__init__(net, method, settings, processes)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.state: dict[str, Tensor] = {}
         self.forget()
 
@@ -60,7 +61,8 @@ class TextSteps(TwoLevel):
         # What is left out is drawn once for all passes over a batch: the published code draws anew in each, and takes the
         # difference of two losses that leave out different things.
         before = dict(self.state)
-        batches = {part: (*batch, before[part], self.net.draw(self.settings.batch)) for part, batch in self._named(train, valid)}
+        draw = lambda: self.net.draw(self.settings.batch)
+        batches = {"train": (*train, before["train"], draw()), "valid": (*valid, before["valid"], draw())}
 
         def on(part: str) -> bilevel.Loss:
             def loss() -> Tensor:
@@ -73,19 +75,20 @@ class TextSteps(TwoLevel):
 
         return on("train"), on("valid")
 
-    @staticmethod
-    def _named(train: Window, valid: Window) -> list[tuple[str, Window]]:
-        return [("train", train), ("valid", valid)]
-
     def loss(self, batch: Window, weights: Any, alive: Masks | None) -> Tensor:
         words, targets = batch
         dropped = self.net.draw(self.settings.batch)
         loss, states, last = self.net.loss(words, targets, self.state["train"], dropped, weights, alive)
         self.state["train"] = last.detach()
-        self.sums += torch.stack(
-            [loss.detach().double() * targets.numel(), self.sums.new_zeros(()), self.sums.new_tensor(targets.numel())]
-        )
+        n = targets.numel()
+        self.sums += torch.stack([n * loss.detach().double(), self.sums.new_tensor(n)])
         return loss + self.settings.temporal * (states[1:] - states[:-1]).pow(2).mean()
+
+    def means(self) -> tuple[float, float]:
+        """Loss and perplexity over all weight steps since this was last asked."""
+        total, words = self.sums.tolist()
+        self.sums.zero_()
+        return total / words, perplexity(total / words)
 
     def seen(self, number: int) -> Masks | None:
         """All paths into nodes that live: a node that has died stays dead.
@@ -133,6 +136,7 @@ class TextSteps(TwoLevel):
 class TextSearch(TwoLevelSearch):
     """On text."""
 
+    measure = "perplexity"
     steps: TextSteps
 
     def __init__(
@@ -181,9 +185,6 @@ class TextSearch(TwoLevelSearch):
         """Loss and perplexity on the validation text, in as many columns as the architecture sees: the norms need them."""
         loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, alive)
         return loss, perplexity(loss)
-
-    def measured(self, part: str, found: tuple[float, float]) -> dict[str, float]:
-        return {f"{part}_loss": found[0], f"{part}_perplexity": perplexity(found[0])}
 
     def badness(self, row: dict[str, Any]) -> float:
         return row["restricted_loss"]

@@ -16,6 +16,7 @@ from . import checkpoint, cnn, data, draw, folder
 from .genotype import Genotype
 from .processes import Processes
 from .run import Run
+from .settings import check
 
 ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpoint_minutes", "count", "workers", "genotype")
 
@@ -65,15 +66,12 @@ class TrainSettings:
     """A checkpoint is written after every epoch, and this often inside one."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "layers", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name, high in (("drop_path", 1), ("smoothing", 1)):
-            if not 0 <= getattr(self, name) < high:
-                raise ValueError(f"{name} must lie in [0, {high}), got {getattr(self, name)}")
-        for name in ("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+        check(
+            self,
+            counts=("channels", "layers", "epochs", "batch"),
+            amounts=("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"),
+            shares=("drop_path", "smoothing"),
+        )
 
     def plain(self) -> dict[str, Any]:
         """What the run computes, as numbers and strings."""

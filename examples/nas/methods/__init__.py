@@ -19,6 +19,7 @@ class Method(Protocol):
     """One search method in one space, of whatever supernet."""
 
     parameters: list[nn.Parameter]
+    rests: bool  # whether the architecture moves no more: its steps are left out
 
     def begin_epoch(self, epoch: int) -> None:
         """Set what changes from epoch to epoch: strengths, learning rates."""

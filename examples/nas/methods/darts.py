@@ -61,6 +61,8 @@ KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 class Search:
     """parameters: the logits of the paths, a vector for each cell."""
 
+    rests = False
+
     def __init__(self, space: Space, settings: LogitSettings, device: torch.device) -> None:
         self.space, self.cells = space, space.layout.cells
         self.parameters = [nn.Parameter((1e-3 * torch.randn(len(space.paths(c)))).to(device)) for c in self.cells]

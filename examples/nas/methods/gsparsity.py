@@ -35,6 +35,7 @@ from ..cnn import Supernet
 from ..flat import Flat
 from ..genotype import CELLS, Genotype, Path
 from ..operations import Identity, Noise, Pool
+from ..settings import check
 from ..spaces import Masks
 from ..train import TrainSettings
 
@@ -86,9 +87,7 @@ class Settings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mu", "vanish", "cut"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+        check(self, amounts=("mu", "vanish", "cut"), shares=("momentum",))
         for name, least in (("want_paths", 0), ("want_parameters", 0), ("bisect_runs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -96,8 +95,6 @@ class Settings(TrainSettings):
             raise ValueError(f"want_paths and want_parameters exclude each other, got {self.want_paths}, {self.want_parameters}")
         if self.tau != "direct" and not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
-        if not self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
 
     def plain(self) -> dict[str, Any]:
         """What one search computes: a bisection is several."""

@@ -198,6 +198,8 @@ class Codes:
 class Search:
     """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
 
+    rests = False
+
     def __init__(self, space: Space, settings: TwoStageSettings, device: torch.device) -> None:
         self.settings = settings
         self.codes = Codes(space, settings, device)

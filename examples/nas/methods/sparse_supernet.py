@@ -43,7 +43,8 @@ class PenaltySettings:
     init: float = 1 / 7
     """Architecture weights at the start, before noise of size 1e-3."""
     target_paths: int = 0
-    """Let the strength rest once so few paths are left in all cells; 0 lets it grow to the end."""
+    """Let the architecture rest at its prox point once so few paths are left in all cells, counted after every step, and go on
+    with the weights; 0 goes on to the end."""
     probe_every: int = 1
     """Compute the gradient of dead paths, which alone can bring them back, in every n-th architecture step only: an approximation
     that makes the others cheaper."""
@@ -81,7 +82,7 @@ class TextSettings(PenaltySettings, TextSearchSettings):
 
 
 PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=3e-3, strength_step=0.04)}
+TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, strength_step=0.005, target_paths=20)}
 
 
 class Search:
@@ -105,10 +106,7 @@ class Search:
         return SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(self.space.nodes(cell)), metric=metric)
 
     def begin_epoch(self, epoch: int) -> None:
-        living = sum(sum(mask) for mask in self.masks().values())
-        self.rests = self.rests or 0 < living <= self.settings.target_paths
-        if not self.rests:
-            self.path.step(epoch)
+        self.path.step(epoch)
         if self.settings.optimizer == "hapg":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.settings.epochs)) / 2
@@ -131,6 +129,9 @@ class Search:
         self.optimizer.step()
         for cell, a in zip(self.cells, self.parameters):
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
+        if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
+            self.rests = True
+            torch._foreach_copy_(self.parameters, list(self.point().values()))
 
     @torch.no_grad()
     def point(self) -> dict[str, Tensor]:
