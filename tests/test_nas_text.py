@@ -325,6 +325,20 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
     assert (tmp_path / "out" / "train.png").stat().st_size > 0
 
 
+def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
+    run = training(tmp_path / "out", corpus, epochs=1)
+    run.averages = True
+    run.sgd = run._optimizer()
+    batches = list(run.batches())
+    run.take(batches[0])
+    run.best = run._copy()
+    before = run._copy()
+    for batch in batches:
+        run._roll_back()
+        run.take(batch)
+    assert same(run.best, before) and not same(run._copy(), before)
+
+
 def test_a_training_that_only_diverges_says_so(tmp_path, corpus, capsys):
     options = ["--lr", "1e30", "--clip", "0", "--genotype", "DARTS_V2"]
     with pytest.raises(SystemExit, match=r"the training loss was not finite 21 times: lr 1e\+30 is too large"):

@@ -10,6 +10,7 @@ of windows); Liu, Simonyan, Yang, "DARTS", 2019 (settings, rollback).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import checkpoint, draw, text
 from .genotype import RecurrentGenotype
@@ -146,12 +147,12 @@ class TextTraining(Run):
             return torch.optim.ASGD(self.params, s.lr, lambd=0.0, t0=0.0, weight_decay=s.weight_decay, foreach=True)
         return torch.optim.SGD(self.params, s.lr, weight_decay=s.weight_decay, foreach=True)
 
+    def _now(self) -> dict[str, Any]:
+        """Where the training stands: the weights and the optimizer."""
+        return {"net": self.net.state_dict(), "averages": self.averages, "sgd": self.sgd.state_dict()}
+
     def _copy(self) -> dict[str, Any]:
-        """What the best epoch leaves: the weights and the optimizer."""
-        clone = lambda x: (
-            x.detach().clone() if isinstance(x, Tensor) else {k: clone(v) for k, v in x.items()} if isinstance(x, dict) else x
-        )
-        return {"net": clone(self.net.state_dict()), "averages": self.averages, "sgd": clone(self.sgd.state_dict())}
+        return copy.deepcopy(self._now())
 
     def __len__(self) -> int:
         return len(self._windows())
@@ -196,7 +197,7 @@ class TextTraining(Run):
         self.net.load_state_dict(kept["net"])
         self.averages = kept["averages"]
         self.sgd = self._optimizer()
-        self.sgd.load_state_dict(kept["sgd"])
+        self.sgd.load_state_dict(copy.deepcopy(kept["sgd"]))  # it would go on with the tensors that it is given
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -261,9 +262,8 @@ class TextTraining(Run):
         return {"architecture": cell, "data": self.corpus.name, "text": self.corpus.fingerprint, **super().identity()}
 
     def state(self) -> dict[str, Any]:
-        own = {"net": self.net.state_dict(), "averages": self.averages, "sgd": self.sgd.state_dict()}
         rest = {"hidden": self.hidden, "sums": self.sums, "losses": self.losses, "rollbacks": self.rollbacks}
-        return {"own": own, "best": self.best, **rest}
+        return {"own": self._now(), "best": self.best, **rest}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._return_to(state["own"])
