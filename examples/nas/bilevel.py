@@ -14,7 +14,8 @@ rule, and the code it refers to, take the validation loss).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,6 +90,18 @@ def clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | fl
     return [g * factor for g in grads], factor
 
 
+@contextmanager
+def constant(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """The tensors want no gradient: nothing is kept or computed for one."""
+    for t in tensors:
+        t.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for t in tensors:
+            t.requires_grad_(True)
+
+
 def _difference(
     arch: Sequence[Tensor], weights: Sequence[Tensor], loss: Loss, v: list[Tensor], start: list[Tensor]
 ) -> list[Tensor]:
@@ -99,7 +112,9 @@ def _difference(
         with torch.no_grad():
             for w, s, d in zip(weights, start, v):
                 w.copy_(s + sign * eps * d)
-        sides.append([_or_zero(g, a) for g, a in zip(torch.autograd.grad(loss(), arch, allow_unused=True), arch)])
+        with constant(weights):
+            found = torch.autograd.grad(loss(), arch, allow_unused=True)
+        sides.append([_or_zero(g, a) for g, a in zip(found, arch)])
     _restore(weights, start)
     return [torch.where(eps > 0, (plus - minus) / (2 * eps), 0.0) for plus, minus in zip(*sides)]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,18 +17,6 @@ from .settings import TwoLevelSettings
 from .spaces import Masks
 
 Batch = tuple[Tensor, Tensor]
-
-
-@contextmanager
-def constant(params: Sequence[nn.Parameter]) -> Iterator[None]:
-    """The parameters want no gradient: nothing is kept or computed for one."""
-    for p in params:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in params:
-            p.requires_grad_(True)
 
 
 class TwoLevel:
@@ -72,7 +59,7 @@ class TwoLevel:
         on_train, on_valid = self.losses(train, valid, self.seen(number))
         with frozen_statistics(self.norms):
             if s.order == "first":
-                with constant(self.params):
+                with bilevel.constant(self.params):
                     grads = bilevel.first_order(method.parameters, on_valid, average)
             else:
                 lr, clip = self.sgd.param_groups[0]["lr"], s.clip if self.clips_inner_step else 0.0

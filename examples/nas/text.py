@@ -124,13 +124,11 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
     return Corpus(name, tuple(numbers), *made, fingerprint=digest.hexdigest())
 
 
-def columns(words: Tensor, batch: int, name: str = "text") -> Tensor:
+def columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
     """(rows, batch): the text cut into `batch` pieces of one length, side by side; what is left over is dropped."""
     rows = len(words) // batch
     if batch < 1 or rows < 3:
-        raise ValueError(
-            f"batch must lie in [1, {len(words) // 3}], a third of the {len(words)} words of the {name}, got {batch}"
-        )
+        raise ValueError(f"{name} must lie in [1, {len(words) // 3}], a third of the {len(words)} words, got {batch}")
     return words[: rows * batch].view(batch, rows).t().contiguous()
 
 

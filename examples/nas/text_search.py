@@ -146,8 +146,8 @@ class TextSearch(TwoLevelSearch):
         alone(processes)
         space = spaces.get(settings.space, RecurrentGenotype)
         self.corpus = text.load(settings.data_dir).to(device)
-        self.train_rows = text.columns(self.corpus.train[: settings.tokens or None], settings.batch, "training text")
-        self.valid_rows = text.columns(self.corpus.valid, settings.batch, "validation text")
+        self.train_rows = text.columns(self.corpus.train[: settings.tokens or None], settings.batch)
+        self.valid_rows = text.columns(self.corpus.valid, settings.batch)
         net = RecurrentSupernet(space, len(self.corpus.vocabulary), settings.hidden, drops(settings))
         if settings.compiled:
             net.fuse()

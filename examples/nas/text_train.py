@@ -124,9 +124,9 @@ class TextTraining(Run):
         s, self.cell = settings, cell
         self.corpus = text.load(s.data_dir).to(device)
         self.rows_of = {
-            "train": text.columns(self.corpus.train[: s.tokens or None], s.batch, "training text"),
-            "valid": text.columns(self.corpus.valid, s.valid_batch, "validation text"),
-            "test": text.columns(self.corpus.test, s.test_batch, "test text"),
+            "train": text.columns(self.corpus.train[: s.tokens or None], s.batch),
+            "valid": text.columns(self.corpus.valid, s.valid_batch, "valid_batch"),
+            "test": text.columns(self.corpus.test, s.test_batch, "test_batch"),
         }
         self.net = network(cell, len(self.corpus.vocabulary), s).to(device)
         if s.compiled and isinstance(self.net, CellModel):
