@@ -158,4 +158,5 @@ class TextSearchSettings(LanguageSettings, TwoLevelSettings):
 
 def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:
     """A search for a laptop, about twenty minutes on one core: a narrow cell, part of the text, first order."""
-    return settings(hidden=96, batch=64, epochs=10, tokens=300_000, order="first", arch_clip=0.25, **own)
+    sizes = {"hidden": 96, "batch": 64, "epochs": 8, "tokens": 300_000}
+    return settings(**sizes, order="first", lr=5.0, drop_input=0.3, drop_output=0.5, arch_clip=0.25, **own)
