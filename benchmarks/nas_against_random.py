@@ -26,8 +26,11 @@ from nas.genotype import G, Genotype, load
 from nas.run import carry_out
 
 
-def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300) -> G:
-    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in size."""
+def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300, same_nodes: bool = False) -> G:
+    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in size.
+
+    same_nodes: with as many living nodes too, drawn first.
+    """
     rng = np.random.default_rng(seed)
     wanted = size(found)
     best, gap = found, np.inf
@@ -35,9 +38,12 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
         chosen = {}
         for cell in found.layout.cells:
             paths = [p for p in space.paths(cell) if p.operation != "none"]
+            if same_nodes:
+                nodes = set(rng.choice(found.layout.nodes, len(found.living(cell)), replace=False).tolist())
+                paths = [p for p in paths if p.node in nodes and p.source in nodes.union(found.layout.inputs)]
             chosen[cell] = [paths[i] for i in sorted(rng.choice(len(paths), len(found.paths(cell)), replace=False))]
         drawn = type(found).from_paths(**chosen)
-        if drawn.clean() != drawn:
+        if drawn.clean() != drawn or (same_nodes and any(len(drawn.living(c)) != len(found.living(c)) for c in chosen)):
             continue
         draws -= 1
         distance = abs(size(drawn) - wanted)

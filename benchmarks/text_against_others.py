@@ -2,10 +2,10 @@
 
     python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
 
-Each random cell has as many paths as the one found and no dead ends; of 300 draws the one closest in parameters is taken. The
-LSTM and the published cell DARTS_V2 get the width that brings them closest in parameters. Every network is trained with every
-seed for the same epochs, fixed beforehand. Writes text_against_others.csv into --out and prints every result, whoever wins;
-trainings that are finished there are not repeated, one that was stopped goes on.
+Each random cell has as many nodes and paths as the one found, and no dead ends. The LSTM and the published cell DARTS_V2 get the
+width that brings them closest in parameters. Every network is trained with every seed for the same epochs, fixed beforehand.
+Writes text_against_others.csv into --out and prints every result, whoever wins; trainings that are finished there are not
+repeated, one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     entrants: dict[str, tuple[RecurrentGenotype | None, text_train.TextTrainSettings]] = {"searched": (found, settings)}
     space = spaces.get("recurrent", RecurrentGenotype)
     for i in range(args.random):
-        entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i), settings
+        entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i, same_nodes=True), settings
     for name, cell in (("LSTM", None), ("DARTS_V2", load("DARTS_V2", RecurrentGenotype))):
         entrants[name] = cell, of_size(wanted, cell, words, settings)
     rows = []

@@ -160,10 +160,17 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
     if what == "perplexity":
-        axes[0].set_yscale("log")
+        _logarithmic(axes[0])
     axes[1].set_ylim(bottom=0)
     axes[2].set_ylim(bottom=0)
     return figure
+
+
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic axis with numbers that are written out."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
@@ -191,10 +198,9 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     for before, row in zip([{"rollbacks": 0}, *rows], rows):
         if row["rollbacks"] > before["rollbacks"]:
             axis.axvline(row["epoch"] + 1, color="#d94801", linewidth=1)
-    axis.set(yscale="log", xlabel="epoch", title="perplexity")
+    axis.set(xlabel="epoch", title="perplexity")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    _logarithmic(axis)
     axis.grid(alpha=0.25, which="both")
     axis.legend(frameon=False)
     return figure
