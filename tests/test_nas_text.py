@@ -238,6 +238,12 @@ def test_a_wrong_option_is_named(options, message, tmp_path, corpus, capsys):
     assert re.search(message, said), said
 
 
+def test_a_search_that_diverges_says_so(tmp_path, corpus):
+    with pytest.raises(SystemExit, match="the train loss of epoch 1 must be finite, got nan; .* a lower lr or arch_lr may help"):
+        options = "--method darts --lr 1e30 --clip 1e30".split()
+        nas_ptb.main([*SEARCH, *corpus, "--out", str(tmp_path / "out"), *options])
+
+
 def test_another_text_does_not_continue_a_search(tmp_path, corpus):
     out = ["--out", str(tmp_path / "out"), "--epochs", "1"]
     nas_ptb.main([*SEARCH, *corpus, *out])

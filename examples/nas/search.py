@@ -64,26 +64,35 @@ class TwoLevelSearch(Run):
     def end_epoch(self) -> dict[str, Any]:
         self.processes.check_same("the architecture", self.method.parameters)
         self.processes.average_buffers(self.net)
-        row = {"lr": self.steps.sgd.param_groups[0]["lr"], **self.measured("train", self.steps.means())}
+        trained = self.steps.means()
+        self.check_finite("train", trained[0])
         point, genotype = self.method.point(), self.method.genotype()
         weights, alive, masks = self.method.weights(), self.method.alive(), self.net.space.masks(genotype)
         valid = restricted = self.evaluate(weights, alive)
         if alive != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):
             restricted = self.evaluate(point, masks)  # else the supernet is its living paths already
-        row |= self.measured("valid", valid) | self.measured("restricted", restricted) | report.columns(genotype, point)
+        self.check_finite("valid", valid[0])
+        row = {"lr": self.steps.sgd.param_groups[0]["lr"]}
+        for part, found in (("train", trained), ("valid", valid), ("restricted", restricted)):
+            row |= dict(zip((f"{part}_loss", f"{part}_{self.measure}"), found))
         self.points.append({cell: p.cpu() for cell, p in point.items()})
         if self.processes.first:
             genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
             genotype.save(self.out / "genotype.json")
-        return row | self.method.log()
+        return row | report.columns(genotype, point) | self.method.log()
+
+    def check_finite(self, part: str, loss: float) -> None:
+        """Raise ValueError for a loss that is infinite or no number: what follows would be lost time."""
+        if not loss < float("inf"):
+            largest = max(float(p.abs().max()) for p in self.method.parameters)
+            raise ValueError(
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; the largest architecture weight"
+                f" is {largest:.3g}: a lower lr or arch_lr may help"
+            )
 
     def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
         """Loss and measure of the supernet on the validation data."""
         raise TypeError(f"{type(self).__name__} does not evaluate")
-
-    def measured(self, part: str, found: tuple[float, float]) -> dict[str, float]:
-        """The columns of a loss and its measure."""
-        return dict(zip((f"{part}_loss", f"{part}_{self.measure}"), found))
 
     def result(self) -> dict[str, Any]:
         limit, cells = self.settings.pick_below, self.net.space.layout.cells

@@ -170,17 +170,6 @@ class TextSearch(TwoLevelSearch):
             there = start % places
             yield window(self.train_rows, start, words), window(self.valid_rows, there, min(self.settings.bptt, places - there))
 
-    def end_epoch(self) -> dict[str, Any]:
-        row = super().end_epoch()
-        for part in ("train", "valid"):
-            if not row[f"{part}_loss"] < float("inf"):
-                largest = max(float(p.abs().max()) for p in self.method.parameters)
-                raise ValueError(
-                    f"the {part} loss of epoch {self.epoch + 1} must be finite, got {row[f'{part}_loss']}; the largest"
-                    f" architecture weight is {largest:.3g}: a lower arch_lr or lr may help"
-                )
-        return row
-
     def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
         """Loss and perplexity on the validation text, in as many columns as the architecture sees: the norms need them."""
         loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, alive)
