@@ -239,7 +239,7 @@ def test_a_wrong_option_is_named(options, message, tmp_path, corpus, capsys):
 
 
 def test_a_search_that_diverges_says_so(tmp_path, corpus):
-    with pytest.raises(SystemExit, match="the train loss of epoch 1 must be finite, got nan; .* a lower lr or arch_lr may help"):
+    with pytest.raises(SystemExit, match=r"the train loss of epoch 1 must be finite, got nan; .* a lower lr or arch_lr may help"):
         options = "--method darts --lr 1e30 --clip 1e30".split()
         nas_ptb.main([*SEARCH, *corpus, "--out", str(tmp_path / "out"), *options])
 

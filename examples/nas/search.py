@@ -84,7 +84,7 @@ class TwoLevelSearch(Run):
     def check_finite(self, part: str, loss: float) -> None:
         """Raise ValueError for a loss that is infinite or no number: what follows would be lost time."""
         if not loss < float("inf"):
-            largest = max(float(p.abs().max()) for p in self.method.parameters)
+            largest = max(float(p.detach().abs().max()) for p in self.method.parameters)
             raise ValueError(
                 f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; the largest architecture weight"
                 f" is {largest:.3g}: a lower lr or arch_lr may help"
