@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         row = carry_out(make, settings, out)
         print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch'] + 1}")
         print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
+        if row["rollbacks"]:
+            print(f"the loss was not finite {row['rollbacks']} times and the best epoch was taken up again: a lower lr may help")
         print(f"written: {out}/train.csv, {out}/result.json, {out}/network.pt")
         return row
 

@@ -331,6 +331,14 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
     assert (tmp_path / "out" / "train.png").stat().st_size > 0
 
 
+def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, corpus, capsys):
+    (row,) = train_ptb.main(
+        ["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *corpus, "--lr", "1e20", "--clip", "0"]
+    )
+    assert row["rollbacks"] and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
+    assert f"the loss was not finite {row['rollbacks']} times" in capsys.readouterr().out
+
+
 def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
     run = training(tmp_path / "out", corpus, epochs=1)
     run.averages = True

@@ -189,7 +189,7 @@ class TextTraining(Run):
         """Return to the best epoch, with what follows in this one: other windows and masks than those that led astray."""
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
-            raise ValueError(f"the training loss was not finite {self.rollbacks} times: lr {self.settings.lr:g} is too large")
+            raise ValueError(f"the loss was not finite {self.rollbacks} times: lr {self.settings.lr:g} is too large")
         self._return_to(self.best)
         self.hidden = self.net.start(self.settings.batch)
 
@@ -220,8 +220,11 @@ class TextTraining(Run):
         total, words = self.sums.tolist()
         self.sums.zero_()
         was_averaged = self.averages
+        loss = self._validate()
+        if not loss < float("inf"):  # the last steps led astray
+            self._roll_back()
+            loss = self._validate()
         with self.averaged():
-            loss = mean_loss(self.net, self.rows_of["valid"], s.bptt)
             if loss < min(self.losses, default=float("inf")):
                 self.best = self._copy()
         early = self.losses[: -s.patience]
@@ -240,12 +243,16 @@ class TextTraining(Run):
             "rollbacks": self.rollbacks,
         }
 
+    def _validate(self) -> float:
+        with self.averaged():
+            return mean_loss(self.net, self.rows_of["valid"], self.settings.bptt)
+
     def headline(self, row: dict[str, Any]) -> str:
         return f"valid perplexity {row['valid_perplexity']:.1f}"
 
     def result(self) -> dict[str, Any]:
-        best = min(self.rows, key=lambda row: row["valid_loss"] if row["valid_loss"] == row["valid_loss"] else float("inf"))
-        return {**best, **self.found}
+        best = min(self.rows, key=lambda row: row["valid_loss"])
+        return {**best, "rollbacks": self.rollbacks, **self.found}
 
     def finish(self) -> None:
         own = self._copy()
