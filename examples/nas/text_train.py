@@ -219,11 +219,11 @@ class TextTraining(Run):
         s = self.settings
         total, words = self.sums.tolist()
         self.sums.zero_()
-        was_averaged = self.averages
         loss = self._validate()
         if not loss < float("inf"):  # the last steps led astray
             self._roll_back()
             loss = self._validate()
+        was_averaged = self.averages
         with self.averaged():
             if loss < min(self.losses, default=float("inf")):
                 self.best = self._copy()
