@@ -34,7 +34,7 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
     rng = np.random.default_rng(seed)
     wanted = size(found)
     best, gap = found, np.inf
-    while draws:
+    while draws and gap:
         chosen = {}
         for cell in found.layout.cells:
             paths = [p for p in space.paths(cell) if p.operation != "none"]
