@@ -82,7 +82,7 @@ class TextSettings(PenaltySettings, TextSearchSettings):
 
 
 PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, strength_step=0.01, target_paths=20)}
+TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, strength_step=0.0025, target_paths=20)}
 
 
 class Search:
