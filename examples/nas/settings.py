@@ -159,8 +159,8 @@ class TextSearchSettings(LanguageSettings, TwoLevelSettings):
 def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:
     """A search for a laptop, about ten minutes on one core: a narrow cell, part of the text, first order.
 
-    With few entries in a batch of 64 the gradient explodes on its way back through 35 words, and clipping leaves nothing of the
-    rest of it: ten words take the perplexity below 300 where 35 do not reach 1000.
+    In so narrow a cell the gradient explodes on its way back through 35 words, and clipping leaves little of anything else:
+    `--tokens 100000 --epochs 3 --target-paths 0` ends at perplexity 449 on Penn Treebank, and with `--bptt 35` at 2721.
     """
     sizes = {"hidden": 96, "batch": 64, "bptt": 10, "epochs": 8, "tokens": 300_000}
     return settings(**sizes, order="first", drop_input=0.3, drop_output=0.5, arch_clip=0.25, **own)

@@ -224,8 +224,8 @@ class TextTraining(Run):
             self._roll_back()
             loss = self._validate()
         was_averaged = self.averages
-        with self.averaged():
-            if loss < min(self.losses, default=float("inf")):
+        if loss < min(self.losses, default=float("inf")):
+            with self.averaged():
                 self.best = self._copy()
         early = self.losses[: -s.patience]
         if not self.averages and early and loss > min(early):
