@@ -71,12 +71,12 @@ class Penalised:
         for group in self.param_groups:
             if group["mode"] == mode:
                 continue
-            for entry in entries(group):
-                self._swap_entry(entry, mode)
+            for p in group["params"]:
+                self._swap_parameter(p, mode)
             group["mode"] = mode
 
-    def _swap_entry(self, entry: list[Tensor], mode: str) -> None:
-        """Exchange what the parameters hold; nothing where they are the prox point anyway."""
+    def _swap_parameter(self, p: Tensor, mode: str) -> None:
+        """Exchange what the parameter holds; nothing where it is the prox point anyway."""
 
     def _ready(self, group: dict) -> tuple[Any, list[list[Tensor]]]:
         """The penalty of a group and its entries that have gradients; raises before anything is changed."""
@@ -102,9 +102,35 @@ class Penalised:
                 kind = "NaN" if bool(p.grad.isnan().any()) else "inf"
                 raise ValueError(f"gradient of {label} (shape {tuple(p.shape)}) must be finite, got {kind}; nothing was updated")
 
-    def _check_state_dict(self, state_dict: dict) -> None:
-        """Raise where a checkpoint is not one of this optimizer over parameters of these shapes."""
-        found = sorted(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
+    def _load(self, load: Callable[[dict], None], state_dict: dict) -> None:
+        """`load(state_dict)`, which is torch's, with the checks behind the user's pre-hooks and repairs before the post-hooks."""
+        loaded: dict = {}
+        objects = [g["penalty"] for g in self.param_groups]
+
+        def check(_: Any, given: dict) -> dict:
+            loaded.update(self._completed(given))
+            return loaded
+
+        def finish(_: Any) -> None:
+            for group, penalty in zip(self.param_groups, objects):
+                if not (penalty is None or isinstance(penalty, dict)):
+                    group["penalty"] = penalty  # a checkpoint has only its name
+            self._finish_loading(loaded)
+
+        optimizer: Any = self
+        hooks = (
+            optimizer.register_load_state_dict_pre_hook(check),
+            optimizer.register_load_state_dict_post_hook(finish, prepend=True),
+        )
+        try:
+            load(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _completed(self, state_dict: dict) -> dict:
+        """A checkpoint with what it leaves open filled in; raises where it is not one for this optimizer and its parameters."""
+        found = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
         for key in ("state", "param_groups"):
             if key not in found:
                 raise ValueError(f"state_dict must hold the key {key!r}, got {found}")
@@ -113,6 +139,8 @@ class Penalised:
             raise ValueError(
                 f"loaded state dict has a different number of parameter groups: {len(saved_groups)}, not {len(self.param_groups)}"
             )
+        state = dict(state_dict["state"])
+        groups = []
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups)):
             plain.normalise(group)
             where = f"param_groups[{number}]"
@@ -121,27 +149,29 @@ class Penalised:
                     "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
                     f"{len(saved['params'])}, not {len(group['params'])} parameters in {where}"
                 )
-            plain.check_same(saved.get("penalty"), group["penalty"], where)
-            if bool(saved.get("joint", False)) != group["joint"]:
-                raise ValueError(f"state_dict must hold joint={group['joint']} in {where}, got {saved.get('joint')}")
+            saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, **saved}
+            plain.check_same(saved["penalty"], group["penalty"], where)
+            if bool(saved["joint"]) != group["joint"]:
+                raise ValueError(f"state_dict must hold joint={group['joint']} in {where}, got {saved['joint']}")
+            if group["joint"]:
+                _split_joint(state, saved["params"])
             for place, (index, p) in enumerate(zip(saved["params"], group["params"])):
-                wanted = [tuple(q.shape) for q in (group["params"] if group["joint"] else [p])]
-                held = state_dict["state"].get(index, {})
-                self._check_names({**group, **saved}, held)
-                for key, value in held.items():
-                    shapes = [tuple(v.shape) for v in (value if isinstance(value, list) else [value]) if hasattr(v, "shape")]
-                    if key in self.tensors_like_params and shapes != wanted:
-                        spot = f"{where}['params'][{place}]"
-                        raise ValueError(f"state_dict must hold {key} of shape {wanted} for {spot}, got {shapes}")
+                self._check_state({**group, **saved}, state.get(index, {}), p, f"{where}['params'][{place}]")
+            groups.append(saved)
+        return {**state_dict, "state": state, "param_groups": groups}
+
+    def _check_state(self, group: dict, held: dict, p: Tensor, where: str) -> None:
+        """Raise where the saved state of a parameter is that of another method or of another shape."""
+        self._check_names(group, held)
+        for key in self.tensors_like_params:
+            if key in held and tuple(held[key].shape) != tuple(p.shape):
+                raise ValueError(f"state_dict must hold {key} of shape {tuple(p.shape)} for {where}, got {tuple(held[key].shape)}")
 
     def _check_names(self, group: dict, held: dict) -> None:
         """Raise where the saved state of a parameter is that of another method."""
 
-    def _keep_foreign(self, penalties: list) -> None:
-        """Put the live penalty objects back where a checkpoint only had their names."""
-        for group, penalty in zip(self.param_groups, penalties):
-            if isinstance(group["penalty"], dict) and group["penalty"].get("kind") == plain.FOREIGN:
-                group["penalty"] = penalty
+    def _finish_loading(self, state_dict: dict) -> None:
+        """What is left to do after torch's own loading."""
         self.__dict__.pop("_penalties", None)
 
     def _adopt(self, group: dict, strength: Any = None) -> None:
@@ -219,40 +249,42 @@ class ProximalOptimizer(Penalised, Optimizer):
             for stack, grad in stacked_grads:
                 stacks.step(self, group, penalty, stack, grad)
             for entry in alone:
-                state = self._state_of(group, entry)
+                states = self._states(group, entry)
                 if kernels.fits(group, entry):
-                    self._kernel(group, penalty, entry[0], self._gradient(group, entry[0]), state)
+                    kernels.run(self._kernel, group, penalty, entry[0], self._gradient(group, entry[0]), states[0])
                 else:
-                    self._reference(group, penalty, entry, state)
+                    self._reference(group, penalty, entry, states)
         return loss
 
-    def _reference(self, group: dict, penalty: Any, entry: list[Tensor], state: dict) -> None:
+    def _reference(self, group: dict, penalty: Any, entry: list[Tensor], states: list[dict]) -> None:
         """The pure function of `proxopt.updates` on the tensors of one entry."""
         names = self._tensors(group)
         one = not group["joint"]
         as_real = self.componentwise and any(p.is_complex() for p in entry)
         view: Callable[[Tensor], Tensor] = torch.view_as_real if as_real else lambda t: t
 
-        def bundle(tensors: Any) -> Any:
-            return view(tensors) if one else [view(t) for t in tensors]
+        def bundle(tensors: list[Tensor]) -> Any:
+            return view(tensors[0]) if one else [view(t) for t in tensors]
 
-        x = bundle(entry[0] if one else entry)
-        grad = [self._gradient(group, p) for p in entry]
-        values = [bundle(state[n]) for n in names]
-        in_place = not (group["differentiable"] or torch.compiler.is_compiling() or as_real)
-        count = state["step"]
+        # autograd keeps what it saw of the parameters, which are written at the end
+        x = bundle([p.clone() for p in entry] if group["differentiable"] else entry)
+        grad = bundle([self._gradient(group, p) for p in entry])
+        values = [bundle([s[n] for s in states]) for n in names]
+        count = states[0]["step"]
         if not (group["capturable"] or torch.compiler.is_compiling() or group["differentiable"]):
             count = int(count.item())
-        new, results = self._update(group, penalty, x, bundle(grad[0] if one else grad), values, count)
-        state["step"] += 1
-        for n, old, result in zip(names, values, results):
-            if in_place or as_real:
-                for o, r in zip([old] if one else old, [result] if one else result):
-                    o.copy_(r)
-            else:
-                state[n] = result
-        for p, r in zip([x] if one else x, [new] if one else new):
-            p.copy_(r)
+        new, results = self._update(group, penalty, x, grad, values, count)
+        in_place = as_real or not (group["differentiable"] or torch.compiler.is_compiling())
+        for state in states:
+            state["step"] += 1
+        for n, result in zip(names, results):
+            for state, r in zip(states, [result] if one else result):
+                if in_place:
+                    view(state[n]).copy_(r)
+                else:
+                    state[n] = r
+        for p, r in zip(entry, [new] if one else new):
+            view(p).copy_(r)
 
     def _gradient(self, group: dict, p: Tensor) -> Tensor:
         assert p.grad is not None
@@ -276,31 +308,29 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     _kernel: Callable[..., None]  # the same step in place, from `kernels`
 
-    def _state_of(self, group: dict, entry: list[Tensor]) -> dict:
-        state = self.state[entry[0]]
-        if "step" not in state:
-            device = entry[0].device if group["capturable"] else "cpu"
-            start = entry if group["differentiable"] else [p.detach() for p in entry]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for n in self._tensors(group):
-                make = torch.clone if n == "point" else torch.zeros_like
-                tensors = [make(_wide(p), memory_format=torch.preserve_format) for p in start]
-                state[n] = tensors if group["joint"] else tensors[0]
-        return state
+    def _states(self, group: dict, entry: list[Tensor]) -> list[dict]:
+        """The state of each parameter of an entry, made where there is none."""
+        for p in entry:
+            state = self.state[p]
+            if "step" not in state:
+                start = _wide(p if group["differentiable"] else p.detach())
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if group["capturable"] else "cpu")
+                for n in self._tensors(group):
+                    make = torch.clone if n == "point" else torch.zeros_like
+                    state[n] = make(start, memory_format=torch.preserve_format)
+        return [self.state[p] for p in entry]
 
     # -- the two points -----------------------------------------------------------------------
 
-    def _swap_entry(self, entry: list[Tensor], mode: str) -> None:
-        state = self.state.get(entry[0], {})
+    def _swap_parameter(self, p: Tensor, mode: str) -> None:
+        state = self.state.get(p, {})
         if "point" not in state:
             return
         if mode == EVAL:
-            state["search_point"] = _like_state(state["point"], [p.detach().clone() for p in entry])
-            source = state["point"]
+            state["search_point"] = p.detach().clone()
+            p.copy_(state["point"])
         else:
-            source = state.pop("search_point")
-        for p, q in zip(entry, source if isinstance(source, list) else [source]):
-            p.copy_(q)
+            p.copy_(state.pop("search_point"))
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -311,20 +341,28 @@ class ProximalOptimizer(Penalised, Optimizer):
         return packed(super().state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a checkpoint, hyperparameters and strengths included; tensors keep their saved precision.
+        """Continue from a checkpoint, hyperparameters and strengths included; tensors keep their saved precision.
+
+        It may come from an optimizer with the same state: `ProxAdam` continues a run of `torch.optim.Adam` or AdamW. What a
+        param group of the checkpoint does not mention, such as the penalty then, stays as it is here. Hooks registered by
+        `register_load_state_dict_pre_hook` run before any check.
 
         Raises ValueError, with the optimizer left as it was, for another number of groups or parameters, other shapes,
         another kind of penalty or other penalty groups.
         """
-        self._check_state_dict(state_dict)
-        live = [g["penalty"] for g in self.param_groups]
-        super().load_state_dict(state_dict)
-        self._keep_foreign(live)
+        self._load(super().load_state_dict, state_dict)
+
+    def _finish_loading(self, state_dict: dict) -> None:
+        super()._finish_loading(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
+                dense = p.detach() if kernels.plain_tensor(p) and kernels.is_dense(p) else None
                 for key, value in state_dict["state"].get(index, {}).items():
-                    if key != "step":  # torch has cast the state to the parameter's dtype
-                        self.state[p][key] = _to(value, p.device)
+                    if key == "step":
+                        self.state[p][key] = self.state[p][key].clone()  # torch shares it with the checkpoint
+                    elif isinstance(value, Tensor):  # torch has cast the state to the parameter's dtype
+                        state = value.detach().clone().to(p.device)
+                        self.state[p][key] = state if dense is None else kernels.in_layout_of(dense, state)
         self.__dict__.pop("_stacks", None)
 
     def _check_names(self, group: dict, held: dict) -> None:
@@ -358,11 +396,9 @@ def _wide(p: Tensor) -> Tensor:
     return p.float() if p.dtype in (torch.float16, torch.bfloat16) else p
 
 
-def _like_state(template: Any, tensors: list[Tensor]) -> Any:
-    return tensors if isinstance(template, list) else tensors[0]
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone().to(device)
-    return [_to(v, device) for v in value] if isinstance(value, list) else value
+def _split_joint(state: dict, indices: list) -> None:
+    """Give each parameter of a joint entry its own state: version 0.1.0 kept lists of tensors at the first one."""
+    first = state.get(indices[0], {})
+    if any(isinstance(value, list) for value in first.values()):
+        for place, index in enumerate(indices):
+            state[index] = {k: v[place] if isinstance(v, list) else v.clone() for k, v in first.items()}

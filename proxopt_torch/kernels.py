@@ -35,6 +35,40 @@ def plain_tensor(p: Tensor) -> bool:
     return dense and not torch.compiler.is_compiling()
 
 
+def run(kernel: Any, group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
+    """One step of `kernel`, with x, its gradient and its state in one dense layout.
+
+    torch's fused CPU kernels walk through memory from the first entry of each tensor, whatever its strides: with tensors of different
+    strides they pair wrong entries, and behind a view they write into memory that belongs to another tensor.
+    """
+    dense = x if is_dense(x) else x.contiguous()
+    for name, tensor in state.items():
+        if name != "step":
+            state[name] = in_layout_of(dense, tensor)
+    kernel(group, penalty, dense, in_layout_of(dense, grad), state)
+    if dense is not x:
+        x.copy_(dense)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the entries of x fill one block of memory, each place once: contiguous in some order of the axes."""
+    if x.is_contiguous():
+        return True
+    size = 1
+    for stride, length in sorted((stride, length) for stride, length in zip(x.stride(), x.shape) if length > 1):
+        if stride != size:
+            return False
+        size *= length
+    return True
+
+
+def in_layout_of(x: Tensor, other: Tensor) -> Tensor:
+    """`other` with the strides of the dense tensor x: itself where it has them, else a copy."""
+    if other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous()):
+        return other
+    return torch.empty_like(x, dtype=other.dtype, device=other.device).copy_(other)
+
+
 def prox_sgd(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
     lr, rho, tau = float(group["lr"]), group["rho"], group["tau"]
     state["step"] += 1

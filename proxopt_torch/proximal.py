@@ -149,11 +149,11 @@ class Proximal(Penalised, Optimizer):
         return packed(self.base.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a checkpoint; raises ValueError for other penalties or groups, and leaves all as it was."""
-        self._check_state_dict(state_dict)
-        live = [g["penalty"] for g in self.param_groups]
-        self.base.load_state_dict(state_dict)
-        self._keep_foreign(live)
+        """Continue from a checkpoint, also from one of the base alone; its penalties then stay as they are here.
+
+        Raises ValueError, with everything left as it was, for other penalties or groups.
+        """
+        self._load(self.base.load_state_dict, state_dict)
 
 
 def _shrink(group: dict, penalty: Any, entry: list[Tensor]) -> None:

@@ -75,14 +75,14 @@ def gather(stack: Stack) -> Tensor:
 
 def step(optimizer: Any, group: dict, penalty: Any, stack: Stack, grad: Tensor) -> None:
     """One step of all parameters of the stack."""
-    x = torch.stack(stack.params)
+    x = torch.stack(stack.params).contiguous()  # the layout of the stacked state, whatever that of the parameters
     if isinstance(penalty, (GroupL2, SparseGroupLasso)):
         groups = penalty.groups or Groups.whole()
         ndim = stack.params[0].ndim
         axes = tuple(range(-ndim, 0)) if groups.kind == "whole" else groups.from_right([stack.params[0]]).axis
         penalty = replace(penalty, groups=Groups.along(axes))  # type: ignore[arg-type]
     state: dict[str, Any] = {**stack.state, "step": stack.steps[0].clone()}
-    optimizer._kernel(group, penalty, x, optimizer.descent(group, x, grad), state)
+    kernels.run(optimizer._kernel, group, penalty, x, optimizer.descent(group, x, grad), state)
     torch._foreach_add_(stack.steps, 1)
     torch._foreach_copy_(stack.params, list(x.unbind()))
 
@@ -93,7 +93,7 @@ def _build(optimizer: Any, group: dict, live: list[list[Tensor]]) -> tuple[list[
     for entry in live:
         p = entry[0]
         if kernels.fits(group, entry) and p.ndim > 0 and (p.numel() <= SMALL or group["foreach"]):
-            count = int(optimizer._state_of(group, entry)["step"].item())
+            count = int(optimizer._states(group, entry)[0]["step"].item())
             buckets[p.shape, p.dtype, p.device, count].append(p)
         else:
             rest.append(entry)
@@ -103,7 +103,7 @@ def _build(optimizer: Any, group: dict, live: list[list[Tensor]]) -> tuple[list[
             rest += [[p] for p in members]
             continue
         states = [optimizer.state[p] for p in members]
-        stacked = {name: torch.stack([s[name] for s in states]) for name in optimizer._tensors(group)}
+        stacked = {name: torch.stack([s[name] for s in states]).contiguous() for name in optimizer._tensors(group)}
         for name, tensor in stacked.items():
             for s, view in zip(states, tensor.unbind()):
                 s[name] = view
