@@ -193,7 +193,7 @@ def _key(entry: Any) -> str:
 
 
 def _is_penalty(p: Any) -> bool:
-    return callable(getattr(p, "prox", None)) and callable(getattr(p, "value", None))
+    return not isinstance(p, type) and callable(getattr(p, "prox", None)) and callable(getattr(p, "value", None))
 
 
 def _is_node(p: Any) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -139,7 +142,8 @@ class Penalised:
             raise ValueError(
                 f"loaded state dict has a different number of parameter groups: {len(saved_groups)}, not {len(self.param_groups)}"
             )
-        state = dict(state_dict["state"])
+        # copies: torch would step on in the checkpoint's own memory
+        state = {index: {k: _copied(v) for k, v in held.items()} for index, held in state_dict["state"].items()}
         groups = []
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups)):
             plain.normalise(group)
@@ -164,8 +168,9 @@ class Penalised:
         """Raise where the saved state of a parameter is that of another method or of another shape."""
         self._check_names(group, held)
         for key in self.tensors_like_params:
-            if key in held and tuple(held[key].shape) != tuple(p.shape):
-                raise ValueError(f"state_dict must hold {key} of shape {tuple(p.shape)} for {where}, got {tuple(held[key].shape)}")
+            if key in held and getattr(held[key], "shape", None) != p.shape:
+                found = tuple(held[key].shape) if isinstance(held[key], Tensor) else repr(held[key])
+                raise ValueError(f"state_dict must hold {key} of shape {tuple(p.shape)} for {where}, got {found}")
 
     def _check_names(self, group: dict, held: dict) -> None:
         """Raise where the saved state of a parameter is that of another method."""
@@ -186,6 +191,8 @@ class Penalised:
             if penalty is not None and self.componentwise and p.is_complex():
                 raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
         plain.check_fit(penalty, entries(group), group["joint"])
+        for doubt in plain.doubts(group, strength, penalty):
+            warn(doubt)
 
     tensors_like_params: tuple[str, ...] = ()  # state tensors that must have their parameter's shape
     componentwise = False  # complex parameters are treated as pairs of real ones
@@ -217,6 +224,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         ValueError where the penalty's groups do not fit a parameter, and leaves the optimizer as it was.
         """
         given = param_group.get("strength") if isinstance(param_group, dict) else None
+        unread = plain.unread(param_group, self.defaults) if isinstance(param_group, dict) else None
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -224,6 +232,8 @@ class ProximalOptimizer(Penalised, Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        if unread:
+            warn(unread)
 
     # -- stepping -----------------------------------------------------------------------------
 
@@ -358,10 +368,8 @@ class ProximalOptimizer(Penalised, Optimizer):
             for p, index in zip(group["params"], saved["params"]):
                 dense = p.detach() if kernels.plain_tensor(p) and kernels.is_dense(p) else None
                 for key, value in state_dict["state"].get(index, {}).items():
-                    if key == "step":
-                        self.state[p][key] = self.state[p][key].clone()  # torch shares it with the checkpoint
-                    elif isinstance(value, Tensor):  # torch has cast the state to the parameter's dtype
-                        state = value.detach().clone().to(p.device)
+                    if key != "step" and isinstance(value, Tensor):  # torch has cast the state to the parameter's dtype
+                        state = value.to(p.device)
                         self.state[p][key] = state if dense is None else kernels.in_layout_of(dense, state)
         self.__dict__.pop("_stacks", None)
 
@@ -380,6 +388,25 @@ class ProximalOptimizer(Penalised, Optimizer):
                 s = self.state.get(p, {})
                 if "step" in s and not torch.is_tensor(s["step"]):
                     s["step"] = torch.tensor(float(s["step"]), dtype=torch.float32)
+
+
+def warn(message: str) -> None:
+    """Warn at the line, outside of this package and of torch, that led here."""
+    inside = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+    frame: Any = sys._getframe(1)
+    level = 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def check_optimizer(name: str, optimizer: Any, alternative: str = "") -> None:
+    """Raise TypeError, naming the argument, unless it is one of these optimizers itself and no wrapper around it."""
+    if isinstance(optimizer, Penalised):
+        return
+    inside = getattr(optimizer, "optimizer", None)
+    hint = f", which wraps a {type(inside).__name__}: pass optimizer.optimizer" if isinstance(inside, Penalised) else ""
+    raise TypeError(f"{name} must be {alternative}an optimizer of proxopt_torch, got {type(optimizer).__name__}{hint}")
 
 
 def packed(state_dict: dict) -> dict:
@@ -401,4 +428,10 @@ def _split_joint(state: dict, indices: list) -> None:
     first = state.get(indices[0], {})
     if any(isinstance(value, list) for value in first.values()):
         for place, index in enumerate(indices):
-            state[index] = {k: v[place] if isinstance(v, list) else v.clone() for k, v in first.items()}
+            state[index] = {k: v[place] if isinstance(v, list) else _copied(v) for k, v in first.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copied(v) for v in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value

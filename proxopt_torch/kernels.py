@@ -38,8 +38,8 @@ def plain_tensor(p: Tensor) -> bool:
 def run(kernel: Any, group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
     """One step of `kernel`, with x, its gradient and its state in one dense layout.
 
-    torch's fused CPU kernels walk through memory from the first entry of each tensor, whatever its strides: with tensors of different
-    strides they pair wrong entries, and behind a view they write into memory that belongs to another tensor.
+    torch's fused CPU kernels walk through memory from the first entry of each tensor, whatever its strides: with tensors of
+    different strides they pair wrong entries, and behind a view they write into memory that belongs to another tensor.
     """
     dense = x if is_dense(x) else x.contiguous()
     for name, tensor in state.items():

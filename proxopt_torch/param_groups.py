@@ -7,6 +7,8 @@ checkpoints hold its name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,14 @@ import torch
 from torch import Tensor
 
 from proxopt import Groups, Penalty
+from proxopt._arrays import is_number
 from proxopt._checks import in_range
 from proxopt.penalties import from_dict
 
 FOREIGN = "foreign"
+MANY = 3  # parameters; a group penalty on so many at once is seldom meant to have each as one group
+# keys that torch and its schedulers write into param groups, and the name that many people give them
+BY_TORCH = "params param_names initial_lr max_lr min_lr swa_lr base_momentum max_momentum name".split()
 
 
 def normalise(group: dict) -> None:
@@ -28,10 +34,35 @@ def normalise(group: dict) -> None:
         group["penalty"] = penalty.to_dict()
     elif penalty is None:
         group["strength"] = 0.0 if group.get("strength") is None else group["strength"]
+    elif isinstance(penalty, type):
+        raise TypeError(f"penalty must be an object such as {penalty.__name__}(1e-3), got the class {penalty.__name__}")
     elif not isinstance(penalty, dict):
         if not (callable(getattr(penalty, "prox", None)) and callable(getattr(penalty, "value", None))):
             raise TypeError(f"penalty must be a penalty (an object with value and prox) or None, got {penalty!r}")
         group["strength"] = None
+
+
+def unread(given: Iterable[str], known: Iterable[str]) -> str | None:
+    """A sentence on the keys of a new param group that the optimizer does not know; None where it knows them all."""
+    known = {*known, *BY_TORCH}
+    notes = []
+    for key in given:
+        if key not in known:
+            close = get_close_matches(key, known, n=1, cutoff=0.7)
+            notes.append(repr(key) + (f" (did you mean {close[0]!r}?)" if close else ""))
+    return f"a param group has keys that this optimizer does not read: {', '.join(notes)}" if notes else None
+
+
+def doubts(group: dict, strength: Any, penalty: Any) -> Iterator[str]:
+    """Sentences on what a new param group most likely does not mean; `strength` is the one given in it."""
+    if penalty is None and strength is not None and not (is_number(strength) and strength == 0):
+        yield f"a param group has the strength {strength} but no penalty, so that nothing is shrunk: add its key 'penalty'"
+    ungrouped = isinstance(penalty, Penalty) and getattr(penalty, "groups", penalty) is None
+    if ungrouped and not group["joint"] and len(group["params"]) >= MANY:
+        yield (
+            f"{type(penalty).__name__} without groups makes one group of each of {len(group['params'])} parameters, zeroed as a "
+            "whole or not at all: pass groups such as Groups.along(0), use proxopt_torch.groups, or say groups=Groups.whole()"
+        )
 
 
 def plain_strength(strength: Any) -> Any:

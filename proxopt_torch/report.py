@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from proxopt import Groups, Nested, Penalty, sparsity
 from proxopt import max_strength as core_max_strength
-from proxopt_torch.base import Penalised, entries
+from proxopt_torch.base import Penalised, check_optimizer, entries
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def sparsity_report(source: nn.Module | Any) -> SparsityReport:
     """
     if isinstance(source, nn.Module):
         return SparsityReport(tuple(_row(name, [p], None) for name, p in source.named_parameters()))
-    if not isinstance(source, Penalised):
-        raise TypeError(f"source must be a module or an optimizer of proxopt_torch, got {type(source).__name__}")
+    check_optimizer("source", source, "a module or ")
     with source.at_prox_point():
         return SparsityReport(tuple(_optimizer_rows(source)))
 
@@ -117,6 +117,8 @@ def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Penalty]]:
                     grads = [p.grad for p in entry]
                     yield (grads if group["joint"] else grads[0]), own
         return
+    if isinstance(source, Optimizer):
+        check_optimizer("source", source, "a module, parameters or ")
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a penalty of proxopt, got {penalty!r}")
     if isinstance(source, nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxopt._checks import in_range
+from proxopt_torch.base import check_optimizer
 
 
 class StrengthPath:
@@ -18,6 +19,7 @@ class StrengthPath:
       path: function of the epoch (see `proxopt.schedules`), or one per param group (None leaves a group alone).
 
     Raises:
+      TypeError: optimizer is none of proxopt_torch, or a wrapper around one.
       ValueError: no group has a penalty with a strength, the number of paths is not that of the groups, or a path gives a
         negative or non-finite number.
 
@@ -32,6 +34,7 @@ class StrengthPath:
     """
 
     def __init__(self, optimizer: Any, path: Callable[[int], float] | Sequence[Callable[[int], float] | None]) -> None:
+        check_optimizer("optimizer", optimizer)
         self.optimizer = optimizer
         self.path = path
         self.epoch = 0

@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,18 @@ from torch import nn
 from torch_cases import COLUMNS, MAKERS, PENALTIES, Foreign, groups_of, problem, snapshot, train
 
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso, updates
-from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD, StrengthPath, kernels, stacks
+from proxopt_torch import (
+    HAPG,
+    AdamHAPG,
+    ProxAdam,
+    Proximal,
+    ProxSGD,
+    StrengthPath,
+    kernels,
+    max_strength,
+    sparsity_report,
+    stacks,
+)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
@@ -347,6 +359,101 @@ def test_a_penalty_that_is_none_is_a_type_error():
         HAPG([nn.Parameter(torch.ones(2))], penalty=0.1)
 
 
+@pytest.mark.parametrize("make", [HAPG, lambda p, **k: Proximal(torch.optim.SGD(p, lr=0.1), **k)], ids=["HAPG", "Proximal"])
+def test_a_penalty_class_in_place_of_an_object_is_a_type_error(make):
+    with pytest.raises(TypeError, match=r"penalty must be an object such as L1\(1e-3\), got the class L1"):
+        make([nn.Parameter(torch.ones(2))], penalty=L1)
+
+
+def warnings_of(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        make()
+    assert all(w.filename == __file__ for w in caught)  # the line of the user, not one of ours or of torch
+    return [str(w.message) for w in caught]
+
+
+SGD = torch.optim.SGD
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: HAPG([{"params": [w[0]], "penalty": L1(0.1), "strenght": 2.0}]), "'strenght' (did you mean 'strength'?)"),
+        (lambda w: ProxAdam([w[0]]).add_param_group({"params": [w[1]], "momentum": 2.0}), "does not read: 'momentum'"),
+        (lambda w: Proximal(SGD([{"params": [w[0]], "penatly": L1(0.1)}])), "'penatly' (did you mean 'penalty'?)"),
+        (lambda w: HAPG([{"params": [w[0]], "strength": 0.5}]), "has the strength 0.5 but no penalty"),
+        (lambda w: Proximal(SGD([{"params": [w[0]], "strength": 0.5}])), "has the strength 0.5 but no penalty"),
+        (lambda w: ProxAdam(w, penalty=GroupL2(0.1)), "GroupL2 without groups makes one group of each of 3 parameters"),
+        (lambda w: Proximal(SGD(w), SparseGroupLasso(0.1)), "SparseGroupLasso without groups"),
+    ],
+)
+def test_what_a_param_group_most_likely_does_not_mean_is_warned_of_once(make, message):
+    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    (found,) = warnings_of(lambda: make(params))
+    assert message in found
+
+
+def test_a_param_group_in_order_warns_of_nothing():
+    w = [nn.Parameter(torch.ones(2, 2)) for _ in range(4)]
+
+    def many():
+        ProxAdam(w, penalty=GroupL2(0.1, Groups.whole()))
+        ProxAdam([{"params": w, "penalty": GroupL2(0.1), "joint": True, "name": "body"}])
+        HAPG([{"params": w[:1], "strength": 0.2}, {"params": w[1:], "penalty": None, "strength": 0.0}], penalty=L1(1.0))
+        optimizer = Proximal(SGD([{"params": w, "lr_scale": 0.5}]), L1(0.1))  # a key of somebody's own base
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3, cycle_momentum=False)
+        HAPG(optimizer.param_groups[0]["params"])
+        copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+
+    assert warnings_of(many) == []
+
+
+class Wrapper(torch.optim.Optimizer):
+    """What accelerate makes of an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+
+@pytest.mark.parametrize("use", [sparsity_report, max_strength, lambda o: StrengthPath(o, lambda epoch: 0.1)])
+def test_a_wrapped_optimizer_is_refused_with_the_way_to_what_it_wraps(use):
+    optimizer = HAPG([nn.Parameter(torch.ones(2))], penalty=L1(0.1))
+    with pytest.raises(TypeError, match=r"must be .* got Wrapper, which wraps a HAPG: pass optimizer\.optimizer"):
+        use(Wrapper(optimizer))
+    with pytest.raises(TypeError, match="an optimizer of proxopt_torch, got SGD"):
+        use(SGD([nn.Parameter(torch.ones(2))]))
+    with pytest.raises(TypeError, match="without a prox of its own"):
+        Proximal(Wrapper(optimizer))
+
+
+@pytest.mark.parametrize("make", [HAPG, ProxSGD], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o, **k: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10, **k),
+        lambda o, **k: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=5, **k),
+    ],
+    ids=["OneCycleLR", "CyclicLR"],
+)
+def test_cyclic_schedules_move_the_rate_and_leave_momentum_alone(make, scheduler):
+    w = nn.Parameter(torch.ones(2))
+    optimizer = make([w], penalty=L1(0.1))
+    with pytest.raises(ValueError, match="`cycle_momentum`"):
+        scheduler(optimizer)
+    cycle = scheduler(optimizer, cycle_momentum=False)
+    rates = []
+    for _ in range(8):
+        w.grad = w.detach().clone()
+        optimizer.step()
+        cycle.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert max(rates) > 2 * rates[-1] > 0
+
+
 def test_a_large_first_beta_with_uncapped_extrapolation_warns():
     w = nn.Parameter(torch.ones(2))
     with pytest.warns(UserWarning, match="may diverge"):
@@ -430,9 +537,8 @@ def test_autograd_runs_through_a_differentiable_step(name):
         optimizer.step()
         return p
 
-    inputs = (torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
-    start, grad = (i.requires_grad_() for i in inputs)
-    assert torch.autograd.gradcheck(lambda s, g: after(s, g, 0.05), (start, grad))
+    inputs = (torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.05).double())
+    assert torch.autograd.gradcheck(after, tuple(i.requires_grad_() for i in inputs))
 
 
 def test_complex_parameters_step_like_pairs_of_reals_or_shrink_in_modulus():
@@ -508,12 +614,13 @@ def test_proximal_is_the_base_step_then_the_prox(base):
     optimizer = Proximal(BASES[base](groups_of(net, penalty)))
     by_hand, _, _ = problem()
     other = BASES[base](groups_of(by_hand, None))
+    rate = other.param_groups[0]["lr"] * (10 if base == "SGD" else 1)  # momentum 0.9 moves ten times as far
     for _ in range(20):
         train(optimizer, net, x, y, 1)
         train(other, by_hand, x, y, 1)
         with torch.no_grad():
             for p in other.param_groups[0]["params"]:
-                p.copy_(penalty.prox(p, other.param_groups[0]["lr"]))
+                p.copy_(penalty.prox(p, rate))
     for p, q in zip(net.parameters(), by_hand.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
 
@@ -611,6 +718,29 @@ def test_stacks_follow_edits_of_the_state():
     optimizer.load_state_dict(saved)
     step()
     assert all(torch.equal(p, q) for p, q in zip(params, first))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.5}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.5}],
+    ids=str,
+)
+def test_behind_sgd_the_prox_has_the_step_that_momentum_takes(options):
+    target = torch.tensor([3.0, 0.5, -2.0], dtype=torch.float64)
+    for foreach in (False, True):
+        w = nn.Parameter(torch.full((3,), 5.0, dtype=torch.float64))
+        optimizer = Proximal(torch.optim.SGD([w], lr=0.02, foreach=foreach, **options), L1(1.0))
+        for _ in range(2000):
+            w.grad = w.detach() - target
+            optimizer.step()
+        torch.testing.assert_close(w.detach(), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_a_momentum_of_one_has_no_such_step():
+    optimizer = Proximal(SGD([nn.Parameter(torch.ones(1))], momentum=1.0), L1(1.0))
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+    with pytest.raises(ValueError, match="momentum must be < 1 for a penalty behind SGD, got 1"):
+        optimizer.step()
 
 
 SOLVERS = {
