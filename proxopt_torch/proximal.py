@@ -34,8 +34,8 @@ class Proximal(Penalised, Optimizer):
         step = lr (1 - dampening) / (1 - momentum)        behind SGD
         step = lr                                         behind every other base
 
-    Behind a base that rescales the gradient (Adam, RMSprop, Muon, ...) the strength is measured against the rescaled steps, and the
-    limit is not a stationary point of f + penalty: `ProxAdam` is exact there. For f(w) = (w - 3)^2 / 2 and the penalty
+    Behind a base that rescales the gradient (Adam, RMSprop, Muon, ...) the strength is measured against the rescaled steps, and
+    the limit is not a stationary point of f + penalty: `ProxAdam` is exact there. For f(w) = (w - 3)^2 / 2 and the penalty
     strength |w|, from w = 5 and w = 1 (`benchmarks/proximal_bases.py` prints more bases):
 
         =====================  ============  ============  ============  ============
