@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,24 @@ def train(tx: Any, params: Any, loss: Callable[[Any], jax.Array], steps: int) ->
         return (optax.apply_updates(p, updates), state), None
 
     return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0]
+
+
+def alone(case: Case, steps: int) -> tuple[Any, Any]:
+    """Parameters and state of a case with RULES after `steps` on the float32 regression: one compilation a case for all tests."""
+    params, _ = regression()
+    return _runner(case)(params, steps)
+
+
+@cache
+def _runner(case: Case) -> Callable[[Any, Any], tuple[Any, Any]]:
+    tx, loss = case.make(case.rate, RULES), regression()[1]
+
+    def step(_: Any, carry: tuple) -> tuple:
+        p, state = carry
+        updates, state = tx.update(jax.grad(loss)(p), state, p)
+        return optax.apply_updates(p, updates), state
+
+    return jax.jit(lambda params, steps: jax.lax.fori_loop(0, steps, step, (params, tx.init(params))))
 
 
 def zeros(tree: Any) -> int:

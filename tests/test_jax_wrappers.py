@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax_cases import COLUMNS, MAIN, RULES, WHOLE, regression, same, train, zeros
+from jax_cases import COLUMNS, MAIN, RULES, WHOLE, alone, regression, same, train, zeros
 
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
@@ -22,10 +22,10 @@ MASK = {"w": True, "b": False}
 @every
 def test_apply_if_finite_changes_nothing_while_all_is_finite_and_skips_a_step_with_nan_altogether(case):
     params, loss = regression()
-    alone, alone_state = train(case.make(case.rate, RULES), params, loss, 50)
+    bare, bare_state = alone(case, 50)
     tx = optax.apply_if_finite(case.make(case.rate, RULES), 3)
     inside, state = train(tx, params, loss, 50)
-    same(proxopt_jax.prox_point(state, inside), proxopt_jax.prox_point(alone_state, alone), rtol=1e-5, atol=1e-6)
+    same(proxopt_jax.prox_point(state, inside), proxopt_jax.prox_point(bare_state, bare), rtol=1e-5, atol=1e-6)
     updates, after = jax.jit(tx.update)(jax.tree.map(lambda p: p * jnp.nan, params), state, inside)
     assert zeros(updates) == 28
     same(after.inner_state, state.inner_state)
@@ -34,11 +34,11 @@ def test_apply_if_finite_changes_nothing_while_all_is_finite_and_skips_a_step_wi
 @every
 def test_multi_steps_takes_one_step_per_k_gradients(case):
     params, loss = regression()
-    alone, state = train(case.make(case.rate, RULES), params, loss, 10)
+    bare, state = alone(case, 10)
     several = optax.MultiSteps(case.make(case.rate, RULES), every_k_schedule=4)
     inside, inside_state = train(several, params, loss, 40)
-    alone, inside = proxopt_jax.prox_point(state, alone), proxopt_jax.prox_point(inside_state, inside)
-    same(alone, inside, rtol=1e-3, atol=1e-5)
+    bare, inside = proxopt_jax.prox_point(state, bare), proxopt_jax.prox_point(inside_state, inside)
+    same(bare, inside, rtol=1e-3, atol=1e-5)
 
 
 @every
@@ -65,8 +65,7 @@ def test_partition_gives_each_part_its_own_optimizer_and_prox_point_gathers_them
 
 @every_whole
 def test_prox_point_of_an_accelerated_method_is_in_its_state_and_else_the_parameters(case):
-    params, loss = regression()
-    new, state = train(case.make(case.rate, RULES), params, loss, 20)
+    new, state = alone(case, 20)
     point = proxopt_jax.prox_point(state, new)
     if getattr(state, "point", None) is None:
         same(point, new)

@@ -24,7 +24,7 @@ PENALTIES = {
     "elastic": ElasticNet(0.02, 0.5),
     "group": GroupL2(0.02, COLUMNS),
     "rows": SparseGroupLasso(0.02, groups=Groups.along(1)),
-    "whole": GroupL2(0.02),
+    "whole": GroupL2(0.02, Groups.whole()),
     "sgl": SparseGroupLasso(0.02, 0.5, COLUMNS),
     "sgl inverse": SparseGroupLasso(0.05, 0.5, COLUMNS, weights="inverse_sqrt_size"),
     "sgl exact": SparseGroupLasso(0.02, 0.5, COLUMNS, metric="exact"),
