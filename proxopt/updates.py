@@ -109,7 +109,7 @@ def hapg(
       extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
         u_1 = -1/2 as well. With gradient noise of variance s^2 and curvature h, the stationary variance is about
         lr s^2 / (2 h (1 - cap)); without a cap it tends to s^2 / (2 h^2), whatever the lr. Pass "nesterov" to reproduce the
-        paper, or where gradients are exact.
+        paper, or where gradients are exact and the problem is ill-conditioned.
 
     Source: SparseNAS Eq. 6-8.
 

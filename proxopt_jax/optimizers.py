@@ -78,7 +78,7 @@ def hapg(
       learning_rate: a number >= 0 or a schedule.
       extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
         u_1 = -1/2 as well. Without a cap minibatch noise accumulates: the error it leaves does not fall with the lr. Pass
-        "nesterov" to reproduce the paper, or where gradients are exact.SHARED
+        "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.SHARED
 
     Source: SparseNAS Eq. 6-8.
 
@@ -166,7 +166,7 @@ def adam_hapg(
       eps: added to the root of the second moment, >= 0.
       extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
         u_1 = -1/2 as well. Without a cap minibatch noise accumulates without bound, at any lr. Pass "nesterov" to reproduce the
-        paper, or where gradients are exact.SHARED
+        paper, or where gradients are exact and the problem is ill-conditioned.SHARED
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 

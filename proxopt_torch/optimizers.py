@@ -103,7 +103,7 @@ class HAPG(ProximalOptimizer):
       lr: step size, a number >= 0 or a one-element tensor.
       extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
         u_1 = -1/2 as well. Without a cap minibatch noise accumulates: the error it leaves does not fall with the lr. Pass
-        "nesterov" to reproduce the paper, or where gradients are exact.
+        "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
       weight_decay: adds weight_decay * A to the gradient.FLAGS
 
     Source: SparseNAS Eq. 6-8.
@@ -227,7 +227,7 @@ class AdamHAPG(ProximalOptimizer):
       weight_decay: adds weight_decay * A to the gradient.
       extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
         u_1 = -1/2 as well. Without a cap minibatch noise accumulates without bound, at any lr. Pass "nesterov" to reproduce the
-        paper, or where gradients are exact.FLAGS
+        paper, or where gradients are exact and the problem is ill-conditioned.FLAGS
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 

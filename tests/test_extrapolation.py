@@ -158,3 +158,46 @@ def test_a_saved_torch_optimizer_keeps_its_rule_when_another_loads_it(name, rule
     go_on(optimizer, w, 20)
     go_on(resumed, other, 20)
     assert torch.equal(w, other)
+
+
+# -- the benchmark ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["HAPG", "AdamHAPG"])
+def test_a_network_in_the_stack_of_the_benchmark_is_trained_as_alone(name):
+    torch, benchmark = pytest.importorskip("torch"), pytest.importorskip("extrapolation")
+    ablation, (make, lr) = benchmark.ablation, benchmark.DIGITS[name]
+    settings = ablation.Settings(seeds=2, epochs=1, batch=32, drop_last=True)
+    data, stack = ablation.Data(settings), benchmark.Stack(settings, make, lr)
+    seed, rule, strength = 1, 2, 1
+    layers = [[torch.nn.Parameter(p[seed, :1].detach().clone()) for p in ps] for ps in ablation.initial(settings, 1)]
+    penalty = benchmark.SparseGroupLasso(benchmark.STRENGTHS[strength], 0.5, benchmark.ablation.OUTGOING)
+    groups = [{"params": layers[0], "penalty": penalty}, {"params": layers[1]}]
+    optimizer = make(groups, lr=lr, extrapolation=benchmark.RULES[rule])
+    for images, labels in data.epoch(0):
+        stack.step(images, labels)
+        optimizer.zero_grad()
+        one = slice(seed, seed + 1)
+        ablation.loss_of(images[one], labels[one], *([p[None] for p in ps] for ps in layers)).backward()
+        optimizer.step()
+    optimizer.eval()
+    place = rule * len(benchmark.STRENGTHS) + strength
+    for found, alone in zip(stack.points, layers[0] + layers[1], strict=True):
+        torch.testing.assert_close(found[seed, place], alone[0].detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_benchmark_goes_on_where_it_was_and_writes_the_same(tmp_path, capsys):
+    benchmark = pytest.importorskip("extrapolation")
+    options = "--epochs 1 --seeds 1 --batches 256 --noisy-steps 20 --exact-steps 20".split()
+    benchmark.main(["--out", str(tmp_path), *options])
+    first = (tmp_path / "extrapolation.csv").read_bytes()
+    assert (tmp_path / "extrapolation.png").stat().st_size > 10_000
+    assert "cap 0.9 (default) |" in capsys.readouterr().out
+    stages = sorted((tmp_path / "stages").glob("*.json"))
+    stages[0].unlink()
+    before = [file.stat().st_mtime_ns for file in stages[1:]]
+    benchmark.main(["--out", str(tmp_path), *options])
+    assert (tmp_path / "extrapolation.csv").read_bytes() == first
+    assert [file.stat().st_mtime_ns for file in stages[1:]] == before
+    with pytest.raises(SystemExit, match="was written with other settings"):
+        benchmark.main(["--out", str(tmp_path), *options, "--seeds", "2"])
