@@ -98,9 +98,9 @@ class Curve:
             return torch.optim.Adam(weights + biases, lr=3e-4, betas=(0.5, 0.999))
         groups = [{"params": weights, "penalty": penalty}, {"params": biases}]
         if self.method == "hapg":
-            return HAPG(groups, lr=0.05)
+            return HAPG(groups, lr=0.05, extrapolation="nesterov")
         if self.method == "adamhapg":
-            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999))
+            return AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999), extrapolation="nesterov")
         return ProxAdam(groups, lr=3e-4, betas=(0.5, 0.999))
 
     @property

@@ -33,9 +33,9 @@ def transformation(curve: ablation.Curve, strength: Any, settings: ablation.Sett
         return optax.sgd(lambda count: 0.025 * cosine(count), momentum=0.9)
     penalty = [("weight*", curve.build(strength))]
     if curve.method == "hapg":
-        return proxopt_jax.hapg(lambda count: 0.05 * cosine(count), penalty)
+        return proxopt_jax.hapg(lambda count: 0.05 * cosine(count), penalty, extrapolation="nesterov")
     if curve.method == "adamhapg":
-        return proxopt_jax.adam_hapg(3e-4, penalty, 0.5, 0.999)
+        return proxopt_jax.adam_hapg(3e-4, penalty, 0.5, 0.999, extrapolation="nesterov")
     return proxopt_jax.prox_adam(3e-4, penalty, 0.5, 0.999)
 
 

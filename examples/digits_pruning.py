@@ -26,8 +26,8 @@ PENALTIES = {
     "l1": L1,
 }
 OPTIMIZERS = {
-    "adamhapg": lambda groups: AdamHAPG(groups, lr=3e-4),
-    "hapg": lambda groups: HAPG(groups, lr=0.05),
+    "adamhapg": lambda groups: AdamHAPG(groups, lr=3e-4, extrapolation="nesterov"),  # uncapped, as in SparseNAS
+    "hapg": lambda groups: HAPG(groups, lr=0.05, extrapolation="nesterov"),
     "proxadam": lambda groups: ProxAdam(groups, lr=1e-3),
     "proxsgd": lambda groups: ProxSGD(groups, lr=0.1),
 }

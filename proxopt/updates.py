@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from proxopt import _arrays, _checks
 from proxopt.penalties import Penalty
 
+EXTRAPOLATION = 0.9
+"""Default of HAPG and AdamHAPG here, in torch and in JAX: u_t is capped, because without a cap minibatch noise accumulates."""
+
 
 class ProxSGDState(NamedTuple):
     """velocity: smoothed gradient v. point: prox point w_hat."""
@@ -95,15 +98,18 @@ def prox_sgd(
 
 
 def hapg(
-    x: Any, grad: Any, state: HAPGState | None, penalty: Any, *, lr: Any, extrapolation: str | float = "nesterov"
+    x: Any, grad: Any, state: HAPGState | None, penalty: Any, *, lr: Any, extrapolation: str | float = EXTRAPOLATION
 ) -> tuple[Any, HAPGState]:
-    """p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = max(0, (t-2)/(t+1))
+    """p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = min(cap, max(0, (t-2)/(t+1)))
 
     x is the search point A, `state.point` the sparse prox point p. It equals the recursion printed in the paper, with p in
     place of v, so that zeros stay exact under fused multiply-add.
 
     Args:
-      extrapolation: "nesterov", "as_printed" (u_1 = -1/2), or a number in [0, 1] that caps u_t.
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
+        u_1 = -1/2 as well. With gradient noise of variance s^2 and curvature h, the stationary variance is about
+        lr s^2 / (2 h (1 - cap)); without a cap it tends to s^2 / (2 h^2), whatever the lr. Pass "nesterov" to reproduce the
+        paper, or where gradients are exact and the problem is ill-conditioned.
 
     Source: SparseNAS Eq. 6-8.
 
@@ -160,12 +166,16 @@ def adam_hapg(
     lr: Any,
     betas: tuple[Any, Any] = (0.5, 0.999),
     eps: float = 1e-8,
-    extrapolation: str | float = "nesterov",
+    extrapolation: str | float = EXTRAPOLATION,
 ) -> tuple[Any, AdamHAPGState]:
     """p_t = prox(A_{t-1} - eta m_hat, eta),   A_t = p_t + u_t (p_t - p_{t-1}),   eta_i = lr / (sqrt(v_hat_i) + eps)
 
     HAPG with Adam's gradient step. Unless the penalty says otherwise its metric is "median", as published: each entry's own
     step in the soft threshold, the group's median step in the group shrink.
+
+    Args:
+      extrapolation: as in `hapg`. Without a cap the error under gradient noise grows without bound: at u = 1 and b1 = 1/2 the lag
+        of the first moment cancels the damping that the gradient step gives.
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 
@@ -182,8 +192,8 @@ def adam_hapg(
     return _cast(_extrapolate(point, state.point, count, extrapolation), x), AdamHAPGState(point, mean, square, count)
 
 
-def momentum(count: Any, extrapolation: str | float = "nesterov") -> Any:
-    """u_t of SparseNAS: max(0, (t-2)/(t+1)), or as printed (u_1 = -1/2), or capped."""
+def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
+    """u_t of SparseNAS: max(0, (t-2)/(t+1)) with a cap, or without ("nesterov"), or as printed (u_1 = -1/2)."""
     check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
     if extrapolation == "as_printed":

@@ -62,21 +62,23 @@ def prox_sgd(
 def hapg(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Any,
-    extrapolation: Any = "nesterov",
+    extrapolation: Any = updates.EXTRAPOLATION,
     *,
     strength: Any = None,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Hierarchical accelerated proximal gradient: minimises f(A) + penalty(A), with exact zeros.
 
-        p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = max(0, (t-2)/(t+1))
+        p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = min(cap, max(0, (t-2)/(t+1)))
 
     The parameters are the search point A; `prox_point` gives p, which is exactly sparse: evaluate, report and prune that. A
     leaf without penalty follows the same recursion with prox = identity. At rest exactly at the stationary points of f + penalty.
 
     Args:
       learning_rate: a number >= 0 or a schedule.
-      extrapolation: "nesterov", "as_printed" (u_1 = -1/2), or a number in [0, 1] that caps u_t.SHARED
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
+        u_1 = -1/2 as well. Without a cap minibatch noise accumulates: the error it leaves does not fall with the lr. Pass
+        "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.SHARED
 
     Source: SparseNAS Eq. 6-8.
 
@@ -144,7 +146,7 @@ def adam_hapg(
     b1: Any = 0.5,
     b2: Any = 0.999,
     eps: Any = 1e-8,
-    extrapolation: Any = "nesterov",
+    extrapolation: Any = updates.EXTRAPOLATION,
     *,
     strength: Any = None,
     joint: bool = False,
@@ -162,7 +164,9 @@ def adam_hapg(
         warns, it may diverge.
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the second moment, >= 0.
-      extrapolation: "nesterov", "as_printed" (u_1 = -1/2), or a number in [0, 1] that caps u_t.SHARED
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
+        u_1 = -1/2 as well. Without a cap minibatch noise accumulates without bound, at any lr. Pass "nesterov" to reproduce the
+        paper, or where gradients are exact and the problem is ill-conditioned.SHARED
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 

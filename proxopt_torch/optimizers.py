@@ -92,7 +92,7 @@ class ProxSGD(ProximalOptimizer):
 class HAPG(ProximalOptimizer):
     """Hierarchical accelerated proximal gradient: f(A) + penalty(A), exact zeros.
 
-        p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = max(0, (t-2)/(t+1))
+        p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = min(cap, max(0, (t-2)/(t+1)))
 
     The parameters hold the search point A while training; `optimizer.eval()` swaps in the prox point p, which is exactly
     sparse. A parameter without penalty follows the same recursion with prox = identity. At rest exactly at the stationary points
@@ -101,7 +101,9 @@ class HAPG(ProximalOptimizer):
     Args:
       params: parameters or param groups.
       lr: step size, a number >= 0 or a one-element tensor.
-      extrapolation: "nesterov", "as_printed" (u_1 = -1/2), or a number in [0, 1] that caps u_t.
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
+        u_1 = -1/2 as well. Without a cap minibatch noise accumulates: the error it leaves does not fall with the lr. Pass
+        "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
       weight_decay: adds weight_decay * A to the gradient.FLAGS
 
     Source: SparseNAS Eq. 6-8.
@@ -126,7 +128,7 @@ class HAPG(ProximalOptimizer):
         params: Any,
         lr: float | Tensor = 1e-3,
         *,
-        extrapolation: str | float = "nesterov",
+        extrapolation: str | float = updates.EXTRAPOLATION,
         weight_decay: float = 0.0,
         penalty: Any = None,
         maximize: bool = False,
@@ -223,7 +225,9 @@ class AdamHAPG(ProximalOptimizer):
         uncapped extrapolation warns, it may diverge.
       eps: added to the root of the second moment, >= 0.
       weight_decay: adds weight_decay * A to the gradient.
-      extrapolation: "nesterov", "as_printed" (u_1 = -1/2), or a number in [0, 1] that caps u_t.FLAGS
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
+        u_1 = -1/2 as well. Without a cap minibatch noise accumulates without bound, at any lr. Pass "nesterov" to reproduce the
+        paper, or where gradients are exact and the problem is ill-conditioned.FLAGS
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 
@@ -251,7 +255,7 @@ class AdamHAPG(ProximalOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        extrapolation: str | float = "nesterov",
+        extrapolation: str | float = updates.EXTRAPOLATION,
         penalty: Any = None,
         maximize: bool = False,
         foreach: bool | None = None,

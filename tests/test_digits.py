@@ -94,10 +94,10 @@ def test_a_network_in_the_batch_is_the_network_alone(name):
     )
     groups = [{"params": [w for w, _ in layers], "penalty": penalty}, {"params": [b for _, b in layers]}]
     if name == "hapg":
-        optimizer = HAPG(groups, lr=0.05)
+        optimizer = HAPG(groups, lr=0.05, extrapolation="nesterov")
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     else:
-        optimizer, scheduler = AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999)), None
+        optimizer, scheduler = AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999), extrapolation="nesterov"), None
     for epoch in range(settings.epochs):
         for images, labels in data.epoch(epoch):
             h = images[seed].T

@@ -25,10 +25,11 @@ OPTIMIZERS = [
     ("prox_sgd", {"tau": 8.0}),
     ("hapg", {}),
     ("hapg", {"extrapolation": "as_printed"}),
-    ("hapg", {"extrapolation": 0.5}),
+    ("hapg", {"extrapolation": "nesterov"}),
     ("prox_adam", {}),
     ("prox_adam", {"weight_decay": 0.1}),
     ("adam_hapg", {}),
+    ("adam_hapg", {"extrapolation": "nesterov"}),
     ("adam_hapg", {"b1": 0.9, "extrapolation": 0.7}),
 ]
 PENALTIES = {

@@ -108,10 +108,11 @@ def test_injected_numbers_and_schedules_give_the_plain_trajectory(case):
         pytest.skip("a lambda here")
     fall = optax.linear_schedule(0.02, 0.01, 20)
     rise = optax.linear_schedule(0.0, 0.2, 20)
-    plain, _ = train(factory(fall, RULES, strength=rise), params, loss, 30)
-    injected, state = train(optax.inject_hyperparams(factory)(fall, RULES, strength=rise), params, loss, 30)
+    plain, _ = train(factory(fall, RULES, strength=rise), params, loss, 40)
+    injected, state = train(optax.inject_hyperparams(factory)(fall, RULES, strength=rise), params, loss, 40)
     same(plain, injected, rtol=1e-4, atol=1e-5)  # injected numbers are rounded to float32
     assert set(state.hyperparams) >= {"learning_rate", "strength"}
+    assert ("extrapolation" in state.hyperparams) == ("hapg" in case.name), "the cap is a number like the others"
 
 
 def test_injected_links_take_every_number_and_later_edits():
@@ -232,11 +233,12 @@ def test_multi_steps_around_proximal_adam_takes_whole_steps():
 
 
 def test_momentum_on_top_of_uncapped_extrapolation_warns():
-    with pytest.warns(UserWarning, match=r"b1 = 0.9 with uncapped extrapolation may diverge"):
-        proxopt_jax.adam_hapg(0.1, None, b1=0.9)
+    for rule in ("nesterov", "as_printed"):
+        with pytest.warns(UserWarning, match=r"b1 = 0.9 with uncapped extrapolation may diverge"):
+            proxopt_jax.adam_hapg(0.1, None, b1=0.9, extrapolation=rule)
 
 
 def test_momentum_under_a_capped_extrapolation_does_not_warn(recwarn):
-    proxopt_jax.adam_hapg(0.1, None, b1=0.9, extrapolation=0.9)
-    proxopt_jax.adam_hapg(0.1, None)
+    proxopt_jax.adam_hapg(0.1, None, b1=0.9)
+    proxopt_jax.adam_hapg(0.1, None, extrapolation="nesterov")
     assert not recwarn

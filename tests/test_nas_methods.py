@@ -18,6 +18,7 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
     net = supernet()
     settings = sparse_supernet.Settings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
     method = methods.build("sparse_supernet", net, settings)
+    assert {group["extrapolation"] for group in method.optimizer.param_groups} == {"nesterov"}, "the published rule"
     x = [p.detach().double().numpy().copy() for p in method.parameters]
     states = [None, None]
     rng = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
             method.update([torch.tensor(g, dtype=torch.float32) for g in grads])
             for i, g in enumerate(grads):
                 step = updates.adam_hapg if optimizer == "adamhapg" else updates.hapg
-                x[i], states[i] = step(x[i], g, states[i], penalty, lr=lr)
+                x[i], states[i] = step(x[i], g, states[i], penalty, lr=lr, extrapolation="nesterov")
     for cell, state in zip(CELLS, states):
         np.testing.assert_allclose(method.point()[cell].numpy(), state.point, rtol=1e-2, atol=1e-4)
     assert sum(int((p == 0).sum()) for p in method.point().values()) > 0

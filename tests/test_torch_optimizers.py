@@ -63,7 +63,8 @@ def test_torch_follows_numpy_for_three_hundred_steps(name):
         elif isinstance(optimizer, HAPG):
             x, state = updates.hapg(x, grad, state, penalty, lr=lr, extrapolation=group["extrapolation"])
         elif isinstance(optimizer, AdamHAPG):
-            x, state = updates.adam_hapg(x, grad, state, penalty, lr=lr, betas=group["betas"])
+            options = {"betas": group["betas"], "extrapolation": group["extrapolation"]}
+            x, state = updates.adam_hapg(x, grad, state, penalty, lr=lr, **options)
         else:
             decay = group["weight_decay"]
             coupled = 0.0 if group["decoupled_weight_decay"] else decay
@@ -457,9 +458,13 @@ def test_cyclic_schedules_move_the_rate_and_leave_momentum_alone(make, scheduler
 
 def test_a_large_first_beta_with_uncapped_extrapolation_warns():
     w = nn.Parameter(torch.ones(2))
-    with pytest.warns(UserWarning, match="may diverge"):
+    for rule in ("nesterov", "as_printed"):
+        with pytest.warns(UserWarning, match="may diverge"):
+            AdamHAPG([w], betas=(0.9, 0.999), extrapolation=rule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         AdamHAPG([w], betas=(0.9, 0.999))
-    AdamHAPG([w], betas=(0.9, 0.999), extrapolation=0.9)
+        AdamHAPG([w], extrapolation="nesterov")
 
 
 @pytest.mark.parametrize("name", MAKERS)

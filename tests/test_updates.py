@@ -54,7 +54,8 @@ def printed_u(t, rule):
     u = (t - 2) / (t + 1)
     if rule == "as_printed":
         return u
-    return min(max(u, 0), 1 if rule == "nesterov" else rule)
+    cap = {"nesterov": 1, "default": updates.EXTRAPOLATION}.get(rule, rule)
+    return min(max(u, 0), cap)
 
 
 def adam(grad, m, v, t, lr, b1, b2, eps):
@@ -87,9 +88,14 @@ def printed_adam_hapg(problem, lr, rule, steps, b1=0.5, b2=0.999, eps=1e-8):
         yield a, sgl_median(z, eta)
 
 
-RULES = ["nesterov", "as_printed", 0.9, 0.0]
+RULES = ["default", "nesterov", "as_printed", 0.0]
 seeds = st.integers(0, 2**32 - 1)
 few = pytest.mark.parametrize("seed", [0, 1, 2])
+
+
+def extrapolating(rule):
+    """The keywords for a rule."""
+    return {} if rule == "default" else {"extrapolation": rule}
 
 
 def same_path(found, expected, atol=1e-12):
@@ -114,14 +120,14 @@ def walk(update, problem, steps, **options):
 def test_hapg_is_equations_6_to_8_of_sparsenas(seed, rule):
     problem = LeastSquares(seed)
     lr = 0.9 / problem.lipschitz
-    same_path(walk(updates.hapg, problem, STEPS, lr=lr, extrapolation=rule), printed_hapg(problem, lr, rule, STEPS))
+    same_path(walk(updates.hapg, problem, STEPS, lr=lr, **extrapolating(rule)), printed_hapg(problem, lr, rule, STEPS))
 
 
 @few
 @pytest.mark.parametrize("rule", RULES)
 def test_adam_hapg_is_the_same_recursion_with_adams_step_and_medians(seed, rule):
     problem = LeastSquares(seed)
-    found = walk(updates.adam_hapg, problem, STEPS, lr=3e-3, extrapolation=rule)
+    found = walk(updates.adam_hapg, problem, STEPS, lr=3e-3, **extrapolating(rule))
     same_path(found, printed_adam_hapg(problem, 3e-3, rule, STEPS), atol=1e-10)  # Adam magnifies rounding
 
 
@@ -181,7 +187,7 @@ def test_without_penalty_prox_adam_is_adam_and_hapg_is_nesterovs_gradient(seed):
     a, state, q = problem.start, None, problem.start
     look = q
     for t in range(1, 101):
-        a, state = updates.hapg(a, problem.gradient(a), state, None, lr=0.5 / problem.lipschitz)
+        a, state = updates.hapg(a, problem.gradient(a), state, None, lr=0.5 / problem.lipschitz, extrapolation="nesterov")
         last, q = q, look - 0.5 / problem.lipschitz * problem.gradient(look)
         look = q + max(0, (t - 2) / (t + 1)) * (q - last)
         np.testing.assert_allclose(a, look, rtol=1e-10, atol=1e-12)
@@ -198,7 +204,7 @@ def test_the_search_point_is_exactly_zero_once_the_prox_point_was_zero_twice(see
         x, state, last = problem.start.astype(dtype), None, problem.start
         for _ in range(60):
             noise = 0.1 * rng.normal(size=x.shape)
-            x, state = update(x, (problem.gradient(x) + noise).astype(dtype), state, PENALTY, lr=lr, extrapolation=rule)
+            x, state = update(x, (problem.gradient(x) + noise).astype(dtype), state, PENALTY, lr=lr, **extrapolating(rule))
             assert not x[(state.point == 0) & (last == 0)].any()
             last = state.point
 
@@ -280,8 +286,10 @@ REST = {
     "prox_sgd": (updates.prox_sgd, {"lr": 0.1}),
     "prox_sgd tau": (updates.prox_sgd, {"lr": 0.1, "tau": 5.0}),
     "hapg": (updates.hapg, {"lr": 0.1}),
+    "hapg nesterov": (updates.hapg, {"lr": 0.1, "extrapolation": "nesterov"}),
     "prox_adam": (updates.prox_adam, {"lr": 0.01}),
     "adam_hapg": (updates.adam_hapg, {"lr": 0.01}),
+    "adam_hapg as_printed": (updates.adam_hapg, {"lr": 0.01, "extrapolation": "as_printed"}),
 }
 REST_PENALTIES = [
     L1(0.05),
@@ -317,7 +325,7 @@ def test_median_and_support_move_away_where_steps_differ_inside_a_group(name, me
     assert np.abs(x - best).max() > 1e-5
 
 
-@pytest.mark.parametrize("name", ["prox_sgd", "prox_sgd tau", "hapg"])
+@pytest.mark.parametrize("name", ["prox_sgd", "prox_sgd tau", "hapg", "hapg nesterov"])
 def test_the_updates_with_one_step_for_all_arrive_there(name):
     problem = LeastSquares(3, scales=0.3)
     best = stationary_point(PENALTY)
@@ -333,7 +341,7 @@ def test_the_default_metric_of_adam_hapg_is_the_median_and_elsewhere_exact():
     problem = LeastSquares(3)
     for name, (update, options) in REST.items():
         default, _ = update(problem.start, problem.gradient(problem.start), None, PENALTY, **options)
-        metric = "median" if name == "adam_hapg" else "exact"
+        metric = "median" if name.startswith("adam_hapg") else "exact"
         explicit, _ = update(problem.start, problem.gradient(problem.start), None, PENALTY.with_metric(metric), **options)
         np.testing.assert_array_equal(default, explicit)
 

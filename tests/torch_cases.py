@@ -11,7 +11,7 @@ MAKERS = {
     "ProxSGD tau": lambda p, **k: ProxSGD(p, lr=0.1, tau=5.0, **k),
     "HAPG": lambda p, **k: HAPG(p, lr=0.05, **k),
     "HAPG as printed": lambda p, **k: HAPG(p, lr=0.05, extrapolation="as_printed", **k),
-    "HAPG capped": lambda p, **k: HAPG(p, lr=0.05, extrapolation=0.7, **k),
+    "HAPG uncapped": lambda p, **k: HAPG(p, lr=0.05, extrapolation="nesterov", **k),
     "ProxAdam": lambda p, **k: ProxAdam(p, lr=0.01, **k),
     "ProxAdam decay": lambda p, **k: ProxAdam(p, lr=0.01, weight_decay=0.1, **k),
     "ProxAdamW": lambda p, **k: ProxAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, **k),

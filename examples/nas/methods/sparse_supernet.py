@@ -95,7 +95,9 @@ class Search:
         adam = settings.optimizer == "adamhapg"
         self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
         groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(self.cells, self.parameters)]
-        self.optimizer = AdamHAPG(groups, lr=self.lr, betas=(0.5, 0.999)) if adam else HAPG(groups, lr=self.lr)
+        options: dict[str, Any] = {"betas": (0.5, 0.999)} if adam else {}
+        make = AdamHAPG if adam else HAPG
+        self.optimizer = make(groups, lr=self.lr, extrapolation="nesterov", **options)  # the published rule, uncapped
         self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.rests = False
