@@ -40,9 +40,10 @@ def proximal(
 
         eta_i = learning_rate / (sqrt(nu_i / (1 - b2^t)) + eps)
 
-    Behind every other optimizer eta is `learning_rate` itself. Behind `optax.sgd(lr, momentum=m)` pass lr / (1 - m), the step that
-    momentum takes in the long run: with lr it converges as if the strength were (1 - m) times as large. Without `inner`, `proximal(penalty, learning_rate=...)` is a
-    last link for `optax.chain`, like `sgl`, for any penalty; it sees no moments. Nothing may scale the update after the prox.
+    Behind every other optimizer eta is `learning_rate` itself. Behind `optax.sgd(lr, momentum=m)` pass lr / (1 - m), the step
+    that momentum takes in the long run: with lr it converges as if the strength were (1 - m) times as large. Without `inner`,
+    `proximal(penalty, learning_rate=...)` is a last link for `optax.chain`, like `sgl`, for any penalty; it sees no moments.
+    Nothing may scale the update after the prox.
 
     Args:
       inner: an optax optimizer. Accumulate outside, `MultiSteps(proximal(...))`, not inside: the prox acts in every call.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch_cases import MAKERS, PENALTIES, Foreign, groups_of, problem, snapshot, train
+from torch_cases import PENALTIES, Foreign, groups_of, problem, snapshot, train
 
 import proxopt
 from proxopt import L1, GroupL2, Groups
@@ -32,6 +32,19 @@ def named(net: nn.Module) -> list[dict]:
     others = [pair for pair in net.named_parameters() if pair[0].endswith("bias")]
     return [{"params": weights, "penalty": PENALTIES["elastic"]}, {"params": others}]
 
+
+# As they were in 0.1.0; the cases of `torch_cases` may move on.
+MAKERS = {
+    "ProxSGD": lambda p: ProxSGD(p, lr=0.05),
+    "ProxSGD tau": lambda p: ProxSGD(p, lr=0.1, tau=5.0),
+    "HAPG": lambda p: HAPG(p, lr=0.05),
+    "HAPG as printed": lambda p: HAPG(p, lr=0.05, extrapolation="as_printed"),
+    "HAPG capped": lambda p: HAPG(p, lr=0.05, extrapolation=0.7),
+    "ProxAdam": lambda p: ProxAdam(p, lr=0.01),
+    "ProxAdam decay": lambda p: ProxAdam(p, lr=0.01, weight_decay=0.1),
+    "ProxAdamW": lambda p: ProxAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "AdamHAPG": lambda p: AdamHAPG(p, lr=0.01),
+}
 
 # name -> what to make of the network of `torch_cases.problem`
 CASES = {
