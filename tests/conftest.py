@@ -82,3 +82,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "corpus"
     fake_text(folder)
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches and trainings draw nothing and count no network: for tests of other things."""
+    from nas import cnn, draw, report
+
+    monkeypatch.setattr(report, "write", lambda *args: None)
+    monkeypatch.setattr(draw, "save", lambda *args: None)
+    monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})

@@ -1,14 +1,16 @@
 """Small data and networks for the tests of the architecture search."""
 
+import csv
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nas import cnn, data, spaces
+from nas import checkpoint, cnn, data, spaces
 
 
 def drawn(name: str, count: int) -> np.ndarray:
@@ -48,7 +50,48 @@ def fake_text(folder: Path) -> None:
         (folder / f"{part}.txt").write_text("".join(" ".join(f"w{(s + i) % 10}" for i in range(4)) + "\n" for s in starts))
 
 
-TINY = "--preset small --images 96 --epochs 3 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split()
+TINY = "--preset small --images 32 --epochs 2 --batch 8 --channels 2 --layers 3 --threads 1 --device cpu".split()
+TINY_TEXT = "--preset small --hidden 6 --batch 6 --bptt 9 --epochs 2 --tokens 300 --threads 1 --device cpu".split()
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """The rows of a table, times left out."""
+    with Path(file).open() as opened:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal bit for bit, times left out."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
+
+
+def stopped(main: Callable[[list[str]], Any], argv: list[str], saves: int) -> None:
+    """Run a command until it has written so many checkpoints, as if it were killed then."""
+
+    class Stop(Exception):
+        pass
+
+    save, left = checkpoint.save, saves
+
+    def counting(path: Path, content: dict[str, Any]) -> None:
+        nonlocal left
+        save(path, content)
+        left -= path.name == "checkpoint.pt"
+        if not left:
+            raise Stop
+
+    checkpoint.save = counting
+    try:
+        main(argv)
+    except Stop:
+        return
+    finally:
+        checkpoint.save = save
+    raise AssertionError(f"it ended before it had written {saves} checkpoints: {' '.join(argv)}")
 
 
 def supernet(space: str = "darts", channels: int = 4, layers: int = 3) -> cnn.Supernet:

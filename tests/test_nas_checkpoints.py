@@ -1,4 +1,4 @@
-"""What earlier releases wrote is read: checkpoints are gone on from, results are loaded. `checkpoints/write.py` made the files."""
+"""Checkpoints and results of earlier releases are read. `checkpoints/write.py` made the files."""
 
 import copy
 import gzip
@@ -47,6 +47,7 @@ def test_the_fake_data_are_those_of_the_release(release, corpus):
         assert hashlib.sha256(content).hexdigest() == known
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("release", "name"), CASES)
 def test_a_run_of_an_earlier_release_goes_on(release, name, tmp_path, images, corpus, monkeypatch):
     command = WRITTEN[release]["commands"][name]

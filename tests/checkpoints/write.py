@@ -70,32 +70,6 @@ COMMANDS: dict[str, tuple[str, list[str], int]] = {
 }
 
 
-class Stop(Exception):
-    """Instead of a kill."""
-
-
-def stopped(program: str, argv: list[str], saves: int) -> None:
-    """Run a command until it has written so many checkpoints of its run."""
-    save, left = checkpoint.save, saves
-
-    def counting(path: Path, content: dict[str, Any]) -> None:
-        nonlocal left
-        save(path, content)
-        if path.name == "checkpoint.pt":
-            left -= 1
-            if not left:
-                raise Stop
-
-    checkpoint.save = counting
-    try:
-        importlib.import_module(program).main(argv)
-    except Stop:
-        return
-    finally:
-        checkpoint.save = save
-    raise SystemExit(f"{program} ended before it had written {saves} checkpoints: {' '.join(argv)}")
-
-
 def unsaid(program: str, options: list[str], identity: dict[str, Any]) -> list[str]:
     """Options for all settings that the command line left to a preset: another release may have other presets."""
     known = {"method", "seed", "processes", "architecture", "text"} | ({"data"} if program.endswith("ptb") else set())
@@ -131,7 +105,8 @@ def main(release: str) -> None:
         commands = {}
         for name, (program, options, saves) in COMMANDS.items():
             place = work / ("corpus" if program.endswith("ptb") else "data")
-            stopped(program, [*options, "--data-dir", str(place), "--out", str(work / name)], saves)
+            argv = [*options, "--data-dir", str(place), "--out", str(work / name)]
+            nas_cases.stopped(importlib.import_module(program).main, argv, saves)
             file = next((work / name).rglob("checkpoint.pt"))
             compress(file, folder / f"{name}.pt.gz")
             every = [*options, *unsaid(program, options, checkpoint.load(file)["identity"])]
