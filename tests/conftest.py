@@ -92,3 +92,13 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "write", lambda *args: None)
     monkeypatch.setattr(draw, "save", lambda *args: None)
     monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})
+
+
+@pytest.fixture
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolutions of `nas.kernels` in double precision too, where rounding does not blur what they compute."""
+    from nas import kernels, operations
+
+    anywhere = lambda x: True
+    monkeypatch.setattr(kernels, "worthwhile", anywhere)
+    monkeypatch.setattr(operations, "worthwhile", anywhere)

@@ -104,7 +104,7 @@ def random_weights(net: cnn.Supernet, living: float = 1.0) -> dict[str, torch.Te
     out = {}
     for cell in ("normal", "reduce"):
         n = len(net.space.paths(cell))
-        out[cell] = torch.randn(n) * (torch.rand(n) < living)
+        out[cell] = (torch.randn(n) * (torch.rand(n) < living)).to(net.classifier.weight.dtype)
     return out
 
 

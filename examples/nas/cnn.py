@@ -439,7 +439,7 @@ def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
         raise ValueError("every node of the genotype must have a path")
     auxiliary = net.auxiliary is not None
     out = Network(genotype, net.channels, len(net.kinds), net.classifier.out_features, auxiliary, form="one_stage")
-    out.to(net.classifier.weight.device)
+    out.to(net.classifier.weight)  # its device and precision
     for name in ("stem", "classifier", *(["auxiliary"] if auxiliary else [])):
         getattr(out, name).load_state_dict(getattr(net, name).state_dict())
     for kind, mixed, cell in zip(net.kinds, net.cells, out.cells):
