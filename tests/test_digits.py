@@ -112,13 +112,6 @@ def test_a_network_in_the_batch_is_the_network_alone(name):
             scheduler.step()
     optimizer.eval()
     for i, (w, b) in enumerate(layers):
-        print(
-            "DIFF",
-            name,
-            i,
-            float((found[f"weight{i}"][seed, place] - w.detach()).abs().max()),
-            float((found[f"bias{i}"][seed, place, :, 0] - b.detach()).abs().max()),
-        )
         torch.testing.assert_close(found[f"weight{i}"][seed, place], w.detach(), rtol=1e-3, atol=2e-5)
         torch.testing.assert_close(found[f"bias{i}"][seed, place, :, 0], b.detach(), rtol=1e-3, atol=2e-5)
 

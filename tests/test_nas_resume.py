@@ -110,7 +110,7 @@ def finished(running):
 @pytest.mark.parametrize("name", ["sparse_supernet", "training", "text", "text training"])
 def test_what_is_killed_goes_on_bit_for_bit(name, corpus, tmp_path):
     _, argv, _ = command(name, tmp_path / "data", corpus)
-    argv = [RUNS[name][0], *argv]
+    argv = [RUNS[name][0], *argv, "--epochs", "6"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finished(process(tmp_path, *argv, "--out", str(whole)))
     running = process(tmp_path, *argv, "--out", str(killed))
@@ -123,7 +123,7 @@ def test_what_is_killed_goes_on_bit_for_bit(name, corpus, tmp_path):
     running.send_signal(signal.SIGKILL)
     running.communicate()
     before = checkpoint.load(killed / "checkpoint.pt")["progress"]
-    assert before["epoch"] == 1 or (name == "text training" and before["epoch"] < 6), "it must be killed before its end"
+    assert 1 <= before["epoch"] < 6, "it must be killed before its end"
     assert "--resume" in process(tmp_path, *argv, "--out", str(killed)).communicate()[0]
     finished(process(tmp_path, *argv, "--out", str(killed), "--resume"))
     names = sorted(file.name for file in whole.iterdir())
@@ -132,8 +132,8 @@ def test_what_is_killed_goes_on_bit_for_bit(name, corpus, tmp_path):
         assert rows_of(whole / table) == rows_of(killed / table)
     for file in (n for n in names if n.endswith(".pt")):
         assert same(checkpoint.load(whole / file), checkpoint.load(killed / file))
-    for file in (n for n in names if n.endswith((".svg", ".json"))):
-        assert name == "text training" or (whole / file).read_text() == (killed / file).read_text()
+    for file in (n for n in names if n.endswith((".svg", ".json")) and n != "result.json"):
+        assert (whole / file).read_text() == (killed / file).read_text()
 
 
 @pytest.mark.commands
