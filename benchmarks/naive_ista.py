@@ -53,10 +53,10 @@ class NaiveIsta(nn.Module):
         """(14, 7): a weight for each operation of each edge, zero off the support."""
         rows = []
         for A, z, b in zip(self.matrices[cell], self.codes[cell], self.b[cell]):
-            A_t, z_t = torch.tensor(A, dtype=torch.float32), torch.tensor(z, dtype=torch.float32)
-            E = A_t.T @ A_t - torch.eye(len(z))
+            A_t, z_t = torch.tensor(A, dtype=b.dtype), torch.tensor(z, dtype=b.dtype)
+            E = A_t.T @ A_t - torch.eye(len(z), dtype=b.dtype)
             active = torch.tensor(z != 0)
-            rows.append(torch.where(active, b @ A_t - z_t @ E, torch.zeros(len(z))))
+            rows.append(torch.where(active, b @ A_t - z_t @ E, torch.zeros_like(z_t)))
         return torch.cat(rows).reshape(-1, OPERATIONS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,45 @@ def open_library(name: str) -> Iterator[Library]:
         asarray = module.numpy.asarray if name == "jax" else module.asarray
     with module.enable_x64(True) if name == "jax" else nullcontext():
         yield Library(name, asarray)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A --data-dir with a small CIFAR-10 of fake images, which `nas.data` takes for the real one."""
+    from nas import data
+    from nas_cases import fake_cifar
+
+    real, folder = dict(data.SOURCES), tmp_path_factory.mktemp("images")
+    fake_cifar(folder)
+    yield folder
+    data.SOURCES.update(real)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --data-dir with a small text."""
+    from nas_cases import fake_text
+
+    folder = tmp_path_factory.mktemp("text") / "corpus"
+    fake_text(folder)
+    return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches and trainings draw nothing and count no network: for tests of other things."""
+    from nas import cnn, draw, report
+
+    monkeypatch.setattr(report, "write", lambda *args: None)
+    monkeypatch.setattr(draw, "save", lambda *args: None)
+    monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})
+
+
+@pytest.fixture
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolutions of `nas.kernels` in double precision too, where rounding does not blur what they compute."""
+    from nas import kernels, operations
+
+    anywhere = lambda x: True
+    monkeypatch.setattr(kernels, "worthwhile", anywhere)
+    monkeypatch.setattr(operations, "worthwhile", anywhere)

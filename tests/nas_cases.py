@@ -1,29 +1,40 @@
 """Small data and networks for the tests of the architecture search."""
 
+import csv
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from nas import cnn, data, spaces
+from nas import checkpoint, cnn, data, spaces
 
 
-def fake_cifar(root: Path, images: int = 64) -> None:
-    """Files in the layout of CIFAR-10 with few images that a network can learn, known to `nas.data` under their own checksums."""
+def drawn(name: str, count: int) -> np.ndarray:
+    """uint8 (count,): a function of the name, the same with every version of Python and NumPy."""
+    return np.frombuffer(hashlib.shake_256(name.encode()).digest(count), np.uint8)
+
+
+def fake_images(name: str, images: int) -> dict[bytes, Any]:
+    """A file of CIFAR-10: noise, and a brightness that tells the label."""
+    labels = drawn(f"{name} labels", images) % 10
+    pixels = drawn(f"{name} pixels", images * 3072).reshape(images, -1) // 4 + 18 * labels[:, None]
+    return {b"data": pixels.astype(np.uint8), b"labels": labels.tolist()}
+
+
+def fake_cifar(root: Path, images: int = 32) -> None:
+    """Files in the layout of CIFAR-10 with few images, known to `nas.data` under their own checksums."""
     source = data.SOURCES["cifar10"]
     folder = root / source.folder
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
     known = {}
     for name, _ in source.train + source.test:
-        labels = rng.integers(10, size=images)
-        pixels = rng.integers(256, size=(images, 3, 1024)) // 4 + 18 * labels[:, None, None]
-        batch = {b"data": pixels.astype(np.uint8).reshape(images, -1), b"labels": labels.tolist()}
         file = folder / name
         if not file.exists():
-            file.write_bytes(pickle.dumps(batch))
+            file.write_bytes(pickle.dumps(fake_images(name, images)))
         known[name] = hashlib.md5(file.read_bytes()).hexdigest()
     own = lambda files: tuple((name, known[name]) for name, _ in files)
     data.SOURCES["cifar10"] = replace(
@@ -31,7 +42,56 @@ def fake_cifar(root: Path, images: int = 64) -> None:
     )
 
 
-TINY = "--preset small --images 96 --epochs 3 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split()
+def fake_text(folder: Path) -> None:
+    """A small text in three parts with an order that can be learnt: four words a line, each follows from the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, lines in (("train", 300), ("valid", 60), ("test", 60)):
+        starts = drawn(part, lines).tolist()
+        (folder / f"{part}.txt").write_text("".join(" ".join(f"w{(s + i) % 10}" for i in range(4)) + "\n" for s in starts))
+
+
+TINY = "--preset small --images 32 --epochs 2 --batch 8 --channels 2 --layers 3 --threads 1 --device cpu".split()
+TINY_TEXT = "--preset small --hidden 6 --batch 6 --bptt 9 --epochs 2 --tokens 300 --threads 1 --device cpu".split()
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """The rows of a table, times left out."""
+    with Path(file).open() as opened:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal bit for bit, times left out."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
+
+
+def stopped(main: Callable[[list[str]], Any], argv: list[str], saves: int) -> None:
+    """Run a command until it has written so many checkpoints, as if it were killed then."""
+
+    class Stop(Exception):
+        pass
+
+    save, left = checkpoint.save, saves
+
+    def counting(path: Path, content: dict[str, Any]) -> None:
+        nonlocal left
+        save(path, content)
+        left -= path.name == "checkpoint.pt"
+        if not left:
+            raise Stop
+
+    checkpoint.save = counting
+    try:
+        main(argv)
+    except Stop:
+        return
+    finally:
+        checkpoint.save = save
+    raise AssertionError(f"it ended before it had written {saves} checkpoints: {' '.join(argv)}")
 
 
 def supernet(space: str = "darts", channels: int = 4, layers: int = 3) -> cnn.Supernet:
@@ -44,7 +104,7 @@ def random_weights(net: cnn.Supernet, living: float = 1.0) -> dict[str, torch.Te
     out = {}
     for cell in ("normal", "reduce"):
         n = len(net.space.paths(cell))
-        out[cell] = torch.randn(n) * (torch.rand(n) < living)
+        out[cell] = (torch.randn(n) * (torch.rand(n) < living)).to(net.classifier.weight.dtype)
     return out
 
 

@@ -21,10 +21,10 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_published_genotypes_have_the_published_sizes(name, capsys):
     cifar10, cifar100, imagenet, macs, imagenet_macs = SIZES[name]
+    other = ["--classes", "100"] if name == "ISTA" else ["--data", "cifar100"]
     for options, parameters, millions in (
         ([], cifar10, macs),
-        (["--classes", "100"], cifar100, macs),
-        (["--data", "cifar100"], cifar100, macs),
+        (other, cifar100, macs),
         (["--imagenet"], imagenet, imagenet_macs),
     ):
         train_cifar10.main(["--genotype", name, "--count", *options])
@@ -34,16 +34,17 @@ def test_published_genotypes_have_the_published_sizes(name, capsys):
 
 
 def test_the_auxiliary_heads_have_the_published_sizes():
-    count = lambda net: sum(p.numel() for p in net.parameters())
     for kind, classes, size in ((cnn.Network, 10, 476_426), (cnn.Network, 100, 545_636), (cnn.ImageNetNetwork, 1000, 1_260_776)):
-        whole, bare = (kind(load("DARTS_V1"), classes=classes, auxiliary=a) for a in (True, False))
-        assert count(whole) - count(bare) == size
+        with torch.device("meta"):
+            net = kind(load("DARTS_V1"), classes=classes)
+        assert sum(p.numel() for p in net.auxiliary.parameters()) == size
 
 
 @pytest.mark.parametrize("name", ["darts", "darts_zero"])
 def test_the_supernet_has_the_published_size_and_node_groups(name):
     space = spaces.get(name)
-    assert sum(p.numel() for p in cnn.Supernet(space).parameters()) == 1_930_618
+    with torch.device("meta"):
+        assert sum(p.numel() for p in cnn.Supernet(space).parameters()) == 1_930_618
     if name == "darts":
         for cell in CELLS:
             assert [space.nodes(cell).count(n) for n in (2, 3, 4, 5)] == [14, 21, 28, 35]
@@ -51,8 +52,8 @@ def test_the_supernet_has_the_published_size_and_node_groups(name):
 
 def test_every_space_builds_and_runs():
     for name in [name for name, space in spaces.SPACES.items() if space.kind is Genotype]:
-        net = cnn.Supernet(spaces.get(name), 4, 3)
-        assert net(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+        net = cnn.Supernet(spaces.get(name), 2, 3)
+        assert net(torch.randn(2, 3, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="unknown convolutional space 'dart'; did you mean 'darts'"):
         spaces.get("dart")
 

@@ -1,9 +1,7 @@
 """GSparsity: groups of weights on one level, the cut that changes no logit, and operation pruning."""
 
-import csv
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import gsparsity_loss_free
 import nas_cifar10
@@ -11,46 +9,60 @@ import numpy as np
 import prune_operations
 import pytest
 import torch
-import train_cifar10
 from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-from nas import bisection, checkpoint, cnn, data, genotype, pruning, spaces
+from nas import bisection, checkpoint, cnn, genotype, pruning, spaces
 from nas.flat import Flat
 from nas.genotype import CELLS, Genotype
 from nas.group_sparse import GroupSparse
 from nas.methods import gsparsity
 from nas.methods.gsparsity import GatedGroup, Operations, loss_free
 from nas.processes import ALONE
-from nas_cases import copy_weights, fake_cifar, supernet
+from nas_cases import TINY as TINY_COMMAND
+from nas_cases import copy_weights, rows_of, supernet
 from torch import nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
-TINY = {"channels": 4, "layers": 3, "batch": 16, "images": 64, "epochs": 3}
-
-
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
-    fake_cifar(tmp_path / "data")
-    return tmp_path / "data"
+TINY = {"channels": 2, "layers": 3, "batch": 8, "images": 16, "valid_images": 16, "epochs": 2, "lr": 0.3, "lr_min": 0.3}
 
 
 def search(images, out, **options):
-    settings = gsparsity.Settings(**{**TINY, "data_dir": images, "out": out, "lr": 0.3, "lr_min": 0.3, **options})
+    settings = gsparsity.Settings(**{**TINY, "data_dir": images, "out": out, **options})
     out.mkdir(exist_ok=True)
     return GroupSparse(settings, 0, out, ALONE, CPU)
 
 
-def rows_of(file):
-    with Path(file).open() as opened:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+def take_epoch(run):
+    """The steps of one epoch."""
+    run.begin_epoch()
+    for batch in run.batches():
+        run.take(batch)
+
+
+def zero_some(optimizer, flats, share=0.5):
+    """Which of the flat parameters are set to 0, at the search point and the prox point, and 0 alone."""
+    chosen = (torch.rand(len(flats), generator=torch.Generator().manual_seed(0)) < share).tolist()
+    with torch.no_grad():
+        for flat in (f for f, zero in zip(flats, chosen) if zero):
+            flat.clear()
+            state = optimizer.state[flat.vector]
+            if "point" in state:
+                state["point"].zero_()
+    return chosen
 
 
 # -- groups -----------------------------------------------------------------------------------
 
 
-def test_groups_have_the_published_sizes_and_strengths():
-    operations = Operations(cnn.Supernet(spaces.get("darts")), gsparsity.Settings())
+@pytest.fixture(scope="module")
+def published():
+    """The groups of the supernet of the papers."""
+    torch.manual_seed(0)
+    return Operations(cnn.Supernet(spaces.get("darts")), gsparsity.Settings())
+
+
+def test_groups_have_the_published_sizes_and_strengths(published):
+    operations = published
     assert len(operations.flats) == 196
     found = {}
     for (cell, path), flat in operations.flats.items():
@@ -71,10 +83,9 @@ def test_groups_have_the_published_sizes_and_strengths():
     assert inside + sum(p.numel() for p in operations.others) == 1_930_618 + (14 * 3 * 6) + (14 * 3 * 2)
 
 
-def test_the_regulariser_falls_as_published_without_any_loss():
+def test_the_regulariser_falls_as_published_without_any_loss(published):
     """The norms are those that initialisation has on average; the numbers are the prediction and the log of a real search."""
-    net = cnn.Supernet(spaces.get("darts"))
-    operations = Operations(net, gsparsity.Settings())
+    operations, net = published, published.net
     squares = []
     for (cell, path), flat in operations.flats.items():
         square = float(operations.count[cell]) if (cell, path) in operations.gates else 0.0
@@ -122,12 +133,15 @@ def test_the_optimizer_alone_moves_norms_as_predicted():
     share = found / np.sqrt([flat.vector.numel() for flat in operations.flats.values()])
     assert operations.regulariser() == pytest.approx(share.sum(), rel=1e-5)
     at_point = np.array(list(operations.norms().values()))
-    np.testing.assert_array_equal(at_point == 0, norm - 0.02 * strength * 39 <= strength * (1 + 1e-5))
+    before = norm - 0.02 * strength * 39
+    clear = abs(before / strength - 1) > 1e-3  # the others may round to either side
+    assert clear.sum() > 150
+    np.testing.assert_array_equal(at_point[clear] == 0, (before <= strength)[clear])
 
 
 def test_a_step_is_that_of_the_paper():
     torch.manual_seed(0)
-    operations = Operations(supernet(), gsparsity.Settings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
+    operations = Operations(supernet("S2"), gsparsity.Settings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
     key = next(k for k in operations.flats if k[1].operation == "sep_conv_3x3")
     flat, mu = operations.flats[key], operations.strength(key)
     w, v = flat.vector.detach().double().numpy().copy(), 0.0
@@ -147,37 +161,37 @@ def test_a_step_is_that_of_the_paper():
 
 def test_the_search_takes_the_steps_of_the_published_one():
     torch.manual_seed(0)
-    naive = NaiveGSparsity(4, 4).double()
+    naive = NaiveGSparsity(2, 3).double()
     published = NaiveGSparsitySearch(naive, mu=5.0, lr=0.05)
-    net = supernet("darts", 4, 4).double()
+    net = supernet("darts", 2, 3).double()
     copy_weights(naive.net, net)
     operations = Operations(net, gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
     net.train()
-    for _ in range(5):
-        x, y = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randint(10, (8,))
+    for _ in range(3):
+        x, y = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))
         published.step(x, y)
         operations.optimizer.zero_grad()
         F.cross_entropy(net(x, operations.weights()), y).backward()
         operations.step()
-    other = supernet("darts", 4, 4).double()
+    other = supernet("darts", 2, 3).double()
     copy_weights(naive.net, other)
     for p, q in zip(net.parameters(), other.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
     pool = next(p for p in net.space.paths("reduce") if p.operation == "avg_pool_3x3")
     mine = operations.gates["reduce", pool].tolist()
     theirs = [float(g.detach()[0, 1]) for g, kind in zip(naive.gates, net.kinds) if kind == "reduce"]
-    assert mine == pytest.approx(theirs, rel=1e-6) and mine[0] < 0.9
+    assert mine == pytest.approx(theirs, rel=1e-6) and max(mine) < 0.95
 
 
 def test_weightings_and_free_gates_are_as_described():
-    net = supernet()
+    net = supernet("cherry")
     for weighting, of in (
         ("none", lambda w: 1.0),
         ("sqrt_size", lambda w: math.sqrt(w.numel())),
         ("initial_norm", lambda w: float(w.norm())),
     ):
         operations = Operations(net, gsparsity.Settings(mu=2.0, weighting=weighting))
-        for key, flat in list(operations.flats.items())[::17]:
+        for key, flat in list(operations.flats.items())[::7]:
             assert operations.strength(key) == pytest.approx(2 * of(flat.vector.detach()))
     free = Operations(supernet(), gsparsity.Settings(gates="free"))
     zero = {key[1].operation for key in free.flats if free.strength(key) == 0}
@@ -207,15 +221,18 @@ def test_a_flat_group_is_its_parts():
 # -- the search -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("space", "tau"), [("darts", 1.0), ("darts", "direct"), ("S4", 1.0)])
+@pytest.mark.parametrize(("space", "tau"), [("darts", 1.0), ("cherry", "direct"), ("S4", 1.0)])
 def test_the_cut_changes_no_logit(space, tau, images, tmp_path):
-    run = search(images, tmp_path / "out", mu=3.0, space=space, tau=tau, epochs=2, vanish=0.0)
-    row = run.run()
-    living = row["paths_normal"] + row["paths_reduce"]
-    assert 0 < living < 0.8 * sum(len(run.net.space.paths(c)) for c in CELLS)
+    run = search(images, tmp_path, mu=1e-3, space=space, tau=tau, vanish=0.0)
+    take_epoch(run)
+    paths = sum(len(run.net.space.paths(c)) for c in CELLS)
+    zero = zero_some(run.sgd, list(run.operations.flats.values()))
+    assert 0.3 * paths < sum(zero) < 0.7 * paths
+    found = run.operations.genotype()
+    kept = sum(len(found.paths(c)) for c in CELLS)
+    assert all(map(found.living, CELLS)) and 0 < kept <= paths - sum(zero)
     assert run.cut_changes() == 0.0
-    if space == "darts":
-        found = run.operations.genotype()
+    if space != "S4":  # where the network alone draws other noise
         x = torch.randn(8, 3, 32, 32)
         with torch.no_grad(), run.sgd.at_prox_point():
             run.net.train()
@@ -227,55 +244,49 @@ def test_the_cut_changes_no_logit(space, tau, images, tmp_path):
 
 
 def test_groups_that_vanish_run_no_more(images, tmp_path):
-    run = search(images, tmp_path / "out", mu=3.0, epochs=6, vanish=0.5)
-    row = run.run()
+    run = search(images, tmp_path, mu=0.0, vanish=0.5, space="S1")
+    take_epoch(run)
+    assert run.operations.alive() is None
+    flats = run.operations.flats
+    zero_at_point, small = list(flats)[::3], list(flats)[::6]
+    with torch.no_grad():
+        for key in zero_at_point:
+            norm = flats[key].vector.norm()
+            flats[key].vector.mul_((0.4 if key in small else 2.0) / norm)
+            run.sgd.state[flats[key].vector]["point"].zero_()
+    row = run.end_epoch()
     gone = [key for key, alive in run.operations.alive_.items() if not alive]
-    assert len(gone) == row["vanished"] > 10
-    assert all(not run.operations.flats[key].vector.any() for key in gone)
+    assert gone == small and row["vanished"] == len(gone)
     for batch in run.batches():
         run.take(batch)
-    assert all(not run.operations.flats[key].vector.any() for key in gone)
+    assert all(not flats[key].vector.any() for key in gone)
     masks = run.operations.alive()
     assert sum(not lives for cell in CELLS for lives in masks[cell]) == len(gone)
 
 
-def test_a_stopped_search_goes_on_bit_for_bit(images, tmp_path):
-    whole = search(images, tmp_path / "whole", mu=2.0)
-    whole.run()
-    stopped = search(images, tmp_path / "stopped", mu=2.0)
-    stopped.begin_epoch()
-    for batch in stopped.batches():
-        stopped.take(batch)
-        stopped.step += 1
-        if stopped.step == 2:
-            break
-    stopped.save()
-    torch.manual_seed(5)
-    again = search(images, tmp_path / "stopped", mu=2.0)
-    again.load()
-    again.run()
-    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert strip(again.rows) == strip(whole.rows)
-    for key, flat in whole.operations.flats.items():
-        assert torch.equal(flat.vector, again.operations.flats[key].vector)
+def test_groups_decay_to_nothing_under_a_penalty_that_no_gradient_balances(images, tmp_path):
+    """Where mu_k is beyond the norm of w - v / tau, the prox point is 0 and ||w|| falls by 1 - lr with each step."""
+    run = search(images, tmp_path, mu=50.0, weighting="none", clip=1.0, space="cherry", vanish=0.0, epochs=1)
+    before = [float(f.vector.detach().norm()) for f in run.operations.flats.values()]
+    take_epoch(run)
+    after = [float(f.vector.detach().norm()) for f in run.operations.flats.values()]
+    assert not any(run.operations.norms().values())
+    np.testing.assert_allclose(after, 0.7 ** len(run) * np.array(before), rtol=1e-4)
+    run.operations.settings = replace(run.settings, vanish=1e3)
+    run.operations.let_vanish()
+    assert all(run.operations.alive_.values()), "of a cell that would be empty nothing is taken"
 
 
-def test_the_search_from_the_command_line(images, tmp_path, capsys):
-    options = "--method gsparsity --preset small --images 64 --epochs 2 --batch 16 --channels 4 --layers 3 --threads 1".split()
-    options += ["--device", "cpu", "--data-dir", str(images), "--lr", "0.3", "--lr-min", "0.3"]
-    out = tmp_path / "out"
-    (row,) = nas_cifar10.main([*options, "--mu", "0.2", "--out", str(out)])
-    assert "the cut changes logits by 0\n" in capsys.readouterr().out
-    assert float(rows_of(out / "search.csv")[-1]["restricted_accuracy"]) == row["restricted_accuracy"]
-    for name in ("cells.svg", "weights.png", "curves.png", "report.html", "genotype.json"):
-        assert (out / name).stat().st_size > 0
-    (row,) = nas_cifar10.main([*options, "--want-paths", "60", "--bisect-runs", "3", "--out", str(tmp_path / "wanted")])
+def test_the_strength_for_so_many_paths_is_looked_for(images, tmp_path, no_pictures, capsys):
+    options = [*TINY_COMMAND, "--method", "gsparsity", "--space", "cherry", "--valid-images", "16", "--data-dir", str(images)]
+    options += "--lr 0.3 --lr-min 0.3 --epochs 1 --mu 0.2 --bisect-runs 3".split()
+    (row,) = nas_cifar10.main([*options, "--want-paths", "30", "--out", str(tmp_path / "wanted")])
     tried = rows_of(tmp_path / "wanted" / "bisection.csv")
-    assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 60))
+    assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 30))
     found = genotype.load(tmp_path / "wanted" / "genotype.json")
     assert sum(len(found.paths(c)) for c in CELLS) == row["left"]
     with pytest.raises(SystemExit, match="holds a run already"):
-        nas_cifar10.main([*options, "--want-paths", "60", "--out", str(tmp_path / "wanted")])
+        nas_cifar10.main([*options, "--want-paths", "30", "--out", str(tmp_path / "wanted")])
     with pytest.raises(SystemExit, match="no path of the genotype reaches an input"):
         nas_cifar10.main([*options, "--mu", "50", "--out", str(tmp_path / "dead")])
     assert "has died: a smaller mu than 50 keeps some" in capsys.readouterr().out
@@ -319,8 +330,6 @@ def pruned(images, out, mu=3.0, **options):
     chosen = {
         **TINY,
         "data_dir": images,
-        "lr": 0.3,
-        "lr_min": 0.3,
         "tau": "direct",
         "auxiliary": 0.4,
         "drop_path": 0.0,
@@ -332,28 +341,31 @@ def pruned(images, out, mu=3.0, **options):
 
 @pytest.mark.parametrize("layers", [3, 6])
 def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
-    run = pruned(images, tmp_path / "out", mu=6.0, layers=layers)
-    row = run.run()
-    dead = run.dead()
-    operations = sum(len(list(op.parameters())) > 0 for cell in run.net.cells for op in cell.operations)
-    assert 0 < len(dead) == row["dead_operations"] <= operations
+    run = pruned(images, tmp_path, mu=1e-3, layers=layers)
+    take_epoch(run)
+    zero = zero_some(run.sgd, run.flats)
+    row, dead = run.end_epoch(), run.dead()
+    assert dead == {m for m, z in zip(run.members, zero) if z} and 0 < len(dead) < len(run.flats)
     net = run.net.eval()
     small = pruning.cut(net, dead)
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net(x)[0], small.eval()(x)[0])
+    assert row["dead_operations"] == len(dead)
     assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.count(net, (3, 32, 32))["parameters"])
     held = sum(p.numel() for p in small.parameters())
     assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, dead)
 
 
 def test_groups_that_only_decay_become_exactly_zero_once_they_are_small(images, tmp_path):
-    run = pruned(images, tmp_path / "out", mu=50.0, tau=1.0, vanish=0.5, auxiliary=0.0, epochs=8)
+    # mu is beyond every norm and every clipped gradient: all points are 0, all norms fall by 0.7 with each of 8 steps
+    run = pruned(images, tmp_path, mu=50.0, tau=1.0, vanish=0.2, auxiliary=0.0, epochs=4)
+    before = run.norms()
     row = run.run()
-    points = [run.sgd.state[f.vector]["point"] for f in run.flats]
     gone = [i for i, f in enumerate(run.flats) if not f.vector.any()]
+    assert gone == [i for i, norm in enumerate(before) if 0.7**8 * norm < 0.2]
     assert gone and row["dead_operations"] == len(gone)
-    assert all(not points[i].any() for i in gone)
+    assert not any(run.sgd.state[f.vector]["point"].any() for f in run.flats)
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(run.net.eval()(x)[0], pruning.cut(run.net, run.dead()).eval()(x)[0])
@@ -411,17 +423,25 @@ def test_the_adaptive_tau_is_the_mean_root_of_the_second_moment(images, tmp_path
 
 
 def test_pruning_from_the_command_line(images, tmp_path, capsys):
-    sizes = [*"--images 64 --batch 16 --channels 4 --layers 3 --threads 1 --device cpu".split(), "--data-dir", str(images)]
-    train_cifar10.main(["--preset", "small", "--epochs", "1", *sizes, "--out", str(tmp_path / "trained")])
-    options = [*"--preset small --epochs 4 --retrain-epochs 1 --mu 1 8 --tau direct --lr 0.3 --lr-min 0.3".split(), *sizes]
-    options += ["--start", str(tmp_path / "trained" / "network.pt"), "--out", str(tmp_path / "out")]
+    # Of the start one operation of each node is 0. A prox step leaves it there where mu is beyond the clipped gradient, and
+    # makes none of the others 0 so soon: a norm falls by lr mu = 0.008 and a gradient of norm 1e-3 at most.
+    torch.manual_seed(0)
+    net = cnn.Network(genotype.load("DARTS_V2"), 2, 3, auxiliary=False)
+    zero = [flat for (_, number), flat in zip(*pruning.groups_of(net, "operation")) if number % 2 == 0]
+    for flat in zero:
+        flat.clear()
+    share = sum(f.vector.numel() for f in zero) / sum(p.numel() for p in net.parameters())
+    checkpoint.save(tmp_path / "start.pt", net.state_dict())
+    options = [*TINY_COMMAND, "--valid-images", "16", "--data-dir", str(images), "--start", str(tmp_path / "start.pt")]
+    options += "--images 16 --epochs 2 --retrain-epochs 1 --mu 0 8 --tau direct --lr 1e-3 --lr-min 1e-3 --clip 1".split()
+    options += ["--auxiliary", "0", "--out", str(tmp_path / "out")]
     rows = prune_operations.main(options)
-    assert [(r["mu"], r["threshold"]) for r in rows] == [(m, t) for m in (1.0, 8.0) for t in (0.0, 1e-6, 1e-3, 0.5)]
+    assert [(r["mu"], r["threshold"]) for r in rows] == [(m, t) for m in (0.0, 8.0) for t in (0.0, 1e-6, 1e-3, 0.5)]
     assert all(r["largest_change"] == 0 and r["before"] == r["after"] for r in rows if r["threshold"] == 0)
-    assert rows[0]["pruned_share"] <= rows[4]["pruned_share"] and rows[4]["pruned_share"] > 0.05
-    assert rows[4]["parameters"] < rows[0]["parameters"] or rows[0]["pruned_share"] == rows[4]["pruned_share"]
+    assert rows[0]["dead_operations"] == 0 and rows[4]["dead_operations"] == len(zero)
+    assert rows[4]["pruned_share"] == pytest.approx(share) and rows[4]["parameters"] < rows[0]["parameters"]
     assert (tmp_path / "out" / "pruning.png").stat().st_size > 5_000
-    assert rows_of(tmp_path / "out" / "mu-8" / "prune.csv")[-1]["dead_operations"] == str(rows[4]["dead_operations"])
+    assert rows_of(tmp_path / "out" / "mu-8" / "prune.csv")[-1]["dead_operations"] == str(len(zero))
     assert (tmp_path / "out" / "mu-8" / "cells.json").exists()
     with pytest.raises(SystemExit, match="holds a run already"):
         prune_operations.main(options)
@@ -434,26 +454,6 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(SystemExit, match="holds no weights of a network"):
         prune_operations.main([*options, "--out", str(tmp_path / "d"), "--start", str(tmp_path / "bad.pt")])
-
-
-def test_a_stopped_pruning_goes_on_bit_for_bit(images, tmp_path):
-    whole = pruned(images, tmp_path / "whole", tau="adaptive")
-    whole.run()
-    stopped = pruned(images, tmp_path / "stopped", tau="adaptive")
-    stopped.begin_epoch()
-    for batch in stopped.batches():
-        stopped.take(batch)
-        stopped.step += 1
-        if stopped.step == 3:
-            break
-    stopped.save()
-    again = pruned(images, tmp_path / "stopped", tau="adaptive")
-    again.load()
-    again.run()
-    strip = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert strip(again.rows) == strip(whole.rows)
-    assert all(torch.equal(a.vector, b.vector) for a, b in zip(whole.flats, again.flats))
-    assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt")["state"]["count"] == whole.count
 
 
 @pytest.mark.parametrize(

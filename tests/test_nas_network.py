@@ -12,52 +12,61 @@ from torch.nn import functional as F
 
 
 def twin(linear):
-    """Our supernet and the published one with the same weights."""
+    """Our supernet and the published one with the same weights, in double precision."""
     torch.manual_seed(0)
-    naive = NaiveNetwork(4, 4, linear=linear)
-    ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 4, 4)
+    naive = NaiveNetwork(2, 3, linear=linear).double()
+    ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 2, 3).double()
     copy_weights(naive, ours)
     return ours, naive
 
 
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "softmax"])
-def test_the_supernet_and_its_gradients_equal_the_published_one(linear):
+def test_the_supernet_and_its_gradients_equal_the_published_one(linear, exact_kernels):
     ours, naive = twin(linear)
-    x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+    x, y = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randint(10, (4,))
     alphas = {c: a.detach().reshape(-1).clone().requires_grad_() for c, a in zip(("normal", "reduce"), naive.arch_parameters())}
     weights = alphas if linear else darts.edge_softmax(ours.space, alphas)
     ours_out, naive_out = ours(x, weights), naive(x)
-    torch.testing.assert_close(ours_out, naive_out, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours_out, naive_out, rtol=1e-6, atol=1e-8)
     F.cross_entropy(ours_out, y).backward()
     F.cross_entropy(naive_out, y).backward()
     for a, b in zip(alphas.values(), naive.arch_parameters()):
-        torch.testing.assert_close(a.grad, b.grad.reshape(-1), rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(ours.stem[0].weight.grad, naive.stem[0].weight.grad, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(ours.classifier.weight.grad, naive.classifier.weight.grad, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(a.grad, b.grad.reshape(-1), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ours.stem[0].weight.grad, naive.stem[0].weight.grad, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ours.classifier.weight.grad, naive.classifier.weight.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_single_precision_agrees_to_rounding():
+    net = supernet("S1")
+    x, weights = torch.randn(4, 3, 16, 16), random_weights(net)
+    with torch.no_grad():
+        single = net(x, weights)
+        double = net.double()(x.double(), {cell: w.double() for cell, w in weights.items()})
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-3 * float(double.abs().max()))
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("size", [8, 7])
-def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, dilation, size):
+def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, dilation, size, exact_kernels):
     torch.manual_seed(0)
-    conv = kernels.DepthwiseConv(3, kernel, stride, dilation)
-    x = torch.randn(2, 3, size, size, requires_grad=True)
+    conv = kernels.DepthwiseConv(3, kernel, stride, dilation).double()
+    x = torch.randn(2, 3, size, size, requires_grad=True, dtype=torch.float64)
     y = conv(x)
     reference = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, 3)
     torch.testing.assert_close(y, reference)
     out = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(r, (x, conv.weight), out, retain_graph=True) for r in (y, reference))
     for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b)
 
 
-def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other():
+def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other(exact_kernels):
     torch.manual_seed(0)
-    x = torch.randn(4, 3, 6, 6, requires_grad=True)
-    conv, scale = nn.Conv2d(3, 5, 1, bias=False), torch.randn(5, requires_grad=True)
-    fused, plain = BatchNorm(5, affine=False), BatchNorm(5, affine=False)
+    x = torch.randn(4, 3, 6, 6, requires_grad=True, dtype=torch.float64)
+    conv, scale = nn.Conv2d(3, 5, 1, bias=False).double(), torch.randn(5, requires_grad=True, dtype=torch.float64)
+    fused, plain = BatchNorm(5, affine=False).double(), BatchNorm(5, affine=False).double()
     y, reference = fused.after(conv, x, scale), plain(conv(x), scale)
     torch.testing.assert_close(y, reference)
     torch.testing.assert_close(fused.running_var, plain.running_var)
@@ -65,27 +74,27 @@ def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other():
     inputs = (x, conv.weight, scale)
     ours, theirs = (torch.autograd.grad(r, inputs, out, create_graph=True) for r in (y, reference))
     for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b)
     twice = [torch.autograd.grad(sum((g**2).sum() for g in grads), inputs, retain_graph=True) for grads in (ours, theirs)]
     for a, b in zip(*twice):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dead_paths_need_not_run(training):
-    net = supernet().train(training)
+    net = supernet("darts", 2).double().train(training)
     weights = random_weights(net, 0.3)
     alive = {cell: (w != 0).tolist() for cell, w in weights.items()}
-    x = torch.randn(4, 3, 16, 16)
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad(), frozen_statistics(net):
-        torch.testing.assert_close(net(x, weights, alive), net(x, weights), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(net(x, weights, alive), net(x, weights))
 
 
 @pytest.mark.parametrize("space", ["darts", "S1", "S4"])
 @pytest.mark.parametrize("training", [True, False])
 def test_what_lives_is_a_network_that_computes_the_same(space, training):
-    net = supernet(space)
-    x = torch.randn(4, 3, 16, 16)
+    net = supernet(space, 2).double()
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     net(x)  # statistics
     for living in (0.15, 0.4, 1.0):
         weights = random_weights(net, living)
@@ -98,11 +107,11 @@ def test_what_lives_is_a_network_that_computes_the_same(space, training):
             torch.manual_seed(1)
             whole = net(x, weights, masks)
             torch.manual_seed(1)
-            torch.testing.assert_close(alone(x)[0], whole, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(alone(x)[0], whole)
 
 
 def test_extra_passes_leave_the_statistics_as_they_were():
-    net, x = supernet(), torch.randn(4, 3, 16, 16)
+    net, x = supernet("cherry"), torch.randn(4, 3, 16, 16)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with frozen_statistics(net):
         net(x)
@@ -112,10 +121,10 @@ def test_extra_passes_leave_the_statistics_as_they_were():
 
 
 def test_cells_may_have_weights_of_their_own():
-    net = supernet(layers=5)
+    net = supernet(channels=2, layers=5).double()
     shared = random_weights(net)
     own = {c: w.expand(sum(k == c for k in net.kinds), -1).clone() for c, w in shared.items()}
-    x = torch.randn(2, 3, 16, 16)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad(), frozen_statistics(net):
         torch.testing.assert_close(net(x, own), net(x, shared))
     with pytest.raises(ValueError, match=r"normal: weights have shape \(98,\) or \(3, 98\), got \(97,\)"):

@@ -1,6 +1,9 @@
 """Recurrent networks: against the published code, against NumPy, and what their functions of their own must keep to."""
 
+import functools
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -314,7 +317,13 @@ def test_the_perplexity_is_that_of_the_published_loop():
     assert rnn.perplexity(1e4) == float("inf") and np.isnan(rnn.perplexity(float("nan")))
 
 
-def test_a_compiled_node_gives_the_same(capsys):
+BUILDS = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.commands, BUILDS])])
+def test_a_compiled_node_gives_the_same(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
     net = supernet(drops=EVERY, dtype=torch.float32)
     words, targets = sequence(rows=2)
     dropped = net.draw(5)

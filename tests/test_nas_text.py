@@ -1,14 +1,11 @@
 """Text, and searches and trainings on it from the command line."""
 
-import csv
+import functools
 import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import nas_ptb
@@ -17,39 +14,20 @@ import pytest
 import text_against_others
 import torch
 import train_ptb
-from nas import checkpoint, text, text_train
+from nas import text, text_train
 from nas.genotype import RecurrentGenotype, load
+from nas.methods import sparse_supernet
 from nas.processes import ALONE
+from nas.text_search import TextSearch
+from nas_cases import TINY_TEXT, rows_of, same
 
-HERE = Path(__file__).parent
-SEARCH = "--preset small --hidden 8 --batch 8 --bptt 9 --epochs 3 --tokens 600 --threads 1 --device cpu".split()
-TRAIN = "--preset small --hidden 8 --batch 8 --bptt 9 --epochs 3 --tokens 600 --threads 1 --device cpu".split()
+SEARCH = TRAIN = TINY_TEXT
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    """A small text with an order that can be learnt."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for part, lines in (("train", 300), ("valid", 60), ("test", 60)):
-        starts = rng.integers(10, size=lines)
-        written = "\n".join(" ".join(f"w{(s + i) % 10}" for i in range(4)) for s in starts)
-        (folder / f"{part}.txt").write_text(written + "\n")
-    return ["--data-dir", str(folder)]
-
-
-def rows_of(file):
-    with Path(file).open() as opened:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
+def place(corpus):
+    return ["--data-dir", str(corpus)]
 
 
 # -- text -----------------------------------------------------------------------------------
@@ -128,94 +106,84 @@ def test_windows_cover_the_text_once(rows, spread):
 # -- searches -------------------------------------------------------------------------------
 
 
+def test_a_search_leaves_a_genotype_a_table_and_pictures(tmp_path, place, capsys):
+    (row,) = nas_ptb.main(["--out", str(tmp_path), *SEARCH, *place, "--strength-step", "0.3", "--arch-lr", "0.02"])
+    assert "written" in capsys.readouterr().out
+    for name in ("cells.svg", "cells.png", "weights.png", "curves.png", "report.html", "settings.json", "checkpoint.pt"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert (tmp_path / "report.html").read_text().count("<svg") == 3
+    rows = rows_of(tmp_path / "search.csv")
+    assert len(rows) == 2 and float(rows[-1]["valid_perplexity"]) == row["valid_perplexity"] > 1
+    train_ptb.main(["--genotype", str(tmp_path / "genotype.json"), "--count"])
+    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("sparse_supernet", ["--strength-step", "0.3"]),
-        ("sparse_supernet", "--order second --hessian exact --epochs 1".split()),
-        ("sparse_supernet", "--order second --probe-every 2".split()),
+        ("sparse_supernet", "--order second --hessian exact".split()),
+        ("sparse_supernet", "--order second --probe-every 2 --optimizer hapg".split()),
         ("darts", ["--order", "second"]),
         ("ista", ["--recover-every", "3"]),
     ],
 )
-def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_path, corpus, capsys):
-    out = tmp_path / "out"
-    (row,) = nas_ptb.main(["--method", method, "--out", str(out), *SEARCH, *corpus, *options])
-    assert "written" in capsys.readouterr().out
-    rows = rows_of(out / "search.csv")
-    assert float(rows[-1]["valid_perplexity"]) == row["valid_perplexity"] > 1
-    for name in ("cells.svg", "cells.png", "weights.png", "curves.png", "report.html", "settings.json", "checkpoint.pt"):
-        assert (out / name).stat().st_size > 0
-    assert (out / "report.html").read_text().count("<svg") == 3
-    found = load(out / "genotype.json", RecurrentGenotype)
+def test_every_option_of_a_search_runs(method, options, tmp_path, place):
+    (row,) = nas_ptb.main(["--method", method, "--out", str(tmp_path), *SEARCH, *place, *options, "--epochs", "1"])
+    found = load(tmp_path / "genotype.json", RecurrentGenotype)
     assert len(found.paths("recurrent")) == row["paths_recurrent"] >= 1
-    if method != "sparse_supernet":
-        assert row["paths_recurrent"] == 8
-    train_ptb.main(["--genotype", str(out / "genotype.json"), "--count"])
-    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+    assert row["paths_recurrent"] == 8 or method == "sparse_supernet"
 
 
-def test_a_search_learns_and_prunes(tmp_path, corpus):
-    options = "--epochs 8 --strength-step 1.0 --arch-lr 0.01 --lr 2 --drop-input 0 --drop-output 0".split()
-    nas_ptb.main(["--out", str(tmp_path), *SEARCH, *corpus, *options])
-    rows = rows_of(tmp_path / "search.csv")
-    assert float(rows[-1]["valid_perplexity"]) < float(rows[0]["valid_perplexity"])
-    assert int(rows[-1]["paths_recurrent"]) < 144 and int(rows[-1]["zeros_recurrent"]) > 0
+def searching(corpus, out, **own):
+    settings = sparse_supernet.TextSettings(
+        data_dir=corpus, hidden=6, batch=6, bptt=9, tokens=300, order="first", drop_embedding=0.0, drop_input=0.0,
+        drop_hidden=0.0, drop_output=0.0, temporal=0.0, weight_decay=0.0, **own,
+    )  # fmt: skip
+    return TextSearch("sparse_supernet", settings, 0, out, ALONE, CPU)
 
 
-PROGRAM = """
-import sys
-import nas_ptb, train_ptb
-{"search": nas_ptb, "train": train_ptb}[sys.argv[1]].main(sys.argv[2:])
-"""
+def test_short_steps_lessen_the_loss_of_their_batch(corpus, tmp_path):
+    """To first order a step of length s lowers a loss by s times the squared norm of its gradient."""
+    run = searching(corpus, tmp_path, lr=1e-3, clip=1e9, optimizer="hapg", arch_lr=1e-3)
+    run.net.double()
+    for p in run.method.parameters:
+        p.data = p.data.double()
+    run.begin_epoch()
+    (train, valid) = next(iter(run.batches()))
+    start = lambda: {part: run.net.start(6).double() for part in ("train", "valid")}
+    loss = lambda batch: run.net.loss(*batch, start()["train"], None, run.method.weights())[0]
+
+    def fall(batch, parameters, step):
+        run.steps.state = start()
+        before = loss(batch)
+        square = sum(float((g**2).sum()) for g in torch.autograd.grad(before, parameters))
+        with torch.no_grad():
+            step()
+            return float(before - loss(batch)), 1e-3 * square
+
+    def weights():
+        with torch.enable_grad():
+            run.steps.weights(train)
+
+    def architecture():
+        with torch.enable_grad():
+            run.steps.architecture(0, train, valid)
+
+    fell, foreseen = fall(train, list(run.net.parameters()), weights)
+    assert fell == pytest.approx(foreseen * len(train[0]) / 9, rel=0.05) and fell > 0
+    fell, foreseen = fall(valid, run.method.parameters, architecture)
+    assert fell == pytest.approx(foreseen, rel=0.05) and fell > 0
 
 
-def program(tmp_path, *argv, launch=()):
-    paths = [HERE.parent / "examples"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM)
-    command = [sys.executable, *launch, str(file), *argv]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finished(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
-
-
-@pytest.mark.parametrize(
-    ("kind", "table", "options"),
-    [
-        ("search", "search.csv", [*SEARCH, "--strength-step", "0.5"]),
-        ("train", "train.csv", [*TRAIN, "--genotype", "DARTS_V2", "--epochs", "6", "--patience", "1", "--lr", "25"]),
-    ],
-)
-def test_what_is_killed_goes_on_bit_for_bit(kind, table, options, tmp_path, corpus):
-    options = [kind, *options, *corpus, "--checkpoint-minutes", "0"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finished(program(tmp_path, *options, "--out", str(whole)))
-    process = program(tmp_path, *options, "--out", str(killed))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        file = killed / "checkpoint.pt"
-        if file.exists() and (p := checkpoint.load(file)["progress"])["epoch"] >= 1 and p["step"] >= 1:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert "--resume" in program(tmp_path, *options, "--out", str(killed)).communicate()[0]
-    finished(program(tmp_path, *options, "--out", str(killed), "--resume"))
-    assert rows_of(whole / table) == rows_of(killed / table)
-    states = [checkpoint.load(d / "checkpoint.pt")["state"] for d in (whole, killed)]
-    assert same(*states)
-
-
-def test_several_processes_are_refused(tmp_path, corpus):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    said, _ = program(tmp_path, "search", *SEARCH, *corpus, "--out", str(tmp_path / "out"), launch=launch).communicate()
-    assert "text is read by one process; start it without torchrun, got 2 processes" in said
+def test_a_strength_beyond_the_gradient_leaves_the_strongest_way_through_the_cell(corpus, tmp_path, no_pictures):
+    """Each step of HAPG shortens weights and nodes by lr times half the strength: no gradient of norm 0.1 balances that."""
+    run = searching(corpus, tmp_path, epochs=2, optimizer="hapg", arch_lr=0.1, strength_step=100.0, arch_clip=0.1)
+    row = run.run()
+    point = run.method.point()["recurrent"]
+    assert int((point != 0).sum()) == row["paths_recurrent"] <= 8
+    assert row["zeros_recurrent"] == 144 - row["paths_recurrent"]
+    assert torch.equal(run.method.parameters[0] != 0, point != 0)
 
 
 @pytest.mark.parametrize(
@@ -231,22 +199,22 @@ def test_several_processes_are_refused(tmp_path, corpus):
         (["--data-dir", "nowhere"], "no text in nowhere"),
     ],
 )
-def test_a_wrong_option_is_named(options, message, tmp_path, corpus, capsys):
+def test_a_wrong_option_is_named(options, message, tmp_path, place, capsys):
     with pytest.raises(SystemExit) as stopped:
-        nas_ptb.main([*options[:2], *SEARCH[2:], *corpus, "--out", str(tmp_path / "out"), *options])
+        nas_ptb.main([*options[:2], *SEARCH[2:], *place, "--out", str(tmp_path / "out"), *options])
     said = " ".join(f"{stopped.value} {capsys.readouterr().err}".replace("│", " ").split())
     assert re.search(message, said), said
 
 
-def test_a_search_that_diverges_says_so(tmp_path, corpus):
+def test_a_search_that_diverges_says_so(tmp_path, place):
     with pytest.raises(SystemExit, match=r"the train loss of epoch 1 must be finite, got nan; .* a lower lr or arch_lr may help"):
         options = "--method darts --lr 1e30 --clip 1e30".split()
-        nas_ptb.main([*SEARCH, *corpus, "--out", str(tmp_path / "out"), *options])
+        nas_ptb.main([*SEARCH, *place, "--out", str(tmp_path / "out"), *options])
 
 
-def test_another_text_does_not_continue_a_search(tmp_path, corpus):
+def test_another_text_does_not_continue_a_search(tmp_path, place, no_pictures):
     out = ["--out", str(tmp_path / "out"), "--epochs", "1"]
-    nas_ptb.main([*SEARCH, *corpus, *out])
+    nas_ptb.main([*SEARCH, *place, *out])
     with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: there .*text is"):
         nas_ptb.main([*SEARCH, *out, "--resume"])
 
@@ -254,31 +222,58 @@ def test_another_text_does_not_continue_a_search(tmp_path, corpus):
 # -- trainings ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("genotype", ["DARTS_V1", "lstm"])
-def test_a_training_learns_and_reports(genotype, tmp_path, corpus, capsys):
+LEARN = "--hidden 16 --tokens 1200 --lr 20 --epochs 6 --drop-embedding 0 --drop-input 0 --drop-hidden 0 --drop-output 0"
+
+
+@pytest.mark.parametrize(("genotype", "options"), [("DARTS_V1", "--epochs 2"), ("lstm", LEARN)])
+def test_a_training_reports_and_learns(genotype, options, tmp_path, place, capsys):
     out = tmp_path / "out"
-    options = "--epochs 6 --lr 5 --drop-input 0 --drop-output 0".split()
-    (row,) = train_ptb.main(["--genotype", genotype, "--out", str(out), *TRAIN, *corpus, *options])
+    (row,) = train_ptb.main(["--genotype", genotype, "--out", str(out), *TRAIN, *place, *options.split()])
     said = capsys.readouterr().out
     assert f"test {row['test_perplexity']:.2f}" in said
     rows = rows_of(out / "train.csv")
-    assert float(rows[-1]["train_perplexity"]) < float(rows[0]["train_perplexity"])
     assert row["valid_loss"] == min(float(r["valid_loss"]) for r in rows)
     assert json.loads((out / "result.json").read_text())["test_perplexity"] == row["test_perplexity"]
     assert (out / "train.png").stat().st_size > 0
+    if options == LEARN:  # who knows the frequencies of the words gets to 10.4, who knows their order to 1.6; measured: 1.8
+        assert row["valid_perplexity"] < 5
 
 
 def training(tmp_path, corpus, **own):
     settings = text_train.TextTrainSettings(
-        data_dir=Path(corpus[1]), out=tmp_path, hidden=8, batch=8, bptt=9, tokens=600, valid_batch=4, lr=5.0, **own
+        **{
+            "data_dir": corpus,
+            "out": tmp_path,
+            "hidden": 6,
+            "batch": 6,
+            "bptt": 9,
+            "tokens": 300,
+            "valid_batch": 4,
+            "lr": 5.0,
+            **own,
+        }
     )
     tmp_path.mkdir(exist_ok=True)
     cell = load("DARTS_V2", RecurrentGenotype)
-    return text_train.TextTraining(cell, settings, 0, tmp_path, ALONE, torch.device("cpu"))
+    return text_train.TextTraining(cell, settings, 0, tmp_path, ALONE, CPU)
+
+
+def test_a_short_step_lessens_the_loss_of_its_batch(tmp_path, corpus):
+    """To first order a step of length s lowers a loss by s times the squared norm of its gradient."""
+    still = dict.fromkeys(("drop_words", "drop_embedding", "drop_input", "drop_hidden", "drop_output"), 0.0)
+    run = training(tmp_path, corpus, clip=0.0, temporal=0.0, weight_decay=0.0, **{**still, "lr": 1e-3})
+    run.net.double()
+    run.hidden = start = run.hidden.double()
+    batch = next(iter(run.batches()))
+    loss = lambda: run.net.loss(*batch, start, None)[0]
+    before = loss()
+    square = sum(float((g**2).sum()) for g in torch.autograd.grad(before, run.params))
+    run.take(batch)
+    assert (before - loss()).item() == pytest.approx(1e-3 * len(batch[0]) / 9 * square, rel=0.05)
 
 
 def test_the_best_epoch_is_what_is_kept(tmp_path, corpus):
-    run = training(tmp_path / "out", corpus, epochs=4)
+    run = training(tmp_path / "out", corpus, epochs=3)
     row = run.run()
     kept = torch.load(tmp_path / "out" / "network.pt", weights_only=True)
     run.net.load_state_dict(kept)
@@ -326,17 +321,24 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
 
     monkeypatch.setattr(run.net, "loss", sometimes)
     run.run()
-    assert run.rows[-1]["rollbacks"] == 2
+    assert sum(calls) > 13 and run.rows[-1]["rollbacks"] == 2
     assert all(np.isfinite(row["valid_loss"]) for row in run.rows)
     assert (tmp_path / "out" / "train.png").stat().st_size > 0
 
 
-def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, corpus, capsys):
-    (row,) = train_ptb.main(
-        ["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *corpus, "--lr", "1e20", "--clip", "0"]
-    )
-    assert row["rollbacks"] and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
-    assert f"the loss was not finite {row['rollbacks']} times" in capsys.readouterr().out
+def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, place, capsys, monkeypatch):
+    honest = text_train.TextTraining.take
+
+    def take(self, batch):
+        honest(self, batch)
+        if self.epoch == 1 and self.step == len(self) - 1:
+            with torch.no_grad():
+                self.params[0].fill_(float("nan"))
+
+    monkeypatch.setattr(text_train.TextTraining, "take", take)
+    (row,) = train_ptb.main(["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *place, "--lr", "5"])
+    assert row["rollbacks"] == 1 and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
+    assert "the loss was not finite 1 times" in capsys.readouterr().out
 
 
 def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
@@ -353,10 +355,10 @@ def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
     assert same(run.best, before) and not same(run._copy(), before)
 
 
-def test_a_training_that_only_diverges_says_so(tmp_path, corpus, capsys):
+def test_a_training_that_only_diverges_says_so(tmp_path, place, capsys):
     options = ["--lr", "1e30", "--clip", "0", "--genotype", "DARTS_V2"]
     with pytest.raises(SystemExit, match=r"the loss was not finite 21 times: lr 1e\+30 is too large"):
-        train_ptb.main(["--out", str(tmp_path / "out"), *TRAIN, *corpus, *options, "--epochs", "20"])
+        train_ptb.main(["--out", str(tmp_path / "out"), *TRAIN, *place, *options, "--epochs", "20"])
 
 
 def test_a_convolutional_genotype_is_refused(tmp_path):
@@ -368,9 +370,11 @@ def test_a_convolutional_genotype_is_refused(tmp_path):
         train_ptb.main(["--genotype", "PDARTS"])
 
 
-def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, corpus, capsys):
+def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, place, capsys, monkeypatch):
+    monkeypatch.setattr(text_against_others, "alike", functools.partial(text_against_others.alike, draws=20))
+    monkeypatch.setitem(text_train.PRESETS, "small", replace(text_train.PRESETS["small"], hidden=32))
     options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
-    text_against_others.main([*options, *corpus, "--out", str(tmp_path / "out")])
+    text_against_others.main([*options, *place, "--out", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out" / "text_against_others.csv")
     assert [r["cell"] for r in rows[::2]] == ["searched", "random 0", "LSTM", "DARTS_V2"] and len(rows) == 8
     sizes = {r["cell"]: int(r["parameters"]) for r in rows}

@@ -33,8 +33,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise ValueError(f"{path} must be a whole checkpoint, but could not be read: {error}") from None
 
 
-def refuse_other(kind: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raise ValueError, naming every difference, unless a checkpoint was written under the same settings."""
+def refuse_other(kind: str, wanted: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise ValueError, naming every difference, unless a checkpoint was written under the same settings.
+
+    defaults: what a setting is taken to be that the checkpoint does not name, as an earlier release had no such setting.
+    """
+    found = {**defaults, **found}
     other = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise ValueError(f"--resume must continue with the settings of the {kind}: there {'; '.join(other)}")

@@ -22,7 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .genotype import CELLS, NODES, Genotype, Path
-from .operations import MAKE, BatchNorm, FactorizedReduce, Form, Identity, Pool, Rectified, last_norm, relu_conv_norm, scaled
+from .operations import (
+    MAKE,
+    BatchNorm,
+    FactorizedReduce,
+    Form,
+    Identity,
+    Pool,
+    Rectified,
+    last_norm,
+    norms_of,
+    relu_conv_norm,
+    scaled,
+)
 from .spaces import Masks, Space, Weights
 
 
@@ -427,7 +439,7 @@ def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
         raise ValueError("every node of the genotype must have a path")
     auxiliary = net.auxiliary is not None
     out = Network(genotype, net.channels, len(net.kinds), net.classifier.out_features, auxiliary, form="one_stage")
-    out.to(net.classifier.weight.device)
+    out.to(net.classifier.weight)  # its device and precision
     for name in ("stem", "classifier", *(["auxiliary"] if auxiliary else [])):
         getattr(out, name).load_state_dict(getattr(net, name).state_dict())
     for kind, mixed, cell in zip(net.kinds, net.cells, out.cells):
@@ -468,6 +480,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         macs += output.numel() * (module.weight.numel() // len(module.weight))
 
     meta = copy.deepcopy(model).to("meta").eval()
+    for norm in norms_of(meta):  # they change no shape, and take most of the time on the meta device
+        norm.forward = lambda x, scale=None: x  # type: ignore[method-assign]
     for module in meta.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(add)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from . import cnn, report, spaces
 from .genotype import CELLS
 from .methods.gsparsity import Operations, Settings
-from .operations import frozen_statistics
+from .operations import frozen_statistics, repeated_noise
 from .processes import Processes
 from .spaces import Masks
 from .train import Recipe
@@ -91,11 +91,8 @@ class GroupSparse(Recipe):
         images, _ = next(iter(self.validation()))
         masks = self.net.space.masks(self.operations.genotype())
         self.net.train()
-        with self.sgd.at_prox_point(), frozen_statistics(self.net):
-            logits = []
-            for alive in (None, masks):
-                torch.manual_seed(0)  # noise is an operation of some spaces
-                logits.append(self.net(images, self.operations.weights(), alive))
+        with self.sgd.at_prox_point(), frozen_statistics(self.net), repeated_noise(self.net):
+            logits = [self.net(images, self.operations.weights(), alive) for alive in (None, masks)]
         return float((logits[0] - logits[1]).abs().max())
 
     def finish(self) -> None:

@@ -74,6 +74,25 @@ def frozen_statistics(net: nn.Module | Sequence[BatchNorm]) -> Iterator[None]:
             m.__dict__["updates"] = updates
 
 
+@contextmanager
+def repeated_noise(net: nn.Module) -> Iterator[None]:
+    """Each noise operation draws the same numbers in every pass, whichever of the others run."""
+
+    def seeded(number: int) -> Callable[[nn.Module, tuple], None]:
+        def before(module: nn.Module, inputs: tuple) -> None:
+            torch.manual_seed(number)
+
+        return before
+
+    noises = [m for m in net.modules() if isinstance(m, Noise)]
+    hooks = [m.register_forward_pre_hook(seeded(number)) for number, m in enumerate(noises)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class Identity(nn.Module):
     """Followed by a batch norm in the one-stage form."""
 

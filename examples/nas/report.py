@@ -47,7 +47,8 @@ def write(
     }
     texts = {name: draw.svg(figure) for name, figure in pictures.items()}
     page = _page(title, genotype, rows, texts, settings)
-    draw.save(pictures["cells"], out / "cells.svg", out / "cells.png")
+    (out / "cells.svg").write_text(texts["cells"])
+    draw.save(pictures["cells"], out / "cells.png")
     draw.save(pictures["weights"], out / "weights.png")
     draw.save(pictures["curves"], out / "curves.png")
     (out / "report.html").write_text(page)

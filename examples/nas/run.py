@@ -125,7 +125,7 @@ class Run:
     def load(self) -> None:
         """Go on from the checkpoint; ValueError where it is damaged or belongs to other settings."""
         content = checkpoint.load(self.out / "checkpoint.pt", self.device)
-        checkpoint.refuse_other(self.kind, self.identity(), content["identity"])
+        checkpoint.refuse_other(self.kind, self.identity(), content["identity"], type(self.settings)().plain())
         progress = content["progress"]
         self.epoch, self.step, self.seconds, self.rows = (progress[k] for k in ("epoch", "step", "seconds", "rows"))
         self.restore(content["state"])

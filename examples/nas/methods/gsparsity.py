@@ -236,6 +236,9 @@ class Operations:
             if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().living(cell):
                 for key in (k for k in small if k[0] == cell and self.alive_[k]):
                     self.flats[key].clear()
+                    for held in self.optimizer.state[self.flats[key].vector].values():
+                        if isinstance(held, Tensor) and held.ndim:
+                            held.zero_()  # no momentum is left to bring it back
                     self.alive_[key] = False
 
     def genotype(self) -> Genotype:
