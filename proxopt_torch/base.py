@@ -323,8 +323,10 @@ class ProximalOptimizer(Penalised, Optimizer):
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
                 for key, value in state_dict["state"].get(index, {}).items():
-                    if key != "step":  # torch has cast the state to the parameter's dtype
-                        self.state[p][key] = _to(value, p.device)
+                    # torch casts the state to the parameter's dtype, but keeps the very tensor of the step count: two optimizers
+                    # would count in it, and one that was read to a device would be waited for at every step
+                    there = p.device if key != "step" or group["capturable"] else torch.device("cpu")
+                    self.state[p][key] = _to(self.state[p][key] if key == "step" else value, there)
         self.__dict__.pop("_stacks", None)
 
     def _check_names(self, group: dict, held: dict) -> None:
