@@ -5,8 +5,9 @@ zeros are removed, and what is left is trained from fresh weights. Curves over t
 ProxAdam under the sparse group lasso, lasso and group lasso under HAPG. All strengths and seeds of a curve are one batch of
 networks, and all sparse networks are retrained as one batch.
 
-`--framework jax` trains with the JAX twin, `digits_ablation_jax.py`. Writes ablation.csv, ablation.json and ablation.png
-into --out. Finished stages are kept there too: a run that was stopped goes on where it was.
+`--framework jax` trains with the JAX twin, `digits_ablation_jax.py`, on the device that JAX finds; torch trains on `--device`.
+Writes ablation.csv, ablation.json and ablation.png into --out. Finished stages are kept there too: a run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -121,9 +122,12 @@ CURVES = {
 
 
 class Data:
-    """Digits scaled to [0, 1], split 75/25 for each seed; images are columns, so that a batch is (seeds, 64, batch)."""
+    """Digits scaled to [0, 1], split 75/25 for each seed; images are columns, so that a batch is (seeds, 64, batch).
 
-    def __init__(self, settings: Settings) -> None:
+    All of it is on `device`. Every draw is made on the CPU, so that all devices train the same networks on the same batches.
+    """
+
+    def __init__(self, settings: Settings, device: str = "cpu") -> None:
         digits = load_digits()
         x = torch.tensor(digits.data, dtype=torch.float32)
         low, high = x.amin(0), x.amax(0)
@@ -133,10 +137,11 @@ class Data:
         orders = [torch.randperm(len(x), generator=stream(seed)) for seed in range(settings.seeds)]
         n = cut if not settings.drop_last else cut // settings.batch * settings.batch
         self.batch, self.shown = settings.batch, n  # images an epoch shows
-        self.images = torch.stack([x[o[:cut]].T for o in orders])
-        self.labels = torch.stack([y[o[:cut]] for o in orders])
-        self.valid_images = torch.stack([x[o[cut:]].T for o in orders]).contiguous()
-        self.valid_labels = torch.stack([y[o[cut:]] for o in orders])
+        self.images = torch.stack([x[o[:cut]].T for o in orders]).to(device)
+        self.labels = torch.stack([y[o[:cut]] for o in orders]).to(device)
+        self.valid_images = torch.stack([x[o[cut:]].T for o in orders]).contiguous().to(device)
+        self.valid_labels = torch.stack([y[o[cut:]] for o in orders]).to(device)
+        self.device = self.images.device
 
     def __len__(self) -> int:
         return -(-self.shown // self.batch)
@@ -148,7 +153,7 @@ class Data:
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one epoch, the short last one too."""
-        order = self.order(epoch)
+        order = self.order(epoch).to(self.device)
         images = self.images.gather(2, order[:, None].expand(-1, self.images.shape[1], -1))
         labels = self.labels.gather(1, order)
         for i in range(len(self)):
@@ -160,15 +165,17 @@ def stream(seed: int, epoch: int = -1) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * (epoch + 1) + seed)
 
 
-def initial(settings: Settings, nets: int, draw: int = 0) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def initial(
+    settings: Settings, nets: int, draw: int = 0, device: torch.device | str = "cpu"
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Glorot normal weights (seeds, nets, outputs, inputs) and zero biases; all networks of a seed and draw start alike."""
     weights, biases = [], []
     generators = [stream(seed, 10**6 + draw) for seed in range(settings.seeds)]
     for inputs, outputs in pairwise(SIZES):
         scale = (2 / (inputs + outputs)) ** 0.5
         start = torch.stack([scale * torch.randn(outputs, inputs, generator=g) for g in generators])
-        weights.append(nn.Parameter(start[:, None].repeat(1, nets, 1, 1)))
-        biases.append(nn.Parameter(torch.zeros(settings.seeds, nets, outputs, 1)))
+        weights.append(nn.Parameter(start[:, None].repeat(1, nets, 1, 1).to(device)))
+        biases.append(nn.Parameter(torch.zeros(settings.seeds, nets, outputs, 1, device=device)))
     return weights, biases
 
 
@@ -190,17 +197,18 @@ def loss_of(images: Tensor, labels: Tensor, weights: list[Tensor], biases: list[
 
 
 def accuracy(data: Data, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """Validation accuracy, (seeds, nets)."""
+    """Validation accuracy, (seeds, nets), on the CPU."""
     with torch.no_grad():
         nets = weights[0].shape[1]
+        weights, biases = [[t.to(data.device) for t in layer] for layer in (weights, biases)]
         guess = logits(data.valid_images, weights, biases).argmax(1).unflatten(0, (-1, nets))
-        return (guess == data.valid_labels[:, None]).float().mean(2)
+        return (guess == data.valid_labels[:, None]).float().mean(2).cpu()
 
 
 def search(curve: Curve, settings: Settings, data: Data, bar: tqdm) -> dict[str, Tensor]:
-    """Train all strengths and seeds of a curve, and cut. Named weights and biases."""
-    strengths = torch.tensor(settings.strength_grid())
-    weights, biases = initial(settings, len(strengths))
+    """Train all strengths and seeds of a curve, and cut. Named weights and biases, on the CPU."""
+    strengths = torch.tensor(settings.strength_grid(), device=data.device)
+    weights, biases = initial(settings, len(strengths), device=data.device)
     penalty = curve.build(strengths.reshape(1, -1, 1, 1))
     optimizer = curve.optimizer(weights, biases, penalty)
     in_loss = curve.method in ("sgd", "adam")
@@ -218,8 +226,8 @@ def search(curve: Curve, settings: Settings, data: Data, bar: tqdm) -> dict[str,
         bar.update(len(strengths) * settings.seeds * len(data))
     if not in_loss:
         optimizer.eval()  # type: ignore[attr-defined]
-    found = {f"weight{i}": torch.where(w.detach().abs() < curve.cut, 0, w.detach()) for i, w in enumerate(weights)}
-    return found | {f"bias{i}": b.detach() for i, b in enumerate(biases)}
+    found = {f"weight{i}": torch.where(w.detach().abs() < curve.cut, 0, w.detach()).cpu() for i, w in enumerate(weights)}
+    return found | {f"bias{i}": b.detach().cpu() for i, b in enumerate(biases)}
 
 
 def retrain(masks: list[Tensor], settings: Settings, data: Data, bar: tqdm, checkpoint: Path) -> Tensor:
@@ -227,7 +235,8 @@ def retrain(masks: list[Tensor], settings: Settings, data: Data, bar: tqdm, chec
 
     Every 200 epochs go to `checkpoint`, from which a stopped run goes on bit for bit.
     """
-    weights, biases = initial(settings, masks[0].shape[1], draw=1)
+    weights, biases = initial(settings, masks[0].shape[1], draw=1, device=data.device)
+    masks = [m.to(data.device) for m in masks]
     with torch.no_grad():
         for w, m in zip(weights, masks):
             w.mul_(m)
@@ -287,7 +296,7 @@ def save(path: Path, settings: Settings, content: dict) -> dict:
 def load(path: Path, settings: Settings) -> dict:
     """What `save` wrote, if it was under the same settings."""
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SystemExit(f"{path} is not whole ({error}); delete it, or start over with --fresh") from None
     if saved["settings"] != plain(settings):
@@ -308,9 +317,9 @@ def trainings(framework: str) -> tuple[Callable, Callable]:
     return digits_ablation_jax.search, digits_ablation_jax.retrain
 
 
-def run(settings: Settings, out: Path) -> list[dict]:
+def run(settings: Settings, out: Path, device: str = "cpu") -> list[dict]:
     """All stages; one record for each curve, strength and seed."""
-    data = Data(settings)
+    data = Data(settings, device)
     search, retrain = trainings(settings.framework)
     names = [name for name in CURVES if not settings.curves or name in settings.curves]
     per_epoch = settings.seeds * len(data)
@@ -466,6 +475,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("strengths", "seeds", "epochs", "retrain_epochs", "batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Settings, name)}")
     parser.add_argument("--framework", choices=("torch", "jax"), default="torch")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that torch trains on; JAX takes what it finds")
     parser.add_argument("--drop-last", action="store_true", default=None, help="leave out the short last batch of an epoch")
     parser.add_argument("--curves", nargs="+", help=f"among {', '.join(CURVES)}; default all")
     args = parser.parse_args(argv)
@@ -477,12 +487,14 @@ def main(argv: list[str] | None = None) -> None:
         settings = Settings(**{k: tuple(v) if k == "curves" else v for k, v in chosen.items()})
     except ValueError as error:
         parser.error(str(error))
+    if args.device == "cuda" and (settings.framework == "jax" or not torch.cuda.is_available()):
+        parser.error("device must be cpu with --framework jax, and where torch finds no CUDA device, got cuda")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.fresh:
         for file in args.out.glob("*.pt"):
             file.unlink()
     start = time.perf_counter(), time.process_time()
-    rows = run(settings, args.out)
+    rows = run(settings, args.out, args.device)
     write(rows, args.out)
     draw(rows, args.out / "ablation.png")
     print(f"\n{table(rows)}\n")

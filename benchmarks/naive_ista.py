@@ -41,7 +41,7 @@ class NaiveIsta(nn.Module):
         self.codes = []
         for matrices, b in zip(self.matrices, self.b):
             codes = []
-            for A, signal in zip(matrices, b.detach().double().numpy()):
+            for A, signal in zip(matrices, b.detach().double().cpu().numpy()):
                 z = cp.Variable(A.shape[1])
                 cp.Problem(cp.Minimize(0.5 * cp.sum_squares(A @ z - signal) + STRENGTH * cp.norm1(z))).solve(solver=cp.CLARABEL)
                 code = z.value.copy()
@@ -53,9 +53,9 @@ class NaiveIsta(nn.Module):
         """(14, 7): a weight for each operation of each edge, zero off the support."""
         rows = []
         for A, z, b in zip(self.matrices[cell], self.codes[cell], self.b[cell]):
-            A_t, z_t = torch.tensor(A, dtype=b.dtype), torch.tensor(z, dtype=b.dtype)
-            E = A_t.T @ A_t - torch.eye(len(z), dtype=b.dtype)
-            active = torch.tensor(z != 0)
+            A_t, z_t = (torch.tensor(v, dtype=b.dtype, device=b.device) for v in (A, z))
+            E = A_t.T @ A_t - torch.eye(len(z), dtype=b.dtype, device=b.device)
+            active = torch.tensor(z != 0, device=b.device)
             rows.append(torch.where(active, b @ A_t - z_t @ E, torch.zeros_like(z_t)))
         return torch.cat(rows).reshape(-1, OPERATIONS)
 

@@ -77,7 +77,7 @@ class NaiveLanguageModel(nn.Module):
         return [p for p in self.parameters() if p is not self.weights]
 
     def draw(self, batch: int):
-        keep = lambda p: torch.empty(batch, self.cell.hidden).bernoulli_(1 - p).div_(1 - p)
+        keep = lambda p: self.weights.new_empty(batch, self.cell.hidden).bernoulli_(1 - p).div_(1 - p)
         return keep(0.2), keep(0.75), keep(0.25), keep(0.75)
 
     def forward(self, words: Tensor, hidden: Tensor, masks: tuple | None = None):
@@ -98,7 +98,7 @@ class NaiveTextSearch:
         self.model, self.second_order = model, second_order
         self.sgd = torch.optim.SGD(model.parts(), lr=20.0, weight_decay=5e-7)
         self.adam = torch.optim.Adam([model.weights], lr=3e-3, weight_decay=1e-3)
-        self.hidden = self.hidden_valid = torch.zeros(batch, model.cell.hidden)
+        self.hidden = self.hidden_valid = model.weights.new_zeros(batch, model.cell.hidden)
 
     def loss(self, words: Tensor, targets: Tensor, hidden: Tensor, masks: tuple | None = None):
         log_prob, hidden, raw = self.model(words, hidden, masks)

@@ -3,7 +3,8 @@
 Two models: the 62 tensors of ResNet-18 (11.7 million entries), and many small tensors (architecture weights). Ours carry
 the sparse group lasso on the rows (output channels) of the weights; torchao's pruning-aware training, if installed, the
 group lasso. Every optimizer steps in turn, round after round, in one process on one thread; the table gives CPU
-milliseconds a step (median), and the ratio to `torch.optim.Adam(fused=True)` of the same round as median and range.
+milliseconds a step (median), and the ratio to `torch.optim.Adam(fused=True)` of the same round as median and range. With
+--device cuda: milliseconds between two events on an idle device, before and behind the step, the host's work included.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-def build(shapes: list[tuple[int, ...]], make: Callable, check_finite: bool) -> torch.optim.Optimizer:
+def build(shapes: list[tuple[int, ...]], make: Callable, check_finite: bool, device: str) -> torch.optim.Optimizer:
     generator = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(s, generator=generator) * 0.05) for s in shapes]
+    draw = lambda shape, scale: (torch.randn(shape, generator=generator) * scale).to(device)
+    params = [nn.Parameter(draw(s, 0.05)) for s in shapes]
     for p in params:
-        p.grad = torch.randn(p.shape, generator=generator) * 0.01
+        p.grad = draw(p.shape, 0.01)
     optimizer = make(params)
     for group in optimizer.param_groups:
         if "check_finite" in group:
@@ -90,29 +92,43 @@ def build(shapes: list[tuple[int, ...]], make: Callable, check_finite: bool) -> 
     return optimizer
 
 
-def measure(shapes: list[tuple[int, ...]], names: list[str], rounds: int, check_finite: bool) -> list[dict]:
+def seconds_of(step: Callable[[], object], device: str) -> float:
+    """CPU seconds of one step; on a GPU the seconds from one event to another around it."""
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
+    step()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3
+
+
+def measure(shapes: list[tuple[int, ...]], names: list[str], rounds: int, check_finite: bool, device: str = "cpu") -> list[dict]:
     """CPU time of a step of each optimizer, in turn, `rounds` times after two steps of warm-up."""
     optimizers = {}
     for name in names:
         try:
-            optimizers[name] = build(shapes, OPTIMIZERS[name], check_finite)
+            optimizers[name] = build(shapes, OPTIMIZERS[name], check_finite, device)
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed")
     names = list(optimizers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 2):
         for name, optimizer in optimizers.items():
-            start = time.process_time()
-            optimizer.step()
+            seconds = seconds_of(optimizer.step, device)
             if turn >= 2:
-                times[name].append(time.process_time() - start)
+                times[name].append(seconds)
     rows = []
     for name in names:
         ratios = [t / base for t, base in zip(times[name], times[BASELINE])]
         rows.append(
             {
                 "optimizer": name,
-                "cpu_ms": 1e3 * statistics.median(times[name]),
+                f"{device}_ms": 1e3 * statistics.median(times[name]),
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
@@ -127,17 +143,21 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=2000, help="how many small tensors of 8 entries")
     parser.add_argument("--check-finite", action="store_true", help="with the check of the gradients, as is the default on CPU")
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the optimizers to run")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("device must be cpu where torch finds no CUDA device, got cuda")
     torch.set_num_threads(1)
+    where = "one thread" if args.device == "cpu" else torch.cuda.get_device_name()
     names = [n for n in OPTIMIZERS if n == BASELINE or not args.only or any(o in n for o in args.only)]
     rows = []
     for model, shapes in (("ResNet-18", resnet18_shapes()), (f"{args.small} tensors of 8", [(8,)] * args.small)):
-        print(f"\n{model}, one thread\n{'optimizer':28} {'CPU ms':>8} {'/ Adam fused':>13}   range")
-        for row in measure(shapes, names, args.rounds, args.check_finite):
+        print(f"\n{model}, {where}\n{'optimizer':28} {'ms':>8} {'/ Adam fused':>13}   range")
+        for row in measure(shapes, names, args.rounds, args.check_finite, args.device):
             rows.append({"model": model, **row})
             print(
-                f"{row['optimizer']:28} {row['cpu_ms']:8.1f} {row['ratio']:13.2f}   "
+                f"{row['optimizer']:28} {row[f'{args.device}_ms']:8.2f} {row['ratio']:13.2f}   "
                 f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}",
                 flush=True,
             )

@@ -5,13 +5,15 @@ GSparsity has none of), and the weight step alone with all paths and with a tent
 10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; every case in processes
 of its own, in turn, so that noise meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and
 the ratio to the published loop and, for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports;
-`recovery` is that of all eight nodes. With --device cuda: seconds and memory of the device.
+`recovery` is that of all eight nodes. --compiled adds steps of compiled networks, whose compilation takes minutes. With --device
+cuda: seconds and memory of the device, all cases in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import os
 import resource
@@ -28,6 +30,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CASES: dict[str, tuple[str, ...]] = {
     "published, darts first order": (),
     "darts first order": ("published, darts first order",),
+    "darts first order, compiled": ("published, darts first order", "darts first order"),
     "published, darts second order": (),
     "darts second order": ("published, darts second order",),
     "published, linear first order": (),
@@ -41,6 +44,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "gsparsity, half of the operations dead": ("published, gsparsity", "gsparsity"),
     "published, recurrent first order": (),
     "recurrent first order": ("published, recurrent first order",),
+    "recurrent first order, compiled": ("published, recurrent first order", "recurrent first order"),
     "recurrent, a tenth of the paths": ("published, recurrent first order", "recurrent first order"),
     "published, recurrent second order": (),
     "recurrent second order": ("published, recurrent second order",),
@@ -74,6 +78,10 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
     settings = replace(methods.registry()[name][1]["paper"], order="second" if "second" in case else "first")
     net = cnn.Supernet(spaces.get(settings.space)).to(device)
+    if "compiled" in case:
+        torch._dynamo.config.recompile_limit = 64  # one code for all cells, each with shapes and paths of its own
+        for cell in net.cells:
+            cell.forward = torch.compile(cell.forward, dynamic=False)
     torch.manual_seed(1)
     method = methods.build(name, net, settings)
     method.begin_epoch(0)
@@ -157,6 +165,8 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
         return lambda: loop.step(train, valid)
     settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], order=order, batch=64, hidden=hidden)
     net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, drops(settings)).to(device)
+    if "compiled" in case:
+        net.fuse()
     steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
     if "tenth" in case:
         (a,) = steps.method.parameters
@@ -176,6 +186,10 @@ def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
     import torch
 
     gpu = device != "cpu"
+    if gpu:
+        gc.collect()  # of the case before
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     step = build(case, batch, device)
     clock = time.perf_counter if gpu else time.process_time
     step()
@@ -191,12 +205,22 @@ def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
     return {"cpu": seconds, "mib": mib}
 
 
+def apart(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
+    """`measure` in a process of its own, in which nothing else has used memory; on a GPU, where a start costs more, here."""
+    if device != "cpu":
+        return measure(case, batch, steps, device)
+    command = [sys.executable, __file__, "--case", case, "--batch", str(batch), "--steps", str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="steps a round, after one to warm up")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
+    parser.add_argument("--compiled", action="store_true", help="also the cases that torch.compile works on first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
@@ -204,15 +228,13 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(args.case, args.batch, args.steps, args.device)))
         return
-    cases = [c for c in CASES if not args.only or any(word in c for word in args.only)]
+    cases = [c for c in CASES if args.compiled or "compiled" not in c]
+    cases = [c for c in cases if not args.only or any(word in c for word in args.only)]
     found: dict[str, list[dict]] = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
-            options = ["--batch", str(args.batch), "--steps", str(args.steps), "--device", args.device]
-            command = [sys.executable, __file__, "--case", case, *options]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found[case].append(json.loads(done.stdout))
+            found[case].append(apart(case, args.batch, args.steps, args.device))
+            print(f"{case}: {found[case][-1]['cpu']:.4g} s", file=sys.stderr, flush=True)
     rows = []
     print(f"{'case':36}{'seconds' if args.device == 'cuda' else 'CPU s':>9}{'MiB':>8}{'ratio':>8}   range")
     for case, runs in found.items():

@@ -368,7 +368,9 @@ class ProximalOptimizer(Penalised, Optimizer):
             for p, index in zip(group["params"], saved["params"]):
                 dense = p.detach() if kernels.plain_tensor(p) and kernels.is_dense(p) else None
                 for key, value in state_dict["state"].get(index, {}).items():
-                    if key != "step" and isinstance(value, Tensor):  # torch has cast the state to the parameter's dtype
+                    if key == "step":  # on a device, where the checkpoint may be, every step would wait for it
+                        self.state[p][key] = self.state[p][key].to(p.device if group["capturable"] else "cpu")
+                    elif isinstance(value, Tensor):  # torch has cast the state to the parameter's dtype
                         state = value.to(p.device)
                         self.state[p][key] = state if dense is None else kernels.in_layout_of(dense, state)
         self.__dict__.pop("_stacks", None)

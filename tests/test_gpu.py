@@ -1,4 +1,7 @@
-"""On a CUDA device: the same steps as on a CPU, graphs and the compiler included. Skipped where there is none."""
+"""On a CUDA device: the same steps as on a CPU, graphs and the compiler included. Skipped where there is none.
+
+What of it needs no kernel of a device, `test_pretended_device.py` runs everywhere.
+"""
 
 import copy
 from dataclasses import replace
@@ -19,6 +22,15 @@ from proxopt import GroupL2, Groups, SparseGroupLasso, sparse_code
 from proxopt_torch import Proximal, compact
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """cuDNN would round the factors of convolutions to ten bits, which is more than the two sides may differ by."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def on(device, name, penalty, steps=50, **options):
@@ -46,6 +58,7 @@ def test_capturable_steps_replay_as_a_graph(name, foreach):
         net, x, y = net.cuda(), x.cuda(), y.cuda()
         optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=True, foreach=foreach)
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which still copies the network to the device
         with torch.cuda.stream(stream):
             train(optimizer, net, x, y, 3)
             if graphed:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +76,9 @@ SOURCES = {
 }
 
 
+PACKED = ".npz"  # a file of `pack`
+
+
 class Images(NamedTuple):
     """images: uint8 (N, 3, H, W). labels: int64 (N,)."""
 
@@ -103,9 +108,9 @@ class Dataset:
 
 
 def load(name: str, data_dir: str | Path) -> Dataset:
-    """A data set from `data_dir`, downloaded there first if it is missing.
+    """A data set from `data_dir`, downloaded there first if it is missing; or a part of it, from a file that `pack` wrote.
 
-    Every file is checked against its published md5 before it is parsed.
+    Every published file is checked against its published md5 before it is parsed.
 
     Raises:
       ValueError: an unknown name; a file that is damaged.
@@ -114,6 +119,8 @@ def load(name: str, data_dir: str | Path) -> Dataset:
     if name not in SOURCES:
         raise ValueError(f"data must be one of {', '.join(SOURCES)}, got {name!r}")
     source, folder = SOURCES[name], Path(data_dir)
+    if folder.suffix == PACKED:
+        return _unpack(name, folder)
     if folder.name != source.folder:
         folder = folder / source.folder
     if not all((folder / file).is_file() for file, _ in source.train + source.test):
@@ -149,6 +156,60 @@ def _read(folder: Path, files: tuple[tuple[str, str], ...], source: Source) -> I
         images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
         labels.append(np.asarray(batch[source.label], np.int64))
     return Images(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
+
+
+def pack(dataset: Dataset, count: int, file: Path, test: int) -> None:
+    """Write the first `count` images of a data set, `test` of them test images, to one file that `load` takes as `data_dir`.
+
+    Images and labels are arrays of bytes in the order of the data set: a search that takes no more of them sees what it would see
+    of the whole. They are not compressed, which would save a tenth.
+
+    Raises:
+      ValueError: more images than there are, or none to train or to test; a file name that does not end in .npz.
+    """
+    parts = {"train": (dataset.train, count - test), "test": (dataset.test, test)}
+    if file.suffix != PACKED:
+        raise ValueError(f"the name of the file must end in {PACKED}, got {file}")
+    for name, (images, wanted) in parts.items():
+        if not 0 < wanted <= len(images.labels):
+            raise ValueError(f"images to {name} must lie in [1, {len(images.labels)}], got {wanted} of {count}")
+    arrays: dict[str, np.ndarray] = {"name": np.array(dataset.name)}
+    for name, (images, wanted) in parts.items():
+        arrays[f"{name}_images"] = images.images[:wanted].cpu().numpy()
+        arrays[f"{name}_labels"] = images.labels[:wanted].to("cpu", torch.uint8).numpy()
+        arrays[f"{name}_of"] = np.array(len(images.labels))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _unpack(name: str, file: Path) -> Dataset:
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file} of packed images: `python benchmarks/gpu.py --pack 16000 {file}` writes one")
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            arrays = {key: found[key] for key in found.files}  # each is checked against a sum that the format holds
+        held = str(arrays["name"])
+        parts = [(arrays[f"{part}_images"], arrays[f"{part}_labels"], int(arrays[f"{part}_of"])) for part in ("train", "test")]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} must hold packed images, but could not be read: {error}") from None
+    source = SOURCES[name]
+    if held != name:
+        raise ValueError(f"{file} must hold {name}, got {held}")
+    for images, labels, _ in parts:
+        fits = images.ndim == 4 and images.shape[1:] == (3, 32, 32) and labels.shape == images.shape[:1] and len(labels) > 0
+        if not fits or images.dtype != np.uint8 or labels.dtype != np.uint8 or labels.max() >= source.classes:
+            raise ValueError(
+                f"{file} must hold bytes (N, 3, 32, 32) and as many labels below {source.classes}, got {images.dtype} of shape"
+                f" {images.shape} and {labels.dtype} of shape {labels.shape}"
+            )
+    (train, _, every), (test, _, every_test) = parts
+    print(
+        f"{source.title}, a part: {len(train)} of {every} images to train and {len(test)} of {every_test} to test, from {file},"
+        " which has no published md5",
+        file=sys.stderr,
+    )
+    made = [Images(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))) for images, labels, _ in parts]
+    return Dataset(name, made[0], made[1], source.classes, source.mean, source.std)
 
 
 @dataclass(frozen=True)

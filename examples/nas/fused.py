@@ -69,7 +69,7 @@ def written_out(used: Sequence[int], mixing: Tensor, weight: Tensor, mask: Tenso
     """`node` by PyTorch's own operations."""
     s = torch.stack(list(sources))
     c, h = ((s if mask is None else s * mask) @ weight).chunk(2, -1)
-    shares = mixing[:, list(used)]
+    shares = torch.stack([mixing[:, o] for o in used], 1)  # a list as index is copied to the device anew each time
     mixed = sum(shares[:, k, None, None] * ACTIVATIONS[o][1](h) for k, o in enumerate(used))
     return (s * shares.sum(1)[:, None, None] * (1 - c.sigmoid()) + c.sigmoid() * mixed).sum(0)
 

@@ -1,0 +1,79 @@
+"""The README's table of the last run of each command, from the rows that `gpu.py` wrote: python benchmarks/last_runs.py [--check]
+
+Reads benchmarks/results/*/runs.jsonl and rewrites what stands between the two markers in README.md. --check only says whether the
+README is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gpu
+
+README = gpu.ROOT / "README.md"
+RESULTS = gpu.ROOT / "benchmarks" / "results"
+START, END = "<!-- last runs: python benchmarks/last_runs.py -->", "<!-- end of last runs -->"
+NEVER = "not yet"
+STATES = {"done": "", "failed": "**failed**: ", "timeout": "**stopped**: "}
+
+
+def last(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(command, device): its last row. Rows of a dry run do not count."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = row["command"], row["device"]
+        if not row.get("dry") and (key not in found or row["date"] >= found[key]["date"]):
+            found[key] = row
+    return found
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Date, device, seconds, memory, result."""
+    if row is None:
+        return NEVER
+    threads = {0: "", 1: ", one thread"}.get(row.get("threads", 0), f", {row.get('threads')} threads")
+    memory = f", {row['peak_mib']} MiB" if row.get("peak_mib") else ""
+    text = f"{row['date'][:10]}, {row['machine']}{threads}, {row['seconds']:.4g} s{memory}: {STATES[row['state']]}{row['result']}"
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Markdown: a line for each command of `gpu.PARTS`, and for others that there are rows of."""
+    found = last(rows)
+    commands = dict.fromkeys([c for part in gpu.PARTS for c in part.commands] + [command for command, _ in found])
+    head = ["command", *(device.upper() for device in gpu.DEVICES)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"`{c}`", *(cell(found.get((c, device))) for device in gpu.DEVICES)] for c in commands]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def updated(text: str, rows: Iterable[dict[str, Any]]) -> str:
+    """The README with the table of these rows; ValueError where it has no place for it."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"README.md must hold the lines {START!r} and {END!r}")
+    return f"{before}{START}\n\n{table(rows)}\n\n{END}{after}"
+
+
+def all_rows() -> list[dict[str, Any]]:
+    return [row for file in sorted(RESULTS.glob("*/runs.jsonl")) for row in gpu.rows_of(file)]
+
+
+def main(argv: list[str] | None = None, readme: Path = README) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the table is not up to date")
+    args = parser.parse_args(argv)
+    text = readme.read_text()
+    new = updated(text, all_rows())
+    if args.check:
+        sys.exit(0 if new == text else f"{readme} is not up to date: run python benchmarks/last_runs.py")
+    readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

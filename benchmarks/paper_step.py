@@ -1,0 +1,172 @@
+"""Two steps of each paper preset, with seconds and memory: python benchmarks/paper_step.py --device cuda
+
+What a search or a training at full size costs before anybody starts one: the run that the command would make, with its preset,
+its optimizers and its batches, on random images and words in the numbers of CIFAR-10 and Penn Treebank. One step to warm up, then
+two that are timed. Peak memory is that of the device; on a CPU that of the process, which is why each case has its own there.
+
+Each case ends in a line `ROW {...}`, which `benchmarks/gpu.py` reads. A case that fails, for want of memory say, ends none of the
+others. --tiny shrinks every preset, to try this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+IMAGES = (50_000, 10_000)  # of CIFAR-10, to train and to test
+WORDS, VOCABULARY = (929_589, 73_760, 82_430), 10_000  # of Penn Treebank, to train, validate and test
+CASES = (
+    "images, sparse_supernet",
+    "images, ista",
+    "images, ista one-stage",
+    "images, gsparsity",
+    "images, darts",
+    "images, training",
+    "images, pruning",
+    "text, sparse_supernet",
+    "text, ista",
+    "text, darts",
+    "text, training",
+)
+TINY = {
+    "images": {"images": 64, "channels": 4, "layers": 3, "batch": 8},
+    "text": {"hidden": 8, "batch": 8, "bptt": 5},
+}
+
+
+def command(case: str) -> str:
+    """The words that run this case alone."""
+    return f'python benchmarks/paper_step.py --only "{case}"'
+
+
+def data_sets(tiny: bool) -> tuple[Any, Any]:
+    """Random images and random words."""
+    import torch
+    from nas import data, text
+
+    draw = lambda n: data.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
+    source = data.SOURCES["cifar10"]
+    counts, lengths, words = ((64, 64), (600, 300, 300), 30) if tiny else (IMAGES, WORDS, VOCABULARY)
+    images = data.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
+    parts = [torch.randint(words, (n,)) for n in lengths]
+    return images, text.Corpus("random words", tuple(map(str, range(words))), *parts, fingerprint="random")
+
+
+def build(case: str, out: Path, device: str, tiny: bool) -> Any:
+    """The run of a case, at its first step."""
+    import torch
+
+    sys.path.insert(0, str(EXAMPLES))
+    from nas import data, genotype, group_sparse, methods, one_stage, pruning, search, text, text_search, text_train, train
+    from nas.methods import gsparsity
+    from nas.processes import ALONE
+
+    images, corpus = data_sets(tiny)
+    data.load, text.load = lambda name, folder: images, lambda folder: corpus
+    where, method = case.split(", ")
+    own = TINY[where] if tiny else {}
+    place = torch.device(device)
+    end: tuple[Any, ...] = (0, out, ALONE, place)  # what every run takes last: seed, folder, processes, device
+
+    def at(preset: Any) -> Any:
+        return replace(preset, **own)
+
+    if case == "images, ista one-stage":
+        run: Any = one_stage.OneStage(at(one_stage.PRESETS["paper"]), *end)
+    elif case == "images, gsparsity":
+        run = group_sparse.GroupSparse(at(gsparsity.PRESETS["paper"]), *end)
+    elif case == "images, training":
+        run = train.Training(genotype.load("DARTS_V2"), at(train.PRESETS["paper"]), *end)
+    elif case == "images, pruning":
+        run = pruning.Pruning(genotype.load("DARTS_V2"), at(pruning.Settings()), 1e-4, *end)
+    elif case == "text, training":
+        cell = genotype.load("DARTS_V2", genotype.RecurrentGenotype)
+        run = text_train.TextTraining(cell, at(text_train.PRESETS["paper"]), *end)
+    elif where == "images":
+        run = search.Search(method, at(methods.registry()[method][1]["paper"]), *end)
+    else:
+        run = text_search.TextSearch(method, at(methods.registry("recurrent")[method][1]["paper"]), *end)
+    run.begin_epoch()
+    return run
+
+
+def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
+    """Seconds of the first step and of those that follow, and peak MiB."""
+    import torch
+
+    gpu = device != "cpu"
+    if gpu:
+        gc.collect()  # of the case before
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as out:
+        run = build(case, Path(out), device, tiny)
+        batches = run.batches()
+        clock = []
+        for _ in range(steps + 1):
+            run.take(next(batches))
+            wait()
+            clock.append(time.perf_counter())
+    seconds = (clock[-1] - clock[0]) / steps
+    peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    hours = seconds * len(run) * run.epochs() / 3600
+    return {
+        "command": command(case),
+        "seconds": round(seconds, 4),
+        "peak_mib": round(peak),
+        "result": f"{seconds:.3g} s a step of batch {run.settings.batch}, {len(run)} steps an epoch:"
+        f" {hours:.3g} h for {run.epochs()} epochs",
+    }
+
+
+def report(case: str, steps: int, device: str, tiny: bool) -> bool:
+    """Print the line of a case; whether it was measured."""
+    try:
+        row = {**measure(case, steps, device, tiny), "state": "done"}
+    except Exception as error:  # the others are still worth their time
+        text = str(error).strip().splitlines() or [""]
+        row = {"command": command(case), "state": "failed", "result": f"{type(error).__name__}: {text[0]}"[:300]}
+    print(f"{case}: {row['result']}\nROW {json.dumps(row)}", flush=True)
+    return row["state"] == "done"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="small networks and batches")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error(f"steps must be >= 1, got {args.steps}")
+    if args.case:
+        sys.exit(not report(args.case, args.steps, args.device, args.tiny))
+    cases = [c for c in CASES if not args.only or any(word in c for word in args.only)]
+    if not cases:
+        parser.error(f"only must be parts of {', '.join(CASES)}, got {' '.join(args.only)}")
+    measured = 0
+    for case in cases:
+        if args.device == "cpu" and not args.tiny:
+            words = [sys.executable, __file__, "--case", case, "--steps", str(args.steps)]
+            measured += not subprocess.run(words).returncode
+        else:
+            measured += report(case, args.steps, args.device, args.tiny)
+    sys.exit(measured < len(cases))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Code on a device that is pretended (`pretended_device`): no operation mixes devices, and the results are those of the CPU."""
+
+from dataclasses import replace
+
+import digits_ablation
+import naive_ista
+import naive_rnn
+import nas_cifar10
+import numpy as np
+import optimizer_step
+import pytest
+import test_gpu
+import torch
+import train_ptb
+from nas import cnn, data, draw, methods, report, rnn, spaces
+from nas.genotype import RecurrentGenotype
+from nas.methods import gsparsity
+from nas.steps import Steps
+from nas.text_search import TextSteps
+from nas_cases import fake_cifar
+from pretended_device import pretended
+from torch import nn
+from torch_cases import MAKERS, PENALTIES, groups_of, problem, train
+
+from proxopt_torch import ProxAdam
+
+
+def test_mixing_devices_is_refused_and_waiting_is_counted():
+    net = nn.Linear(3, 2)
+    with pretended() as device:
+        x = torch.randn(4, 3, device="cuda")
+        assert x.is_cuda and x.device.type == "cuda" and torch.zeros_like(x).is_cuda and not torch.zeros(3).is_cuda
+        with pytest.raises(RuntimeError, match="same device, but aten::addmm got"):
+            net(x)
+        with pytest.raises(RuntimeError, match="same device, but aten::mul got"):
+            x * torch.randn(3)
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            x.numpy()
+        with pytest.raises(RuntimeError, match="Expected a 'cuda' generator"):
+            torch.randn(3, generator=torch.Generator(), device="cuda")
+        net.cuda()(x).sum().backward()
+        assert net.weight.grad.is_cuda and (x * torch.tensor(2.0)).is_cuda
+        assert (device.reads, device.uploads) == (0, 2)
+        float(x[0, 0]), x.cpu().numpy()
+        x[:, [0, 2]], x[torch.tensor([0, 1])]
+        assert (device.reads, device.uploads) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "penalty"), [*((name, "sgl") for name in MAKERS), *(("ProxAdam", penalty) for penalty in PENALTIES)]
+)
+def test_steps_on_the_device_are_those_of_the_cpu(name, penalty):
+    ours = test_gpu.on("cpu", name, PENALTIES[penalty], steps=3)
+    with pretended():
+        there = test_gpu.on("cuda", name, PENALTIES[penalty], steps=3)
+    for a, b in zip(ours, there):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        assert torch.equal(a == 0, b == 0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_capturable_step_waits_for_nothing(name):
+    with pretended() as device:
+        net, x, y = problem()
+        net, x, y = net.cuda(), x.cuda(), y.cuda()
+        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=True)
+        train(optimizer, net, x, y, 1)
+        device.reads = device.uploads = 0
+        train(optimizer, net, x, y, 2)
+        assert (device.reads, device.uploads) == (0, 0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_checkpoint_moves_between_devices(name):
+    with pretended():
+        test_gpu.test_a_checkpoint_moves_between_devices(name)
+
+
+def test_two_optimizers_go_on_from_one_state_dict():
+    points = []
+    first, others = torch.ones(3), []
+    for _ in range(3):
+        w = nn.Parameter(first.clone())
+        others.append((w, ProxAdam([w], lr=0.1)))
+    for w, optimizer in others[:1]:
+        step(w, optimizer)
+    saved = others[0][1].state_dict()
+    for w, optimizer in others[1:]:
+        w.data.copy_(others[0][0].detach())
+        optimizer.load_state_dict(saved)
+    for w, optimizer in others:
+        step(w, optimizer)
+        points.append(w.detach())
+    assert torch.equal(points[0], points[1]) and torch.equal(points[0], points[2])
+
+
+def step(w, optimizer):
+    optimizer.zero_grad()
+    (w**2).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_step_count_of_a_checkpoint_read_to_the_device_is_where_the_optimizer_counts(capturable):
+    with pretended() as device:
+        w = nn.Parameter(torch.ones(3).cuda())
+        optimizer = ProxAdam([w], lr=0.1, capturable=capturable)
+        step(w, optimizer)
+        saved = optimizer.state_dict()
+        saved["state"][0]["step"] = saved["state"][0]["step"].cuda()
+        other = ProxAdam([w], lr=0.1, capturable=capturable)
+        other.load_state_dict(saved)
+        assert other.state[w]["step"].is_cuda == capturable
+        device.reads = 0
+        step(w, other)
+        assert device.reads == 0
+
+
+def test_what_the_device_tests_do_runs_as_far_as_it_can_be_pretended():
+    with pretended():
+        test_gpu.test_a_scaler_skips_the_step_with_inf()
+        test_gpu.test_a_network_on_the_device_compacts_there()
+        test_gpu.test_labels_and_whole_groups_live_on_the_device()
+        for method in ("active_set", "homotopy"):
+            test_gpu.test_codes_on_the_device_are_those_of_the_host(method)
+
+
+def sides(of):
+    """What a function of a device returns on the CPU and on a pretended one."""
+    ours = of("cpu")
+    with pretended():
+        return ours, of("cuda")
+
+
+def close(pairs):
+    for ours, there in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, there, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ista", "sparse_supernet", "darts"])
+def test_a_search_step(method):
+    def of(device):
+        torch.manual_seed(0)
+        settings = replace(methods.registry()[method][1]["paper"], order="first", batch=8, space="S2")
+        net = cnn.Supernet(spaces.get("S2"), 2, 3).to(device)
+        torch.manual_seed(1)
+        chosen = methods.build(method, net, settings)
+        chosen.begin_epoch(0)
+        x, y = torch.randn(8, 3, 8, 8).to(device), torch.randint(10, (8,)).to(device)
+        steps = Steps(net, chosen, settings)
+        steps.architecture(0, (x, y), (x, y))
+        steps.weights((x, y))
+        return [p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)]
+
+    close(sides(of))
+
+
+def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
+    uploads = []
+
+    def of(device, pretence=None):
+        torch.manual_seed(0)
+        settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], batch=4, lr=1.0)
+        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 20, 6).to(device)
+        train, valid = torch.randint(20, (2, 2, 6, 4)).to(device)  # words and the words that follow them
+        torch.manual_seed(1)
+        steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+        before = pretence.uploads if pretence else 0
+        steps.architecture(0, train, valid)
+        steps.weights(train)
+        uploads.append((pretence.uploads if pretence else 0) - before)
+        return [p.detach().cpu() for p in (*steps.method.parameters, net.embedding, net.products["1"])]
+
+    ours = of("cpu")
+    with pretended() as device:
+        close((ours, of("cuda", device)))
+    assert uploads[1] < 50, "none for each word or node"
+
+
+def test_groups_of_operations():
+    def of(device):
+        torch.manual_seed(0)
+        net = cnn.Supernet(spaces.get("S2"), 2, 3)
+        x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+        operations = gsparsity.Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05, space="S2"))
+        nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
+        operations.step()
+        return [torch.tensor(list(operations.norms().values()))]
+
+    close(sides(of))
+
+
+def test_the_published_loops():
+    with pretended():
+        model = naive_ista.NaiveIsta(2, 3).to("cuda")
+        model.codes = [[np.arange(A.shape[1]) < 2.0 for A in matrices] for matrices in model.matrices]
+        loop = naive_ista.NaiveIstaSearch(model)
+        batch = torch.randn(2, 3, 8, 8, device="cuda"), torch.randint(10, (2,), device="cuda")
+        loop.step(*batch, *batch)
+        text = naive_rnn.NaiveTextSearch(naive_rnn.NaiveLanguageModel(20, 6).to("cuda"), 4, second_order=True)
+        words = torch.randint(20, (2, 4, 4), device="cuda").unbind()
+        text.step(words, words)
+
+
+def test_batches_are_drawn_on_the_device():
+    images = data.Images(torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (12,)))
+    augment = data.Augment((0.5,) * 3, (0.2,) * 3, padding=4, cutout=8)
+    with pretended():
+        for x, y in data.Batches(images.to("cuda"), 4, seed=0, augment=augment).epoch(0):
+            assert x.is_cuda and y.is_cuda and x.shape == (4, 3, 32, 32)
+
+
+def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    for module, name in ((report, "write"), (nas_cifar10, "describe")):  # which take longer than the search
+        monkeypatch.setattr(module, name, lambda *args: None)
+    fake_cifar(tmp_path)
+    options = (
+        "--method ista --preset small --space S2 --images 32 --epochs 1 --batch 8 --channels 2 --layers 3 --device cuda".split()
+    )
+    options += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pretended():
+        (first,) = nas_cifar10.main(options)
+    with pretended():
+        (again,) = nas_cifar10.main([*options, "--resume"])
+    assert again == first
+
+
+def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "save", lambda *args: None)
+    words = [" ".join(f"w{i * k % 23}" for k in range(9)) for i in range(60)]
+    (tmp_path / "own.txt").write_text("\n".join(words))
+    options = "--preset small --epochs 1 --hidden 4 --batch 4 --bptt 20 --valid-batch 2 --test-batch 2 --device cuda".split()
+    options += ["--genotype", "LSTM", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pretended():
+        (first,) = train_ptb.main(options)
+    with pretended():
+        (again,) = train_ptb.main([*options, "--resume"])
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+
+
+def test_the_digits_ablation_trains_on_the_device_what_it_trains_on_the_cpu(tmp_path):
+    settings = digits_ablation.Settings(
+        strengths=2, seeds=1, epochs=2, retrain_epochs=2, curves=("adam", "hapg", "adamhapg_exact")
+    )
+    ours, there = sides(lambda device: digits_ablation.run(settings, folder(tmp_path / device), device))
+    for a, b in zip(ours, there, strict=True):
+        assert a == pytest.approx(b, abs=0.01)
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = torch.zeros(())
+
+    def synchronize(self):
+        self.waited = True
+
+    def elapsed_time(self, last):
+        assert last.waited
+        return 2.0
+
+
+def test_optimizer_steps_are_timed_by_events_on_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    with pretended():
+        rows = optimizer_step.measure([(4, 3), (4,)], [optimizer_step.BASELINE, "ProxSGD", "AdamHAPG (median)"], 1, False, "cuda")
+    assert [row["cuda_ms"] for row in rows] == [2.0] * 3
