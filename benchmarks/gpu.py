@@ -53,8 +53,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -68,7 +70,7 @@ TEXT = ("--out", "{out}", "--device", "{device}")
 STEPS = ("--rounds", "1", "--device", "{device}", "--out", "{out}/search_step.csv")
 DRY_IMAGES = tuple("--images 16 --epochs 1 --batch 8 --channels 2 --layers 3".split())
 DRY_SEARCH = (*DRY_IMAGES, "--space", "S2")
-DRY_TEXT = tuple("--tokens 640 --epochs 1 --hidden 4 --batch 64 --bptt 10".split())
+DRY_TEXT = tuple("--tokens 1000 --epochs 1 --hidden 4 --batch 200 --bptt 10".split())
 DRY_DIGITS = tuple("--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 2 --curves adam hapg".split())
 DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
 SEARCHED = (
@@ -252,27 +254,44 @@ def chosen(parts: Iterable[Part], device: str, only: Sequence[str], done: set[st
 
 
 def run_all(
-    parts: Sequence[Part], place: Place, minutes: float, again: bool = False, only: Sequence[str] = ()
+    parts: Sequence[Part], place: Place, minutes: float, again: bool = False, only: Sequence[str] = (), jobs: int = 1
 ) -> list[dict[str, Any]]:
-    """Run what is asked for and not done, until the time is over; the rows, which are in OUT/runs.jsonl by then."""
+    """Run what is asked for and not done, until the time is over; the rows, which are in OUT/runs.jsonl by then.
+
+    jobs: how many parts run at a time; more than one are no measurement.
+    """
     place.out.mkdir(parents=True, exist_ok=True)
     file, end = place.out / "runs.jsonl", time.monotonic() + 60 * minutes
     same = [r for r in rows_of(file) if r["state"] == "done" and (r["code"], r["dry"]) == (place.code, place.dry)]
     done = set() if again else {r["command"] for r in same if r["device"] == place.device}
-    found = []
-    waiting = chosen(parts, place.device, only, done)
-    for number, part in enumerate(waiting):
+    rows: list[dict[str, Any]] = []
+    unreached: list[str] = []
+    lock = threading.Lock()
+
+    def one(part: Part) -> None:
         left = end - time.monotonic()
         if left < LEAST:
-            print(f"{left:.0f} s left: not reached: {', '.join(p.name for p in waiting[number:])}")
-            break
+            unreached.append(part.name)
+            return
         seconds = limit(left, part.share)
         print(f"{part.name}: {seconds:.0f} of {left:.0f} s", flush=True)
         for row in run(part, place, seconds):
-            append(file, row)
-            found.append(row)
-            print(f"  {row['state']}, {row['seconds']} s, {row.get('peak_mib')} MiB: {row['result']}", flush=True)
-    return found
+            with lock:
+                append(file, row)
+                rows.append(row)
+            said = f"{row['state']}, {row['seconds']} s, {row.get('peak_mib')} MiB: {row['result']}"
+            print(f"  {part.name}: {said}", flush=True)
+
+    waiting = chosen(parts, place.device, only, done)
+    if jobs == 1:
+        for part in waiting:
+            one(part)
+    else:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, waiting))
+    if unreached:
+        print(f"no time was left for: {', '.join(unreached)}")
+    return rows
 
 
 # -- the machine ------------------------------------------------------------------------------------
@@ -398,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Place(device, out.resolve(), data, Path(work), args.threads or int(args.dry), args.dry)
         place.code, place.machine, place.versions = fingerprint(), machine(device), versions()
         parts = [replace(p, devices=tuple(DEVICES)) for p in PARTS] if args.dry else PARTS
-        rows = run_all(parts, place, args.minutes, args.again or args.dry, args.only)
+        rows = run_all(parts, place, args.minutes, args.again or args.dry, args.only, jobs=2 if args.dry else 1)
     failed = [row for row in rows if row["state"] != "done"]
     print(f"{len(rows)} rows, {len(failed)} of them not done: {out}/runs.jsonl, {out}/log.txt")
     sys.exit(bool(failed))

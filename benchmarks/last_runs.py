@@ -32,12 +32,15 @@ def last(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """Date, device, seconds, memory, result."""
+    """Date, device, seconds (of the CPU where that is the device, which others may use too), memory, result."""
     if row is None:
         return NEVER
     threads = {0: "", 1: ", one thread"}.get(row.get("threads", 0), f", {row.get('threads')} threads")
-    memory = f", {row['peak_mib']} MiB" if row.get("peak_mib") else ""
-    text = f"{row['date'][:10]}, {row['machine']}{threads}, {row['seconds']:.4g} s{memory}: {STATES[row['state']]}{row['result']}"
+    own = row["device"] == "cpu" and row.get("cpu_seconds")
+    seconds = f"{own:.4g} CPU s" if own else f"{row['seconds']:.4g} s" if row.get("seconds") else ""
+    memory = f"{row['peak_mib']} MiB" if row.get("peak_mib") else ""
+    facts = ", ".join(filter(None, (row["date"][:10], f"{row['machine']}{threads}", seconds, memory)))
+    text = f"{facts}: {STATES[row['state']]}{row['result']}"
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -2,7 +2,7 @@
 
 What a search or a training at full size costs before anybody starts one: the run that the command would make, with its preset,
 its optimizers and its batches, on random images and words in the numbers of CIFAR-10 and Penn Treebank. One step to warm up, then
-two that are timed. Peak memory is that of the device; on a CPU that of the process, which is why each case has its own there.
+two that are timed. On a CPU the seconds are those of the CPU, and peak memory that of the process, so that each case has its own.
 
 Each case ends in a line `ROW {...}`, which `benchmarks/gpu.py` reads. A case that fails, for want of memory say, ends none of the
 others. --tiny shrinks every preset, to try this script.
@@ -110,6 +110,7 @@ def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
         gc.collect()  # of the case before
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    now = time.perf_counter if gpu else time.process_time
     wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as out:
@@ -119,13 +120,14 @@ def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
         for _ in range(steps + 1):
             run.take(next(batches))
             wait()
-            clock.append(time.perf_counter())
+            clock.append(now())
     seconds = (clock[-1] - clock[0]) / steps
     peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     hours = seconds * len(run) * run.epochs() / 3600
     return {
         "command": command(case),
         "seconds": round(seconds, 4),
+        "cpu_seconds": round(seconds, 4) if not gpu else None,
         "peak_mib": round(peak),
         "result": f"{seconds:.3g} s a step of batch {run.settings.batch}, {len(run)} steps an epoch:"
         f" {hours:.3g} h for {run.epochs()} epochs",

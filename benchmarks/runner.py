@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ DEVICES = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # by column of the table:
 LEAST = 20.0  # seconds; a part is not worth starting with less
 GRACE = 5.0  # seconds that a process gets to end once it was told to
 LONGEST = 400  # characters of a result
+LOG = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,12 @@ def limit(left: float, share: float) -> float:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended. code: None where its time was over. seconds: of wall time. peak: MiB of the process."""
+    """How a process ended. code: None where its time was over. seconds: of wall time. cpu: seconds of the CPU. peak: MiB."""
 
     code: int | None
     seconds: float
-    peak: float
+    cpu: float = 0.0
+    peak: float = 0.0
 
 
 def carry_out(
@@ -190,7 +193,8 @@ def carry_out(
         usage = usage or wait(process, block=True)
     _, lines = read(log, place, whole=True)
     yield from lines
-    yield Ended(process.returncode if in_time else None, time.monotonic() - start, usage.ru_maxrss / 1024 if usage else 0.0)
+    cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    yield Ended(process.returncode if in_time else None, time.monotonic() - start, cpu, peak)
 
 
 def wait(process: subprocess.Popen, block: bool = False) -> Any:
@@ -249,27 +253,31 @@ def device_report() -> dict[str, Any]:
 
 def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     """The rows of a part, each as soon as it is known."""
-    words, log, report = place.words(part), place.out / "log.txt", place.work / "report.json"
+    words, log, report = place.words(part), place.out / f"{part.file}.log", place.work / f"{part.file}.json"
     shutil.rmtree(place.folder(part), ignore_errors=True)
     place.folder(part).mkdir(parents=True)
     report.unlink(missing_ok=True)
-    with log.open("a") as file:
-        file.write(f"\n$ python {' '.join(words)}    # {datetime.now():%Y-%m-%d %H:%M:%S}, at most {seconds:.0f} s\n")
+    log.write_text(f"$ python {' '.join(words)}    # {datetime.now():%Y-%m-%d %H:%M:%S}, at most {seconds:.0f} s\n")
     shared: dict[str, Any] = {"part": part.name, "device": place.device, "machine": place.machine, "threads": place.threads}
     shared |= {"code": place.code, "versions": place.versions, "dry": place.dry}
     stamped = lambda: {**shared, "date": datetime.now().isoformat(timespec="seconds")}
     lines: list[str] = []
     told: set[str] = set()
-    ended = Ended(None, 0.0, 0.0)
-    for line in carry_out(words, seconds, log, place.environment(), report):
-        if isinstance(line, Ended):
-            ended = line
-        elif line.startswith("ROW {"):
-            row = {**stamped(), **json.loads(line[4:])}
-            told.add(row["command"])
-            yield row
-        else:
-            lines.append(line)
+    ended = Ended(None, 0.0)
+    try:
+        for line in carry_out(words, seconds, log, place.environment(), report):
+            if isinstance(line, Ended):
+                ended = line
+            elif line.startswith("ROW {"):
+                row = {**stamped(), **json.loads(line[4:])}
+                told.add(row["command"])
+                yield row
+            else:
+                lines.append(line)
+    finally:
+        with LOG, (place.out / "log.txt").open("a") as file:
+            file.write(f"{log.read_text(errors='replace')}\n")
+        log.unlink()
     for name in part.keeps:
         if (place.folder(part) / name).exists():
             shutil.copy(place.folder(part) / name, place.out / f"{part.file}{Path(name).suffix}")
@@ -279,7 +287,8 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     if told and (state == "done" or not untold):
         return
     peak = round(ended.peak) if place.device == "cpu" else known.get("peak_mib")
-    row = {**stamped(), "command": untold[0], "state": state, "seconds": round(ended.seconds, 1), "peak_mib": peak}
+    row = {**stamped(), "command": untold[0], "state": state, "seconds": round(ended.seconds, 1)}
+    row |= {"cpu_seconds": round(ended.cpu, 1), "peak_mib": peak}
     yield row | {"machine": known.get("machine", place.machine), "result": result(part, state, ended, lines)}
 
 

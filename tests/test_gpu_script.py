@@ -118,7 +118,7 @@ SAID = {
 def test_what_a_command_gave_is_read_from_its_output(name):
     one = next(p for p in gpu.PARTS if p.name == name)
     output, expected = SAID[name]
-    assert runner.result(one, "done", runner.Ended(0, 1.0, 1.0), output.splitlines()) == expected
+    assert runner.result(one, "done", runner.Ended(0, 1.0), output.splitlines()) == expected
 
 
 def test_tests_that_were_stopped_are_counted():
@@ -128,7 +128,7 @@ def test_tests_that_were_stopped_are_counted():
         "[gw1] [  2%] PASSED tests/test_gpu.py::test_b",
         "test_c FAILED [  3%]",
     ]
-    assert runner.result(one, "timeout", runner.Ended(None, 60.0, 1.0), lines) == "not done after 60 s: 2 PASSED; 1 FAILED"
+    assert runner.result(one, "timeout", runner.Ended(None, 60.0), lines) == "not done after 60 s: 2 PASSED; 1 FAILED"
 
 
 def test_a_part_that_ends_is_a_row(place):
@@ -136,7 +136,7 @@ def test_a_part_that_ends_is_a_row(place):
     one = part(place, code, more=("{out}", "--device", "{device}"), says=((r"^loss (\S+)", "{0} left"),), keeps=("t.csv",))
     (row,) = runner.run(one, place, 60)
     assert (row["state"], row["result"], row["device"], row["machine"]) == ("done", "0.5 left", "cpu", "a machine")
-    assert row["command"] == one.command and row["seconds"] > 0 and 1 < row["peak_mib"] < 1000
+    assert row["command"] == one.command and row["seconds"] > 0 and row["cpu_seconds"] > 0 and 1 < row["peak_mib"] < 1000
     assert (place.out / "a_part.csv").read_text() == "a"
     assert f"['{place.work}/a_part', '--device', 'cpu']" in (place.out / "log.txt").read_text()
 
@@ -177,7 +177,7 @@ def running(pid):
 
 
 def test_a_part_whose_time_is_over_is_a_row(place, monkeypatch):
-    ended = runner.Ended(None, 12.3, 4.0)
+    ended = runner.Ended(None, 12.3)
     monkeypatch.setattr(runner, "carry_out", lambda *args: iter(["epoch 1\r", " 50%|##   | 3/6", ended]))
     (row,) = runner.run(part(place, ""), place, 12.0)
     assert (row["state"], row["result"], row["seconds"]) == ("timeout", "not done after 12 s: 50%  3/6", 12.3)
@@ -215,7 +215,7 @@ def test_rows_stay_whatever_happens_and_done_parts_are_left_out(place, monkeypat
     assert len(gpu.run_all(parts, place, 10, again=True)) == 3
     capsys.readouterr()
     assert gpu.run_all(parts, place, 0.01, again=True) == []
-    assert "not reached: one, two, three" in capsys.readouterr().out
+    assert "no time was left for: one, two, three" in capsys.readouterr().out
 
 
 def row_of(command, **own):
@@ -233,6 +233,7 @@ def test_the_table_has_the_last_run_of_each_command_on_each_device():
             known, device="gpu", machine="NVIDIA H200", threads=0, state="timeout", peak_mib=None, result="not done after 3 s: x"
         ),
         row_of("python other.py", device="tpu", state="failed"),
+        row_of("python a.py", cpu_seconds=2.5, threads=0),
     ]
     lines = last_runs.table(rows).splitlines()
     assert lines[0] == "| command | CPU | GPU | TPU |"
@@ -240,7 +241,8 @@ def test_the_table_has_the_last_run_of_each_command_on_each_device():
         f"| `{known}` | 2026-01-01, a machine, one thread, 3 s, 100 MiB: a \\| b | 2026-01-01, NVIDIA H200, 3 s: "
         "**stopped**: not done after 3 s: x | not yet |" in lines
     )
-    assert lines[-1].startswith("| `python other.py` | not yet | not yet | 2026-01-01")
+    assert lines[-2].startswith("| `python other.py` | not yet | not yet | 2026-01-01")
+    assert lines[-1] == "| `python a.py` | 2026-01-01, a machine, 2.5 CPU s, 100 MiB: fine | not yet | not yet |"
     assert sum("not yet | not yet | not yet" in line for line in lines) == sum(len(p.commands) for p in gpu.PARTS) - 1
     text = f"head\n{last_runs.START}\nold\n{last_runs.END}\ntail"
     new = last_runs.updated(text, rows)
