@@ -380,8 +380,8 @@ def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, b
 
 
 def write(rows: list[dict], out: Path) -> None:
-    (out / "ablation.json").write_text(json.dumps(rows, indent=1))
-    with (out / "ablation.csv").open("w", newline="") as file:
+    (out / "ablation.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    with (out / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

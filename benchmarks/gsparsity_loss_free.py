@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
                 ends.append(str(gone[0]) if len(gone) else f"> {args.epochs}")
             print(f"    {name:14} below 1 % from epoch {ends[0]:>4} in the normal cells, {ends[1]:>4} in the reduction cells")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "loss_free.csv").open("w", newline="") as file:
+    with (args.out / "loss_free.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
                     "test_accuracy": last["valid_accuracy"],
                 }
             )
-    with (args.out / "against_random.csv").open("w", newline="") as file:
+    with (args.out / "against_random.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> float:
         rows.append({"seed": seed, "search_accuracy": pair[0], "evaluation_accuracy": pair[1]})
         print(f"seed {seed}: search {100 * pair[0]:.2f} %, evaluation {100 * pair[1]:.2f} %")
     found = kendalltau(*([row[k] for row in rows] for k in ("search_accuracy", "evaluation_accuracy")))
-    with (args.out / "kendall.csv").open("w", newline="") as file:
+    with (args.out / "kendall.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

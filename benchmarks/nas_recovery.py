@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             shares = "".join(f"{100 * c[0]:>9.0f}%" for c in cells)
             print(f"{kind:10}{rows:>5}{shares}{np.mean([c[1] for c in cells]):>11.2f}{max(c[2] for c in cells):>9.0e}")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "recovery.csv").open("w", newline="") as file:
+    with (args.out / "recovery.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(table[0]))
         writer.writeheader()
         writer.writerows(table)

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             last = trained(settings, genotype.load(out / "search" / "genotype.json"), out / "train", args.seed)
             row["test_error"] = 1 - last["valid_accuracy"]
         rows.append(row)
-    with (args.out / "sweep.csv").open("w", newline="") as file:
+    with (args.out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

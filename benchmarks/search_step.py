@@ -250,7 +250,7 @@ def main() -> None:
             print(text)
             rows.append(row)
     if args.out:
-        with args.out.open("w", newline="") as file:
+        with args.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=["case", "cpu_s", "mib", "against", "ratio"])
             writer.writeheader()
             writer.writerows(rows)

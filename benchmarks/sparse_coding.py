@@ -127,7 +127,7 @@ def main() -> None:
             row = {"case": case, "contender": name, "cpu_ms": cpu, "ratio": ratio, "low": low, "high": high, "gap": worst[name]}
             rows.append(row)
     if args.out:
-        with args.out.open("w", newline="") as file:
+        with args.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
                 cell.save(out / "genotype.json")
             measured = {f"{part}_perplexity": last[f"{part}_perplexity"] for part in ("valid", "test")}
             rows.append({"cell": name, "hidden": own.hidden, "parameters": size(cell, words, own), "seed": seed, **measured})
-    with (args.out / "text_against_others.csv").open("w", newline="") as file:
+    with (args.out / "text_against_others.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -115,7 +115,7 @@ def leave(net: cnn.Discrete, out: Path) -> None:
     """The pruned network, and the paths of each of its cells."""
     checkpoint.save(out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
-    (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n")
+    (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 
 def retrain(settings: Settings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[
     for mu in mus:
         tables[mu] = prune(settings, found, mu, seed, out / f"mu-{mu:.6g}")
     rows = [row for mu in sorted(tables) for row in tables[mu]]
-    with (out / "table.csv").open("w", newline="") as file:
+    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         names = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()

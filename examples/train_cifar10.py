@@ -1,8 +1,10 @@
 """Train or count the network of a genotype: python examples/train_cifar10.py --genotype DARTS_V2 --data-dir data --out runs/train
 
---genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a file that a search wrote. --count prints
-{"parameters": ..., "macs": ...} and trains nothing; --classes counts for another number of classes. --data cifar100 trains on
-CIFAR-100. --imagenet takes the mobile network, and images from the folders DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
+--genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
+the published code prints it, in a file or in quotes: "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6),
+reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "macs": ...} and trains nothing; --classes counts
+for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet takes the mobile network, and images from the
+folders DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
 
 Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). The training goes into --out: train.csv, train.png,
 network.pt, and a checkpoint from which --resume continues after any stop. Several --seeds give a folder each and a table of all.

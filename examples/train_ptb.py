@@ -1,6 +1,7 @@
 """Train or count the network of a recurrent cell: python examples/train_ptb.py --genotype DARTS_V2 --data-dir data/ptb
 
---genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, or LSTM. --count prints {"parameters": ...} and
+--genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a file
+or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
 trains nothing. --data-dir names a folder with Penn Treebank or with text of your own; without it the documentation of Python is
 the text.
 

@@ -30,6 +30,17 @@ def is_numpy_array(x: Any) -> bool:
     return isinstance(x, np.ndarray)
 
 
+def _is_jax(x: Any) -> bool:
+    return not (is_numpy_array(x) or is_torch_array(x)) and bool(is_jax_array(x))
+
+
+def may_differentiate(x: Any) -> bool:
+    """Whether derivatives may be taken of what is computed from x; False where only the numbers count."""
+    if is_torch_array(x):
+        return bool(sys.modules["torch"].is_grad_enabled())
+    return not is_numpy_array(x)
+
+
 def is_torch_array(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
@@ -67,7 +78,9 @@ def is_floating(x: Array) -> bool:
 
 
 def is_complex(x: Array) -> bool:
-    return "complex" in str(x.dtype)
+    if is_torch_array(x):
+        return bool(x.dtype.is_complex)
+    return x.dtype.kind == "c" if is_numpy_array(x) else "complex" in str(x.dtype)
 
 
 def is_number(v: Any) -> bool:
@@ -138,13 +151,45 @@ def detach(x: Any) -> Any:
     return x
 
 
+def modulus(x: Array) -> Array:
+    """|x|, with slope 0 at x = 0, the symmetric subgradient: the slope of abs is 1 there in JAX."""
+    xp = namespace(x)
+    if not _is_jax(x):
+        return xp.abs(x)
+    if not is_complex(x):
+        return x * xp.sign(x)
+    zero = x == 0
+    return xp.where(zero, 0.0, xp.abs(xp.where(zero, 1.0, x)))
+
+
+def sign(x: Array) -> Array:
+    """The sign of a real array; torch's own method, as the standard's detour for NaN has no vmap."""
+    return x.sign() if is_torch_array(x) else namespace(x).sign(x)
+
+
+def square(x: Array) -> Array:
+    """|x|^2 with its second derivative at x = 0, which the square of abs lacks in torch."""
+    xp = namespace(x)
+    return xp.real(x) ** 2 + xp.imag(x) ** 2 if is_complex(x) else x * x
+
+
+def root(x: Array) -> Array:
+    """sqrt(x) for x >= 0, from the smallest normal number on, so that the slope at x = 0 is 0 and not infinite."""
+    xp = namespace(x)
+    tiny = float(xp.finfo(x.dtype).smallest_normal)
+    return xp.sqrt(x.clip(tiny) if hasattr(x, "clip") else xp.clip(x, tiny))
+
+
 def clip(x: Array, bound: Any) -> Array:
-    """min(max(x, -bound), bound); the method is the native, fused form where there is one."""
+    """min(max(x, -bound), bound), with slope 1 in x and 0 in the bound where |x| = bound."""
+    xp = namespace(x)
     if isinstance(bound, float):
-        bound = min(bound, float(namespace(x).finfo(x.dtype).max))
-    if hasattr(x, "clip"):
+        bound = min(bound, float(xp.finfo(x.dtype).max))
+    if _is_jax(x):  # its own clip has slopes of 1/2 there
+        return xp.where(xp.abs(x) <= bound, x, bound * xp.sign(x))
+    if hasattr(x, "clip"):  # the native, fused form
         return x.clip(-bound, bound)
-    return namespace(x).clip(x, -bound, bound)
+    return xp.clip(x, -bound, bound)
 
 
 def segment_sum(values: Array, codes: Array, count: int) -> Array:

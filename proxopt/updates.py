@@ -230,7 +230,7 @@ def _adam(grad: Any, state: Any, lr: Any, betas: tuple[Any, Any], eps: float) ->
     grad = _wide(grad)
     mean = _each(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grad)
     square = _each(lambda v, g: b2 * v + (1 - b2) * (g * g), state.square, grad)
-    eta = _each(lambda v: lr / (_arrays.namespace(v).sqrt(v / (1 - b2**count)) + eps), square)
+    eta = _each(lambda v: lr / (_arrays.root(v / (1 - b2**count)) + eps), square)
     return mean, square, count, eta, _each(lambda m: m / (1 - b1**count), mean)
 
 

@@ -45,7 +45,7 @@ class Adam(NamedTuple):
 
     def _scale(self, nu: jax.Array, count: Any) -> jax.Array:
         """sqrt(nu_hat) + eps"""
-        return jnp.sqrt(_debias(nu, self.b2, count)) + self.eps
+        return _arrays.root(_debias(nu, self.b2, count)) + self.eps
 
     def _injected(self, state: Any) -> Adam:
         """With the numbers that `optax.inject_hyperparams` holds, where it does."""

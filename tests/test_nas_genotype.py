@@ -7,7 +7,7 @@ import pytest
 import torch
 import train_cifar10
 from nas import cnn, genotype, spaces
-from nas.genotype import CELLS, Genotype, Path, load
+from nas.genotype import CELLS, Genotype, Path, RecurrentGenotype, load
 
 SIZES = {
     "DARTS_V1": (3_169_414, 3_221_344, 4_510_432, 501, 506),
@@ -116,3 +116,107 @@ def test_masks_and_genotypes_are_two_forms_of_one_thing():
         )
     with pytest.raises(ValueError, match="normal: space 'cherry' has no path"):
         spaces.get("cherry").masks(Genotype.from_paths(normal=[Path(2, 0, "max_pool_3x3")], reduce=[Path(2, 0, "skip_connect")]))
+
+
+# -- genotypes as the published code prints them ----------------------------------------------
+
+
+def printed(found, ranges=True):
+    """A genotype of two paths (in a recurrent cell one) for each node as a printed named tuple."""
+    fields = []
+    for cell, concat in zip(found.layout.cells, found.layout.printed[1::2]):
+        nodes = found.living(cell)
+        pairs = [(path.operation, path.source) for path in found.paths(cell)]
+        fields += [f"{cell}={pairs}", f"{concat}={range(nodes[0], nodes[-1] + 1) if ranges else list(nodes)}"]
+    return f"Genotype({', '.join(fields)})"
+
+
+@pytest.mark.parametrize("kind", [Genotype, RecurrentGenotype])
+def test_a_printed_genotype_is_read_from_a_file_or_the_command_line(kind, tmp_path):
+    file = tmp_path / "found.txt"
+    for known in genotype.PUBLISHED[kind.layout.name].values():
+        assert load(printed(known), kind) == known
+        assert load(" DARTS = " + printed(known, ranges=False) + "\n", kind) == known
+        assert load(repr(known), kind) == known
+        for before, after in (("", ""), ("\ufeff# found\r\nFOUND = ", "  # best\r\n"), ("05:12 INFO genotype = ", "\n")):
+            text = before + printed(known) + after
+            file.write_bytes(text.encode())
+            assert load(file, kind) == known
+    assert printed(load("DARTS_V2")).startswith("Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ")
+
+
+def test_the_command_line_counts_a_printed_genotype(capsys):
+    counted = []
+    for given in ("DARTS_V2", printed(load("DARTS_V2"))):
+        train_cifar10.main(["--genotype", given, "--count", "--channels", "4", "--layers", "3"])
+        counted.append(json.loads(capsys.readouterr().out))
+    assert counted[0] == counted[1]
+
+
+PAIRS = "[('skip_connect', 0), ('skip_connect', 1)]"
+ONE_NODE = f"Genotype(normal={PAIRS}, normal_concat=[2], reduce={PAIRS}, reduce_concat=range(2, 3))"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (ONE_NODE, ONE_NODE[:-2], "a printed genotype must be Genotype(field=..., ...) of lists, pairs and ranges, but "),
+        (ONE_NODE, ONE_NODE + ".clean()", "but something follows it"),
+        (ONE_NODE, f"{ONE_NODE} or {ONE_NODE}", "one printed genotype is read at a time, got 2"),
+        ("normal=", "", "but not all of its fields have names"),
+        ("normal=", "**", "but not all of its fields have names"),
+        ("normal=", "usual=", "has the fields normal, normal_concat, reduce, reduce_concat, got usual, normal_concat, reduce"),
+        ("[2]", "__import__('os').getcwd()", "but __import__('os').getcwd() is none of them"),
+        ("[2]", "range(10**12)", "but 10 ** 12 is none of them"),
+        ("[2]", "range(1000000000000)", "range(1000000000000) is no range of nodes"),
+        ("[2]", "range(2, 3, 0)", "arg 3 must not be zero"),
+        ("[2]", "range('2')", "cannot be interpreted as an integer"),
+        ("[2]", "[2, 3]", "normal_concat must hold all nodes with paths, 2: others cannot be built, got [2, 3]"),
+        ("[2]", "2", "normal_concat must hold all nodes with paths, 2: others cannot be built, got 2"),
+        ("1)]", "1), ('skip_connect', 2)]", "normal: expected a list of (operation, source), 2 for each node"),
+        (f"normal={PAIRS}", f"normal={PAIRS} * 5", "is none of them"),
+        ("'skip_connect', 0", "'skip_connect', 2", "normal, node 2: the source of skip_connect must be one of 0 to 1, got 2"),
+        ("'skip_connect', 0", "'none', 0", "normal, node 2: 'none' is the absence of a path"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_printed_genotype_is_said(old, new, message, tmp_path):
+    assert load(ONE_NODE) == Genotype.from_paths(**{cell: [Path(2, s, "skip_connect") for s in (0, 1)] for cell in CELLS})
+    text = ONE_NODE.replace(old, new, 1)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(text)
+    (tmp_path / "g.txt").write_text(text)
+    with pytest.raises(ValueError, match=rf"g\.txt: .*{re.escape(message)}"):
+        load(tmp_path / "g.txt")
+
+
+def test_the_nodes_of_other_cells_are_refused():
+    five = PAIRS[:-1] + ", " + ", ".join(f"('skip_connect', {s})" for s in (0, 1) * 4) + "]"
+    with pytest.raises(ValueError, match="normal: nodes are 2, 3, 4, 5, got 6"):
+        load(f"Genotype(normal={five}, normal_concat=range(2, 7), reduce={PAIRS}, reduce_concat=[2])")
+    with pytest.raises(ValueError, match="a printed recurrent genotype has the fields recurrent, concat, got normal"):
+        load(ONE_NODE, RecurrentGenotype)
+
+
+def test_a_name_as_long_as_a_genotype_is_an_unknown_name():
+    with pytest.raises(ValueError, match="no such file, and no such name"):
+        load("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("none", None), ("Sep_Conv_3x3", "sep_conv_3x3"), ("skipconnect", "skip_connect"), ("mbconv_3x3", None), ("zero", None)],
+)
+def test_only_a_misspelling_gets_a_hint(word, meant):
+    with pytest.raises(ValueError) as error:
+        Genotype({"2": [[word, 0]]}, {})
+    assert str(error.value).count("did you mean") == (meant is not None)
+    assert meant is None or f"did you mean {meant!r}? known" in str(error.value)
+
+
+def test_other_methods_and_files_are_no_misspelt_genotypes():
+    for name in ("none", "data", "GDAS", "first", "NASNet"):
+        with pytest.raises(ValueError, match=f"unknown genotype '{name}': no such file, and no such name; known names"):
+            load(name)
+    for kind, name in ((Genotype, "none"), (RecurrentGenotype, "gelu")):
+        with pytest.raises(ValueError, match=f"unknown {kind.layout.name} space '{name}'; known"):
+            spaces.get(name, kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cvxpy
 import numpy as np
 import plain
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain import PROBLEMS, Problem
 
-from proxopt import L1, GroupL2, Groups, Nested, SparseGroupLasso, soft_threshold
+from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso, soft_threshold, updates
 from proxopt.testing import check_prox
 
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
@@ -325,3 +327,200 @@ def test_a_complex_entry_shrinks_in_modulus():
     np.testing.assert_allclose(soft_threshold(x, 1.0), [(3 + 4j) * 0.8, 0, 0])
     np.testing.assert_allclose(GroupL2(1.0, weights="none").prox(np.array([3j, 4.0])), [2.4j, 3.2])
     np.testing.assert_allclose(GroupL2(1.0, weights="none").prox(np.array([3j, 4.0]), np.ones(2)), [2.4j, 3.2])
+
+
+# -- derivatives ------------------------------------------------------------------------------
+# A norm has the slope 0 at x = 0, the symmetric subgradient. What is zeroed has slope 0, at the threshold too. Where the
+# threshold is 0 the prox has the derivatives of its limit from above.
+
+ROWS, ENDS = Groups.along(1), Groups.labels(["a", "b", "a"])
+ROUGH = np.array([[1.5, 0.0, -2.0, 0.7], [0.02, 0.01, -0.03, 0.0], [-0.9, 1.1, 2.5, -1.3]])  # the middle row will be zeroed
+SPREAD = np.array([[0.3, 1.0, 2.0, 0.6], [0.5, 1.5, 0.7, 1.0], [0.2, 0.9, 0.4, 1.7]])
+ONE_PER_METRIC = [SparseGroupLasso(0.3, 0.2, ENDS), GroupL2(0.3, ROWS, metric="support"), GroupL2(0.3, metric="median")]
+IN_A_METRIC = [
+    *ONE_PER_METRIC,
+    ElasticNet(0.3, 0.5),
+    Nested(L1(0.1), GroupL2(0.2, ROWS, metric="median"), GroupL2(0.1, metric="median")),
+    *(GroupL2(0.3, groups, metric=metric) for groups in (ROWS, ENDS, None) for metric in ("exact", "median", "support")),
+]
+
+
+class Calculus:
+    """torch.func or jax, which have the same functions."""
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+        if library.name == "jax":
+            import jax as module
+        else:
+            import torch.func as module
+        self.grad, self.jvp, self.jacrev = module.grad, module.jvp, module.jacrev
+
+    def slope(self, f: Any) -> Any:
+        """The derivative of a function of one number, in forward mode."""
+        return lambda h: self.jvp(f, (h,), (h * 0 + 1,))[1]
+
+    def give(self, x: Any) -> Any:
+        return self.library.give(np.asarray(x) if isinstance(x, float) else x)
+
+    def compiled(self, f: Any) -> Any:
+        """f, compiled by JAX, as a function of NumPy arrays and numbers."""
+        if self.library.name == "jax":
+            import jax
+
+            f = jax.jit(f)
+        return lambda *args: self._take(f(*map(self.give, args)))
+
+    def at(self, f: Any, *args: Any) -> Any:
+        return self.compiled(f)(*args)
+
+    def few(self, cases: list, count: int = 3) -> list:
+        """All of the cases in torch, the first ones in JAX, which compiles each for seconds."""
+        return cases if self.library.name == "torch" else cases[:count]
+
+    def _take(self, x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return [self._take(a) for a in x]
+        return x.numpy(force=True) if self.library.name == "torch" else np.asarray(x)  # a tangent of zeros has no memory
+
+
+@pytest.fixture
+def calculus(autograd_library):
+    return Calculus(autograd_library)
+
+
+def test_the_value_at_0_has_slope_0_and_no_curvature_but_that_of_a_ridge(calculus):
+    first = ("L1 list", "ElasticNet weighted", "GroupL2 labels, weights", "SparseGroupLasso joint", "Nested three levels")
+    problems = calculus.few(sorted(PROBLEMS, key=lambda p: p.name not in first), len(first))
+    zeros, ones = ([p.arrays(np.full(p.size, v)) for p in problems] for v in (0.0, 1.0))
+    both = lambda xs, vs: [calculus.jvp(calculus.grad(p.penalty.value), (x,), (v,)) for p, x, v in zip(problems, xs, vs)]
+    for problem, (slope, curvature) in zip(problems, calculus.at(both, zeros, ones)):
+        np.testing.assert_array_equal(plain.vector(slope), 0, err_msg=problem.name)
+        np.testing.assert_allclose(plain.vector(curvature), np.zeros(problem.size) + problem.ridge, err_msg=problem.name)
+
+
+def test_the_value_of_complex_zeros_has_slope_0(calculus):
+    penalties = [
+        L1(0.3),
+        ElasticNet(0.3, 0.5),
+        GroupL2(0.3, ROWS),
+        SparseGroupLasso(0.3, 0.4, ENDS),
+        Nested(L1(0.1), GroupL2(0.2)),
+    ]
+    values = [lambda parts, p=p: p.value(parts[0] + 1j * parts[1]) for p in penalties]
+    both = lambda parts: [calculus.jvp(calculus.grad(f), (parts,), (parts + 1,)) for f in values]
+    for penalty, (slope, curvature) in zip(penalties, calculus.at(both, np.zeros((2, 3, 4)))):
+        np.testing.assert_array_equal(slope, 0, err_msg=repr(penalty))
+        np.testing.assert_allclose(curvature, 0.15 if isinstance(penalty, ElasticNet) else 0, err_msg=repr(penalty))
+
+
+def test_the_value_is_linear_in_the_strength(calculus):
+    problems = calculus.few([p for p in PROBLEMS if np.ndim(p.penalty.strength) == 0])
+    xs = [p.arrays(np.random.default_rng(0).normal(size=p.size)) for p in problems]
+    slopes = lambda s, xs: [
+        calculus.grad(lambda s, p=p, x=x: p.penalty.with_strength(s).value(x))(s) for p, x in zip(problems, xs)
+    ]
+    for problem, x, slope in zip(problems, xs, calculus.at(slopes, 0.0, xs)):
+        np.testing.assert_allclose(slope, problem.penalty.with_strength(1.0).value(x), rtol=1e-12)
+
+
+def moved(penalty: Any, h: Any, x: Any, steps: Any, direction: Any) -> Any:
+    """The prox where x, the steps and the strength move together."""
+    dx, ds = direction
+    return penalty.with_strength(0.3 + h).prox(x + h * dx, steps + h * ds)
+
+
+def test_derivatives_up_to_the_third_are_those_of_finite_differences(calculus):
+    rng = np.random.default_rng(0)
+    problem = (ROUGH, SPREAD, [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))])
+    weights, h = rng.normal(size=(3, 4)), 1e-3
+    given, given_weights = [calculus.give(a) for a in problem], calculus.give(weights)
+    grad, slope = calculus.grad, calculus.slope
+    for penalty in calculus.few(IN_A_METRIC):
+        traced = lambda h, p=penalty: (moved(p, h, *given) * given_weights).sum()
+        second, third = [slope(grad(traced))], [slope(grad(grad(traced)))]
+        second += calculus.few([slope(slope(traced)), grad(grad(traced))], 0)
+        found = calculus.at(lambda h, orders=(*second, *third): [f(h) for f in orders], 0.0)
+        f = {k: float(np.sum(moved(penalty, k * h, *problem) * weights)) for k in (-2, -1, 0, 1, 2)}
+        expected = (16 * (f[1] + f[-1]) - f[2] - f[-2] - 30 * f[0]) / (12 * h**2)
+        np.testing.assert_allclose(found[:-1], expected, rtol=1e-6, err_msg=repr(penalty))
+        expected = (f[2] - 2 * f[1] + 2 * f[-1] - f[-2]) / (2 * h**3)
+        np.testing.assert_allclose(found[-1], expected, rtol=1e-3, err_msg=repr(penalty))
+
+
+def test_what_is_zeroed_has_slope_0_at_the_threshold_too(calculus):
+    five = lambda metric: lambda x, t: GroupL2(t, weights="none", metric=metric).prox(x, calculus.give(np.array([1.0, 2.0])))
+    for prox, x, threshold in (
+        (soft_threshold, np.array([2.0, -2.0]), 2.0),
+        (lambda x, t: soft_threshold(x, 2.0) * t, np.array([2.0, -2.0]), 1.0),
+        (lambda x, t: GroupL2(t, weights="none").prox(x), np.array([3.0, 4.0]), 5.0),
+        (five("exact"), np.array([3.0, 8.0]), 5.0),
+        (five("support"), np.array([3.0, 8.0]), 5.0),
+    ):
+        for zeros in calculus.at(lambda x, t, f=prox: [f(x, t), *calculus.jacrev(f, (0, 1))(x, t)], x, threshold):
+            np.testing.assert_array_equal(zeros, 0)
+
+
+def test_at_threshold_0_the_prox_has_the_slopes_of_small_thresholds(calculus):
+    """Also for zero entries and groups. The median of equal steps has no such slope, and neither has the step of the support."""
+    x, steps, h = np.vstack([ROUGH, np.zeros(4)]), np.vstack([SPREAD, np.ones(4)]), 1e-8
+    groups = Groups.labels(["a", "b", "a", "c"])
+    by_strength = [
+        SparseGroupLasso(1.0, 0.2, groups),
+        L1(1.0),
+        GroupL2(1.0, groups, metric="median"),
+        GroupL2(1.0, metric="support"),
+    ]
+    by_step = [SparseGroupLasso(1.0, 0.2, groups), ElasticNet(1.0), GroupL2(1.0, ROWS)]
+    for prox in [
+        *(lambda h, x, steps, p=p: p.with_strength(h).prox(x, steps) for p in calculus.few(by_strength, 1)),
+        *(lambda h, x, steps, p=p: p.prox(x, h * steps) for p in calculus.few(by_step, 0)),
+        *(lambda h, x, steps, p=p: p.prox(x, h) for p in calculus.few(by_step, 1)),
+    ]:
+        slope = lambda x, steps, f=prox: calculus.slope(lambda h: f(h, x, steps))(0 * x.sum())
+        np.testing.assert_allclose(calculus.at(slope, x, steps), (prox(h, x, steps) - x) / h, atol=1e-4)
+
+
+STEPS_OF = {
+    "prox_sgd": lambda *args, lr, decay: updates.prox_sgd(*args, lr=lr, rho=decay),
+    "prox_sgd tau": lambda *args, lr, decay: updates.prox_sgd(*args, lr=lr, rho=decay, tau=2.0),
+    "hapg": lambda *args, lr, decay: updates.hapg(*args, lr=lr),
+    "prox_adam": lambda *args, lr, decay: updates.prox_adam(*args, lr=lr, betas=(decay, decay), weight_decay=decay),
+    "adam_hapg": lambda *args, lr, decay: updates.adam_hapg(*args, lr=lr, betas=(decay, decay), extrapolation=0.9),
+}
+
+
+def test_steps_have_finite_derivatives_where_gradients_entries_and_numbers_are_0(calculus):
+    """With respect to the point, the gradient, and all numbers; through the state of the first step too."""
+    x, grad = np.array([0.0, 1.0, 0.0, -2.0]), np.array([0.0, 0.0, 1.0, 0.5])
+
+    def walked(step, x, grad, lr, strength, decay):
+        penalty = L1(strength) if calculus.library.name == "jax" else SparseGroupLasso(strength, 0.5)
+        new, state = step(x, grad, None, penalty, lr=lr, decay=decay)
+        return (step(new, 2 * grad, state, penalty, lr=lr, decay=decay)[0] ** 2).sum()
+
+    slopes = calculus.compiled(
+        lambda *args: [calculus.grad(lambda *a, s=s: walked(s, *a), tuple(range(5)))(*args) for s in STEPS_OF.values()]
+    )
+    for numbers in ((0.1, 0.1, 0.5), (0.0, 0.1, 0.5), (0.1, 0.0, 0.0), (0.0, 0.0, 0.0)):
+        for name, found in zip(STEPS_OF, slopes(x, grad, *numbers)):
+            assert all(np.isfinite(a).all() for a in found), (name, numbers)
+
+
+def test_adam_moves_with_a_small_gradient_as_eps_says(calculus):
+    """|g| has the slope 0 at g = 0, so that d x / d g = -lr / eps there."""
+    step = lambda g: updates.prox_adam(g * 0, g, None, None, lr=0.1, eps=1e-2)[0]
+    np.testing.assert_allclose(calculus.at(calculus.jacrev(step), np.zeros(2)), -10.0 * np.eye(2))
+
+
+def test_a_traced_strength_or_step_below_0_changes_nothing(calculus):
+    """A schedule may end a rounding below 0, where its value cannot be read."""
+    penalties = [L1(1.0), SparseGroupLasso(1.0, 0.2, ENDS), GroupL2(1.0, metric="median"), GroupL2(1.0, metric="support")]
+
+    def proxes(x, below, penalty):
+        negative = penalty.with_strength(below[0, 0])
+        return [penalty.prox(x, below), penalty.prox(x, below[0, 0]), negative.prox(x, -below), negative.prox(x, 0.5)]
+
+    for penalty in calculus.few(penalties, 1):
+        for p in calculus.at(lambda x, below, p=penalty: proxes(x, below, p), ROUGH, -SPREAD):
+            np.testing.assert_array_equal(p, ROUGH)

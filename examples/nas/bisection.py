@@ -58,7 +58,7 @@ def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
     for file in (out / f"mu-{mu:.6g}").iterdir():
         if file.is_file() and file.name != "checkpoint.pt":
             shutil.copy(file, out / file.name)
-    with (out / "bisection.csv").open("w", newline="") as table:
+    with (out / "bisection.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.DictWriter(table, fieldnames=list(rows[mu]))
         writer.writeheader()
         writer.writerows(rows[m] for m in sorted(rows))

@@ -218,7 +218,7 @@ def save(figure: plt.Figure, *files: File) -> None:
     """To every file, by its suffix."""
     for file in files:
         if file.suffix == ".svg":
-            file.write_text(svg(figure))
+            file.write_text(svg(figure), encoding="utf-8")
         else:
             figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -8,9 +8,11 @@ its living nodes. A path (node, source, operation) leads operation(source) into 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +22,19 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 @dataclass(frozen=True)
 class Layout:
-    """Which cells a kind of network has, the inputs and nodes of each, and what can stand on its edges."""
+    """Which cells a kind of network has, the inputs and nodes of each, and what can stand on its edges.
+
+    printed: the fields of the published named tuple, the paths and the output nodes of each cell in turn. printed_paths: how many
+    paths enter each node there.
+    """
 
     name: str
     cells: tuple[str, ...]
     inputs: tuple[int, ...]
     nodes: tuple[int, ...]
     operations: tuple[str, ...]
+    printed: tuple[str, ...]
+    printed_paths: int
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -51,8 +59,18 @@ CONVOLUTIONAL = Layout(
         "conv_7x1_1x7",
         "noise",
     ),
+    ("normal", "normal_concat", "reduce", "reduce_concat"),
+    2,
 )
-RECURRENT = Layout("recurrent", ("recurrent",), (0,), tuple(range(1, 9)), ("tanh", "relu", "sigmoid", "identity"))
+RECURRENT = Layout(
+    "recurrent",
+    ("recurrent",),
+    (0,),
+    tuple(range(1, 9)),
+    ("tanh", "relu", "sigmoid", "identity"),
+    ("recurrent", "concat"),
+    1,
+)
 CELLS, NODES = CONVOLUTIONAL.cells, CONVOLUTIONAL.nodes
 
 
@@ -153,37 +171,129 @@ class RecurrentGenotype(AnyGenotype):
 
 
 def load(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]
-    """A published genotype by name (upper or lower case), or the one in a JSON file. kind: what it has to be."""
+    """A published genotype by name (upper or lower case), the one in a file, or one as it is printed. kind: what it has to be.
+
+    A file holds the JSON of `to_json`, or one genotype as the published code prints it, with or without a name before it:
+
+        Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))
+        Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))
+
+    It lists two paths for each node of a convolutional cell, one for each node of a recurrent cell. It is parsed, never run.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no such name, or what is there does not describe a genotype of this kind.
+    """
     name = os.fspath(name_or_path)
     published, aliases = PUBLISHED[kind.layout.name], ALIASES if kind is Genotype else {}
     names = {n.lower(): n for n in (*published, *aliases)}
     if name.lower() in names:
         known = names[name.lower()]
         return published[aliases.get(known, known)]  # type: ignore[return-value]
+    if re.match(rf"\s*(\w+\s*=\s*)?{_PRINTED}", name):
+        return _from_printed(name, kind)
     file = File(name)
-    if file.is_file():
+    if _is_file(file):
         return _read(file, kind)
     if file.suffix or len(file.parts) > 1:
         raise FileNotFoundError(f"no genotype file {name!r}")
-    close = [names[n] for n in difflib.get_close_matches(name.lower(), names)]
+    close = similar(name, names.values())
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(f"unknown genotype {name!r}: no such file, and no such name; {hint}known names: {', '.join(names.values())}")
 
 
+def similar(word: str, known: Iterable[str]) -> list[str]:
+    """The known words, the closest first, of which `word` may be a misspelling; upper and lower case are the same."""
+    by_lower = {k.lower(): k for k in known}
+    return [by_lower[m] for m in difflib.get_close_matches(word.lower(), by_lower, cutoff=0.75)]  # 'none' is no 'noise'
+
+
+def _is_file(file: File) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # too long for a name
+        return False
+
+
 def _read(file: File, kind: type[G]) -> G:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be UTF-8 text, but {error}") from None
     try:
-        cells = kind.layout.cells
-        if not isinstance(data, dict) or set(data) != set(cells):
-            found = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
-            keys = f"key{'s' if len(cells) > 1 else ''} {' and '.join(map(repr, cells))}"
-            raise ValueError(f"a {kind.layout.name} genotype is an object with the {keys}, got {found or 'none'}")
-        return kind(**data)
+        if re.search(_PRINTED, text) and not text.lstrip().startswith(("{", "[")):
+            return _from_printed(text, kind)
+        return _from_json(text, kind)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _from_json(text: str, kind: type[G]) -> G:
+    data = json.loads(text)
+    cells = kind.layout.cells
+    if not isinstance(data, dict) or set(data) != set(cells):
+        found = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
+        keys = f"key{'s' if len(cells) > 1 else ''} {' and '.join(map(repr, cells))}"
+        raise ValueError(f"a {kind.layout.name} genotype is an object with the {keys}, got {found or 'none'}")
+    return kind(**data)
+
+
+_PRINTED = r"\b(Recurrent)?Genotype\("
+
+
+def _from_printed(text: str, kind: type[G]) -> G:
+    """The genotype of a text that holds a printed named tuple, or a printed object of this module."""
+    layout, fields = kind.layout, _fields(text)
+    if set(fields) == set(layout.cells):  # an object of this module
+        return kind(**fields)
+    if set(fields) != set(layout.printed):
+        raise ValueError(f"a printed {layout.name} genotype has the fields {', '.join(layout.printed)}, got {', '.join(fields)}")
+    made = kind(**{cell: _by_node(layout, cell, fields[cell]) for cell in layout.cells})
+    for cell, field in zip(layout.cells, layout.printed[1::2]):
+        if not _is_list(fields[field]) or sorted(map(str, fields[field])) != [str(n) for n in made.living(cell)]:
+            nodes = ", ".join(map(str, made.living(cell)))
+            raise ValueError(f"{field} must hold all nodes with paths, {nodes}: others cannot be built, got {fields[field]!r}")
+    return made
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The fields of the one printed genotype in a text, by name."""
+    starts = [match.start() for match in re.finditer(_PRINTED, text)]
+    if len(starts) > 1:
+        raise ValueError(f"one printed genotype is read at a time, got {len(starts)}")
+    try:
+        call = ast.parse(text[starts[0] :].strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("something follows it")
+        if call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError("not all of its fields have names")
+        return {str(k.arg): _literal(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"a printed genotype must be Genotype(field=..., ...) of lists, pairs and ranges, but {what}") from None
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, or the numbers of a range."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
+        numbers = range(*map(_literal, node.args))
+        if node.keywords or len(numbers) > 99:
+            raise ValueError(f"{ast.unparse(node)} is no range of nodes")
+        return list(numbers)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is none of them") from None
+
+
+def _by_node(layout: Layout, cell: str, pairs: Any) -> dict[int, list]:
+    """{node: pairs} of the pairs of all nodes in turn, as they are printed."""
+    each = layout.printed_paths
+    if not _is_list(pairs) or len(pairs) % each:
+        raise ValueError(f"{cell}: expected a list of (operation, source), {each} for each node, got {pairs!r}")
+    return {layout.nodes[0] + i // each: list(pairs[i : i + each]) for i in range(0, len(pairs), each)}
 
 
 def _checked_cell(layout: Layout, cell: str, nodes: Any) -> Cell:
@@ -212,8 +322,10 @@ def _checked_pair(operations: Sequence[str], where: str, node: int, pair: Any) -
     if not _is_list(pair) or len(pair) != 2:
         raise ValueError(f"{where}: expected [operation, source], got {pair!r}")
     operation, source = pair
+    if operation == "none":
+        raise ValueError(f"{where}: 'none' is the absence of a path, a genotype lists only the paths that there are")
     if operation not in operations:
-        close = difflib.get_close_matches(str(operation), operations, n=1)
+        close = similar(str(operation), operations)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"{where}: unknown operation {operation!r}; {hint}known: {', '.join(operations)}")
     if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < node:

@@ -100,7 +100,7 @@ class GroupSparse(Recipe):
         if dead:
             print(f"every operation of the {dead[0]} cell has died: a smaller mu than {self.settings.mu:g} keeps some")
             return
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
+        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
         print(f"the cut changes logits by {self.cut_changes():g}")
         report.write(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
 

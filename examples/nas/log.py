@@ -28,7 +28,7 @@ class Log:
         writer.writeheader()
         writer.writerows(rows)
         draft = self.file.with_suffix(".part")
-        draft.write_text(text.getvalue())
+        draft.write_text(text.getvalue(), encoding="utf-8")
         os.replace(draft, self.file)
         if self.board is not None:
             for key, value in rows[-1].items():

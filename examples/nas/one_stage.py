@@ -200,7 +200,7 @@ class OneStage(Recipe):
         with torch.no_grad():
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
+        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
         draw.save(draw.training(self.rows), self.out / "train.png")
         report.write(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
 

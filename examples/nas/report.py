@@ -51,7 +51,7 @@ def write(
     draw.save(pictures["cells"], out / "cells.png")
     draw.save(pictures["weights"], out / "weights.png")
     draw.save(pictures["curves"], out / "curves.png")
-    (out / "report.html").write_text(page)
+    (out / "report.html").write_text(page, encoding="utf-8")
 
 
 def columns(genotype: AnyGenotype, point: Mapping[str, Tensor]) -> dict[str, int]:

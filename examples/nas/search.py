@@ -107,7 +107,7 @@ class TwoLevelSearch(Run):
         epoch = self.result()["epoch"]
         chosen = self.out / "genotypes" / f"epoch-{epoch + 1:03d}.json"
         load(chosen, self.net.space.kind).save(self.out / "genotype.json")
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n")
+        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
         report.write(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ softmax, and nothing else.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype
+from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype, similar
 
 DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
@@ -102,7 +101,7 @@ def get(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
     """A space of this file by its name, for genotypes of this kind."""
     known = [n for n, space in SPACES.items() if space.kind is kind]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = similar(name, known)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown {kind.layout.name} space {name!r}; {hint}known: {', '.join(known)}")
     return SPACES[name]

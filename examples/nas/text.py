@@ -53,12 +53,15 @@ def load(data_dir: str | Path | None = None) -> Corpus:
     names, or one file, of which the last tenth of the lines is for validation and test. None: the documentation of Python's
     language topics, rare words replaced.
 
-    A line ends in a word of its own, <eos>; words are what blanks separate. The vocabulary is that of all three parts. Files of
-    Penn Treebank are checked against their published md5 before they are read.
+    A line ends in a word of its own, <eos>; words are what white space separates. The vocabulary is that of all three parts.
+    Files are UTF-8, with or without a byte order mark, in any locale. Lines end at \\n or \\r\\n and at nothing else, as in the
+    published loaders: a form feed, U+2028 or a single \\r inside a line is white space. Files of Penn Treebank are checked
+    against their published md5 before they are read.
 
     Raises:
       FileNotFoundError: no such folder, or no text in it.
-      ValueError: a damaged file of Penn Treebank; text that is not UTF-8, or too short to have three parts.
+      ValueError: a damaged file of Penn Treebank; text that is not UTF-8, whose lines end at \\r, or that is too short to have
+        three parts.
     """
     if data_dir is None:
         return _corpus("python topics", _three(_topics()))
@@ -90,9 +93,18 @@ def _lines(file: Path) -> list[str]:
             f"{file} must have the md5 {md5} of Penn Treebank, got {hashlib.md5(content).hexdigest()}: it is damaged"
         )
     try:
-        return content.decode("utf-8").splitlines()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be UTF-8 text, but {error}") from None
+    if "\r" in text.rstrip() and "\n" not in text:
+        raise ValueError(f"{file} must have lines that end at \\n or \\r\\n, got one line with {text.count(chr(13))} \\r in it")
+    return _split(text)
+
+
+def _split(text: str) -> list[str]:
+    """The lines of a text; a \\r before the \\n is white space at the end of its line."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _topics() -> list[str]:
@@ -100,7 +112,7 @@ def _topics() -> list[str]:
     from pydoc_data import topics
 
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    lines = [re.findall(r"[a-z_]+|[0-9]+|[^\sa-z0-9_]", line.lower()) for line in text.splitlines()]
+    lines = [re.findall(r"[a-z_]+|[0-9]+|[^\sa-z0-9_]", line.lower()) for line in _split(text)]
     seen = Counter(word for line in lines for word in line)
     return [" ".join(word if seen[word] > 1 else RARE for word in line) for line in lines if line]
 

@@ -262,7 +262,7 @@ class TextTraining(Run):
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
         self._return_to(own)
         draw.save(draw.perplexities(self.rows), self.out / "train.png")
-        (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n")
+        (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")
 
     def identity(self) -> dict[str, Any]:
         cell = "LSTM" if self.cell is None else self.cell.to_json()

@@ -33,7 +33,10 @@ class Penalty(ABC):
     homogeneous: ClassVar[bool] = True
 
     def value(self, x: Any) -> Array:
-        """f(x), a zero-dimensional array; summed over the problems of a batch."""
+        """f(x), a zero-dimensional array; summed over the problems of a batch.
+
+        Its gradient at x = 0, and at a group of zeros, is the symmetric subgradient 0 in every library.
+        """
         arrays, _ = _arrays.as_list(x)
         self._check(arrays)
         return self._value([_arrays.widen(a) for a in arrays])
@@ -46,6 +49,10 @@ class Penalty(ABC):
           step: a number >= 0, or an array that broadcasts against x (a diagonal metric); for a list of
             arrays a number or a matching list. An entry with step 0 stays as it is.
           out: mutable array (or list) that takes the result; may be x itself.
+
+        Derivatives with respect to x, step and strength are right up to the third order. Those of zeroed entries are 0, and at
+        step or strength 0 they are the limits from above. Steps with ties under metric="median", and steps of 0 under "support",
+        are kinks of the metric: the derivatives with respect to them are finite there, but no limits.
 
         Raises:
           TypeError: x is not floating point, or `out` cannot be written.

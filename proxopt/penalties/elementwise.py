@@ -13,8 +13,9 @@ from proxopt.penalties.base import Penalty, check_strength
 def soft_threshold(x: Array, threshold: Any) -> Array:
     """sign(x) max(|x| - threshold, 0): the prox of threshold * ||x||_1.
 
-    Computed as x - clip(x, -threshold, threshold), which is one pass less and never returns -0 for a dead
-    entry. A complex entry shrinks in modulus. At threshold 0 it is the identity, in its gradient too.
+    Computed as x - clip(x, -threshold, threshold), which is one pass less and never returns -0 for a zeroed
+    entry. A complex entry shrinks in modulus. At threshold 0 it is the identity, with the slope -sign(x) in the
+    threshold; at |x| = threshold > 0 its slopes are 0, as those of all zeroed entries.
 
     Args:
       x: a floating-point array.
@@ -36,14 +37,25 @@ def shrink_entries(x: Array, t: Any) -> Array:
     if isinstance(t, float) and t == 0:
         return x * 1
     if _arrays.is_complex(x):
-        modulus = xp.abs(x)
-        dead = modulus <= t
-        scale = 1 - t / xp.where(dead, xp.ones_like(modulus), modulus)
-        return x * xp.where(dead, xp.zeros_like(scale), scale)
+        return x * share_left(xp.abs(x), t)
     clipped = _arrays.clip(x, t)
-    if not isinstance(t, float):  # a clip to [0, 0] would still carry half a gradient at x = 0
-        clipped = xp.where(xp.broadcast_to(t, clipped.shape) > 0, clipped, xp.zeros_like(clipped))
+    if not isinstance(t, float) and not _arrays.is_numpy_array(x):
+        if _arrays.may_differentiate(x):  # where t = 0 the result has the slope -sign(x) in t, and 1 in x also at x = 0
+            none = xp.where(t < 0, xp.zeros_like(t), t) * _arrays.sign(x)
+        else:
+            none = xp.zeros_like(clipped)
+        clipped = xp.where(t > 0, clipped, none)
     return x - clipped
+
+
+def share_left(size: Array, t: Any) -> Array:
+    """max(1 - t / size, 0) for size >= 0, what a soft threshold leaves of it; 1 where t = 0, for size 0 too."""
+    xp = _arrays.namespace(size)
+    dead = size <= t
+    share = xp.where(dead, xp.zeros_like(size), 1 - t / xp.where(dead, xp.ones_like(size), size))
+    if isinstance(t, float) and t > 0:
+        return share
+    return xp.where((t < 0) | (dead & (t <= 0)), xp.ones_like(share), share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +79,7 @@ class L1(Penalty):
 
     def entries(self, x: Array) -> Array:
         """What each entry of an array contributes to the value."""
-        return _arrays.like(self.strength, x) * _arrays.namespace(x).abs(x)
+        return _arrays.like(self.strength, x) * _arrays.modulus(x)
 
     def _value(self, xs: list[Array]) -> Array:
         return weighted_l1(xs, self.strength)
@@ -103,8 +115,8 @@ class ElasticNet(Penalty):
 
     def entries(self, x: Array) -> Array:
         """What each entry of an array contributes to the value."""
-        size = _arrays.namespace(x).abs(x)
-        return _arrays.like(self.strength, x) * (self.l1_ratio * size + (1 - self.l1_ratio) / 2 * size**2)
+        parts = self.l1_ratio * _arrays.modulus(x) + (1 - self.l1_ratio) / 2 * _arrays.square(x)
+        return _arrays.like(self.strength, x) * parts
 
     def _value(self, xs: list[Array]) -> Array:
         sums = [_arrays.namespace(x).sum(self.entries(x)) for x in xs]
@@ -120,5 +132,5 @@ class ElasticNet(Penalty):
 
 def weighted_l1(xs: list[Array], strength: Any) -> Array:
     """strength * ||x||_1 over all arrays."""
-    sums = [_arrays.namespace(x).sum(_arrays.like(strength, x) * _arrays.namespace(x).abs(x)) for x in xs]
+    sums = [_arrays.namespace(x).sum(_arrays.like(strength, x) * _arrays.modulus(x)) for x in xs]
     return sum(sums[1:], start=sums[0])

@@ -11,9 +11,11 @@ from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt.groups import WEIGHTS, Groups
 from proxopt.penalties.base import METRICS, Penalty, check_strength
+from proxopt.penalties.elementwise import share_left
 
 BISECTIONS = 5  # find the decade of the root ...
-NEWTON_STEPS = 4  # ... and its digits: 1e-12 for steps that spread over 20 decades; one more carries the gradient
+NEWTON_STEPS = 3  # ... and, with the next two, its digits: 1e-12 for steps that spread over 20 decades
+DERIVATIVE_STEPS = 2  # that are differentiated: k of them give all derivatives up to order 2^k - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +119,7 @@ def shrink(xs: list[Array], groups: Groups, threshold: Any) -> list[Array]:
     """max(1 - threshold / ||x_g||, 0) x_g; 0 for a zero group, the identity at threshold 0."""
     if isinstance(threshold, float) and threshold == 0:
         return [x * 1 for x in xs]
-    xp = _arrays.namespace(*xs)
-    norm = norms(xs, groups)
-    dead = norm <= threshold
-    scale = xp.where(dead, xp.zeros_like(norm), 1 - threshold / xp.where(dead, xp.ones_like(norm), norm))
-    if not isinstance(threshold, float):
-        scale = xp.where(threshold > 0, scale, xp.ones_like(scale))
+    scale = share_left(norms(xs, groups), threshold)
     return [x * s + 0.0 for x, s in zip(xs, groups.spread(scale, xs))]  # + 0.0: a dead entry is 0, not -0
 
 
@@ -132,32 +129,39 @@ def metric_shrink(xs: list[Array], steps: list[Array], groups: Groups, bound: An
         z = 0                      where ||x / s|| <= t
         z_i = x_i r / (r + s_i t)  else, with r = ||z|| > 0 the root of sum x_i^2 / (r + s_i t)^2 = 1
 
-    Gradients come from one Newton step at the detached root.
+    The root is found on detached arrays, and the last Newton steps are differentiated. The error of a step is quadratic in that
+    of its start: where derivatives are right up to order n before it, they are right up to order 2 n + 1 after it.
     """
     xp = _arrays.namespace(*xs)
     unit = _scale(xs, groups)
     y, a = [], []
     for x, s, m, t in zip(xs, steps, groups.spread(unit, xs), groups.spread(bound, xs)):
-        yi, ai = xp.broadcast_arrays(xp.abs(x) / m, s * (t / m))
+        threshold = _arrays.clip(t / m, float(xp.finfo(m.dtype).max))  # t / m overflows for tiny m, and 0 * inf is NaN
+        yi, ai = xp.broadcast_arrays(x / m, s * threshold)
         y.append(yi)
-        a.append(xp.where((s > 0) & (ai == ai), ai, xp.zeros_like(ai)))  # 0 * inf where m is tiny
+        a.append(xp.where(ai >= 0, ai, xp.zeros_like(ai)))
 
-    free = [ai <= 0 for ai in a]  # step or threshold 0: the entry stays, and keeps its group alive
-    held = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(free, y)]) != 0
-    pull = [xp.where(f, xp.zeros_like(yi), yi / xp.where(f, xp.ones_like(ai), ai)) for f, yi, ai in zip(free, y, a)]
-    dead = groups.spread(~held & (norms(pull, groups) <= 1), xs)
-    y = [xp.where(d, xp.ones_like(yi), yi) for d, yi in zip(dead, y)]  # a harmless problem in place of a dead one
-    a = [xp.where(d, xp.zeros_like(ai), ai) for d, ai in zip(dead, a)]
+    size = [_arrays.detach(xp.abs(yi)) for yi in y]
+    shift = [_arrays.detach(ai) for ai in a]
+    fixed = [ai <= 0 for ai in shift]  # step or threshold 0: the entry stays, and where it is not 0 its group is not zeroed
+    anchored = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(fixed, size)]) != 0
+    ratio = [xp.where(f, xp.zeros_like(yi), yi / xp.where(f, xp.ones_like(ai), ai)) for f, yi, ai in zip(fixed, size, shift)]
+    zeroed = groups.spread(~anchored & (norms(ratio, groups) <= 1), xs)
+    replaced = lambda values, fill: [xp.where(z, xp.full_like(v, fill), v) for z, v in zip(zeroed, values)]
+    y, size = replaced(y, 1.0), replaced(size, 1.0)  # a problem with r > 0 in place of one whose solution is 0
+    a, shift = replaced(a, 0.0), replaced(shift, 0.0)
 
-    root = _root([_arrays.detach(v) for v in y], [_arrays.detach(v) for v in a], groups)
-    root = _newton(_arrays.detach(root), y, a, groups)
+    root = _root(size, shift, groups)
+    for _ in range(DERIVATIVE_STEPS):
+        root = _newton(root, y, a, groups)
 
     out = []
-    for x, r, ai, d, f in zip(xs, groups.spread(root, xs), a, dead, free):
+    for x, r, ai, z, f in zip(xs, groups.spread(root, xs), a, zeroed, fixed):
         below = r + ai
         share = r / xp.where(below > 0, below, xp.ones_like(below))
-        share = xp.where(d, xp.zeros_like(share), share)
-        out.append(x * xp.where(f, xp.ones_like(share), share) + 0.0)
+        share = xp.where(z, xp.zeros_like(share), share)
+        stays = f & (z | ~xp.isfinite(r))  # any other fixed entry has the share r / r = 1, with a slope in its step
+        out.append(x * xp.where(stays, xp.ones_like(share), share) + 0.0)
     return out
 
 
@@ -191,20 +195,20 @@ def _newton(root: Array, y: list[Array], a: list[Array], groups: Groups) -> Arra
     xp = _arrays.namespace(root)
     below = [r + ai for r, ai in zip(groups.spread(root, y), a)]
     below = [xp.where(b > 0, b, xp.ones_like(b)) for b in below]
-    square = [(yi / b) ** 2 for yi, b in zip(y, below)]
+    square = [_arrays.square(yi / b) for yi, b in zip(y, below)]
     f = groups.total(square)
     slope = groups.total([q / b for q, b in zip(square, below)])
     return root + f * (xp.sqrt(f) - 1) / xp.where(slope > 0, slope, xp.ones_like(slope))
 
 
 def _support_step(xs: list[Array], steps: list[Array], groups: Groups) -> Array:
-    """||x|| / ||x / s||: the one step that kills exactly the groups that the metric kills."""
+    """||x|| / ||x / s||: the one step that zeroes exactly the groups that the metric zeroes."""
     xp = _arrays.namespace(*xs)
-    pull = [xp.abs(x) / xp.where(s > 0, s, xp.full_like(s, math.inf)) for x, s in zip(xs, steps)]
-    held = groups.largest([xp.where(s > 0, xp.zeros_like(s), xp.abs(x)) for x, s in zip(xs, steps)]) > 0
-    norm = norms(pull, groups)
-    ratio = norms(xs, groups) / xp.where(norm > 0, norm, xp.ones_like(norm))
-    return xp.where(held, xp.zeros_like(ratio), ratio)
+    ratio = [x / xp.where(s > 0, s, xp.full_like(s, math.inf)) for x, s in zip(xs, steps)]
+    anchored = groups.largest([xp.where(s > 0, xp.zeros_like(s), xp.abs(_arrays.detach(x))) for x, s in zip(xs, steps)]) > 0
+    norm = norms(ratio, groups)
+    step = norms(xs, groups) / xp.where(norm > 0, norm, xp.ones_like(norm))
+    return xp.where(anchored, xp.zeros_like(step), step)
 
 
 def _scale(xs: Sequence[Array], groups: Groups) -> Array:
@@ -215,5 +219,4 @@ def _scale(xs: Sequence[Array], groups: Groups) -> Array:
 
 
 def _square_sum(xs: Sequence[Array], groups: Groups) -> Array:
-    xp = _arrays.namespace(*xs)
-    return groups.total([xp.abs(x) ** 2 if _arrays.is_complex(x) else x * x for x in xs])
+    return groups.total([_arrays.square(x) for x in xs])
