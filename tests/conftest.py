@@ -90,7 +90,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from nas import cnn, draw, report
 
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setattr(draw, "save", lambda *args: None)
+    monkeypatch.setattr(draw, "save", lambda figure, *files: draw.plt.close(figure))
     monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})
 
 

@@ -120,7 +120,7 @@ def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
 
 def test_the_optimizer_alone_moves_norms_as_predicted():
     settings = gsparsity.Settings(mu=3.0, lr=0.02, lr_min=0.02)
-    operations = Operations(supernet(), settings)
+    operations = Operations(supernet("S1"), settings)
     norm = np.array(list(operations.initial.values()))
     strength = np.array([operations.strength(key) for key in operations.flats])
     for _ in range(40):
@@ -135,7 +135,7 @@ def test_the_optimizer_alone_moves_norms_as_predicted():
     at_point = np.array(list(operations.norms().values()))
     before = norm - 0.02 * strength * 39
     clear = abs(before / strength - 1) > 1e-3  # the others may round to either side
-    assert clear.sum() > 150
+    assert clear.mean() > 0.9
     np.testing.assert_array_equal(at_point[clear] == 0, (before <= strength)[clear])
 
 
