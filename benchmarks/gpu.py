@@ -91,7 +91,7 @@ OPTIMIZERS = (
     (r"^(ResNet-18|\d+ tensors of 8),", "{0}, beside fused Adam"),
     (r"^(ProxSGD|HAPG|ProxAdam \(exact\)|AdamHAPG \(median\)) +\S+ +(\S+) ", "{0} {1}"),
 )
-STEP = ((r"^((?!published|case )\S.*?) {2,}(\d\S*) +(\d+)(?: |$)", "{0} {1} s, {2} MiB"),)
+STEP = ((r"^((?!published).*): (\S+) s, (\d+) MiB$", "{0} {1} s, {2} MiB"), (r"^(.*: left out, .*)", "{0}"))
 TESTED = ((r"^=+ (.*\d (?:passed|failed|skipped|deselected|error).*) =+$", "{0}"), (r"^FAILED (\S+)", "failed: {0}"))
 PRUNED = ((r"^ +\S+ +0 +(\S+%) +(\S+%) +(\S+%) +\S+ *(\S*)$", "pruned {0}: {1} before the cut, {2} after it, retrained {3}"),)
 

@@ -113,8 +113,14 @@ def measure(shapes: list[tuple[int, ...]], names: list[str], rounds: int, check_
     for name in names:
         try:
             optimizers[name] = build(shapes, OPTIMIZERS[name], check_finite, device)
+            optimizers[name].step()
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed")
+        except RuntimeError as error:  # of a device: the others are still worth their time
+            if device == "cpu" or name == BASELINE:
+                raise
+            print(f"{name}: left out, {str(error).splitlines()[0]}")
+            optimizers.pop(name, None)
     names = list(optimizers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 2):

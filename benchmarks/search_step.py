@@ -233,8 +233,16 @@ def main() -> None:
     found: dict[str, list[dict]] = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
-            found[case].append(apart(case, args.batch, args.steps, args.device))
-            print(f"{case}: {found[case][-1]['cpu']:.4g} s", file=sys.stderr, flush=True)
+            try:
+                run = apart(case, args.batch, args.steps, args.device)
+            except RuntimeError as error:  # of a device: the other cases are still worth their time
+                print(f"{case}: left out, {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                continue
+            found[case].append(run)
+            print(f"{case}: {run['cpu']:.4g} s, {run['mib']:.0f} MiB", file=sys.stderr, flush=True)
+    left_out = [case for case, runs in found.items() if len(runs) < args.rounds]
+    for case in left_out:
+        del found[case]
     rows = []
     print(f"{'case':36}{'seconds' if args.device == 'cuda' else 'CPU s':>9}{'MiB':>8}{'ratio':>8}   range")
     for case, runs in found.items():
@@ -254,6 +262,7 @@ def main() -> None:
             writer = csv.DictWriter(file, fieldnames=["case", "cpu_s", "mib", "against", "ratio"])
             writer.writeheader()
             writer.writerows(rows)
+    sys.exit(bool(left_out))
 
 
 if __name__ == "__main__":

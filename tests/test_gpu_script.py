@@ -88,10 +88,11 @@ SAID = {
         "ResNet-18, beside fused Adam; ProxAdam (exact) 2.70",
     ),
     "steps": (
+        "published, darts first order: 6.298 s, 2632 MiB\ndarts first order: 2.43 s, 1327 MiB\n"
+        "gsparsity: left out, CUDA out of memory\n"
         "published, darts first order           6.2976    2632\n"
-        "darts first order                      2.4303    1327   0.386   0.381 - 0.391   of published, darts first order\n"
-        "gsparsity, half of the operations dead   0.6700     942   0.230   0.230 - 0.230   of published, gsparsity",
-        "darts first order 2.4303 s, 1327 MiB; gsparsity, half of the operations dead 0.6700 s, 942 MiB",
+        "darts first order                      2.4303    1327   0.386   0.381 - 0.391   of published, darts first order",
+        "darts first order 2.43 s, 1327 MiB; gsparsity: left out, CUDA out of memory",
     ),
     "tests": (
         "FAILED tests/test_gpu.py::test_x[a] - AssertionError\n======= 1 failed, 164 passed in 71.20s (0:01:11) =======",
