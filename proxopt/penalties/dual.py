@@ -124,7 +124,7 @@ def dual_scale(penalty: Any, c: Array, problems: int = 0) -> tuple[Array, Any] |
         excess = xp.where(excess <= 0, 0.0, excess)  # NaN stays
         curvature = strength * (1 - penalty.l1_ratio)
         parts = excess * (excess / xp.where(curvature > 0, 2 * curvature, 1.0))
-        parts = xp.where((curvature > 0) | (excess == 0), parts, np.inf)
+        parts = xp.where((curvature == 0) & (excess > 0), np.inf, parts)
         parts = xp.where(strength < 0, np.nan, parts)
         return _arrays.full(tuple(c.shape[:problems]), 1.0, c), xp.sum(parts, axis=axes)
     if isinstance(penalty, (L1, ElasticNet)):
@@ -184,7 +184,7 @@ def _untraced(x: Array) -> Any:
 
 def _concrete(mask: Array) -> Array:
     if _arrays.is_torch_array(mask):
-        return mask.cpu().numpy()
+        return to_numpy(mask) != 0
     if not _arrays.is_numpy_array(mask) and is_jax_array(mask):
         import jax
 
@@ -212,5 +212,9 @@ def to_numpy(x: Any) -> np.ndarray:
     if hasattr(x, "detach"):
         x = x.detach().cpu().resolve_conj()
         x = x.cdouble() if x.is_complex() else x.double()
+        try:
+            x = x.numpy()
+        except RuntimeError:  # inside torch.func
+            x = x.tolist()
     x = np.asarray(x)
     return np.asarray(x, dtype=np.complex128 if x.dtype.kind == "c" else np.float64)
