@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxopt import Groups, Nested, Penalty, sparsity
-from proxopt import max_strength as core_max_strength
+from proxopt.penalties.dual import zeroing_strength
 from proxopt_torch.base import Penalised, check_optimizer, entries
 
 
@@ -82,7 +82,7 @@ def max_strength(source: Any, penalty: Any = None) -> float:
     """The smallest strength that zeroes everything, given the gradients that the last backward pass left.
 
     It is the strength from which 0 is a stationary point when the gradient at 0 is the present one: the number to scale
-    from. Take 1e-3 to 1e-1 of it.
+    from. Take 1e-3 to 1e-1 of it. The prox of each of the gradients at this strength is all zeros in its own dtype.
 
     Args:
       source: an optimizer of proxopt_torch (its own penalties), a module (each parameter with two or more axes is a problem
@@ -103,7 +103,7 @@ def max_strength(source: Any, penalty: Any = None) -> float:
     problems = list(_problems(source, penalty))
     if not problems:
         raise ValueError("source must hold a penalised parameter with a gradient, got none: call loss.backward() first")
-    return max(core_max_strength(gradient, own) for gradient, own in problems)
+    return zeroing_strength(problems)
 
 
 def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Penalty]]:

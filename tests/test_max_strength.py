@@ -1,4 +1,4 @@
-"""The smallest strength that zeroes everything: zero at it, alive just below it."""
+"""The smallest strength that zeroes everything: all zeros at it, a nonzero entry just below it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,38 @@ PENALTIES = [
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
-@given(seed=st.integers(0, 2**32 - 1), decade=st.integers(-20, 20), dtype=st.sampled_from([np.float32, np.float64]))
-def test_it_is_where_the_last_entry_dies(penalty, seed, decade, dtype):
-    gradient = (np.random.default_rng(seed).normal(size=(4, 3)) * 10.0**decade).astype(dtype)
+@given(seed=st.integers(0, 2**32 - 1), decade=st.integers(-20, 20))
+def test_it_is_where_the_last_entry_becomes_zero(penalty, seed, decade):
+    gradient = np.random.default_rng(seed).normal(size=(4, 3)) * 10.0**decade
     found = max_strength(gradient, penalty)
-    exact = gradient.astype(float)
-    assert not penalty.with_strength(found * (1 + 1e-12)).prox(exact).any()
-    assert penalty.with_strength(found * (1 - 1e-9)).prox(exact).any()
+    assert not penalty.with_strength(found).prox(gradient).any()
+    assert penalty.with_strength(found * (1 - 1e-12)).prox(gradient).any()
+
+
+DTYPES = [("numpy", "float16"), ("numpy", "float32"), ("torch", "float16"), ("torch", "bfloat16"), ("torch", "float32")]
+DTYPES += [("jax", "bfloat16"), ("jax", "float32")]
+
+
+@pytest.mark.parametrize("name, dtype", DTYPES)
+def test_it_zeroes_in_the_dtype_of_the_gradient(name, dtype):
+    module = pytest.importorskip("jax.numpy" if name == "jax" else name)
+    dtype = getattr(module, dtype)
+    eps = float(module.finfo(dtype).eps)
+    for seed in range(1 if name == "jax" else 5):
+        values = np.random.default_rng(seed).normal(size=(4, 3))
+        gradient = module.tensor(values, dtype=dtype) if name == "torch" else module.asarray(values, dtype=dtype)
+        for penalty in PENALTIES:
+            found = max_strength(gradient, penalty)
+            assert not bool((penalty.with_strength(found).prox(gradient) != 0).any())
+            assert bool((penalty.with_strength(found * (1 - 8 * eps)).prox(gradient) != 0).any())
+
+
+def test_a_complex_gradient_counts_by_its_modulus():
+    torch = pytest.importorskip("torch")
+    gradient = np.array([3 + 4j, 1j])
+    assert max_strength(gradient, L1(1.0)) == max_strength(torch.tensor(gradient), L1(1.0)) == 5
+    found = max_strength(torch.tensor(gradient, dtype=torch.complex64), GroupL2(1.0, weights="none"))
+    assert np.isclose(found, 26**0.5, rtol=1e-6)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -191,17 +191,10 @@ def test_jax_traces_it() -> None:
         found = jax.jit(lambda signals: sparse_code(A_, signals, strength))(b_)
         np.testing.assert_allclose(found.x, expected, atol=1e-10)
         assert found.success.all()
-        each = jax.vmap(lambda signal, s: sparse_code(A_, signal, s).x, in_axes=(0, None))(b_, strength)
+        each = jax.vmap(lambda signal, s: sparse_code(A_, signal, s, method="active_set").x, in_axes=(0, None))(b_, strength)
         np.testing.assert_allclose(each, expected, atol=1e-10)
         solved = jax.jit(lambda y: fista(LeastSquares(A_, y), L1(strength), 0 * y @ A_))(b_)
         np.testing.assert_allclose(solved.x, expected, atol=1e-2)
-
-
-def test_torch_gradients_do_not_flow_through_a_code() -> None:
-    torch = pytest.importorskip("torch")
-    A, b, strength = problem(10, 5, 8)
-    signal = torch.tensor(b, requires_grad=True)
-    assert not sparse_code(torch.tensor(A), signal, strength).x.requires_grad
 
 
 # -- ista and fista ---------------------------------------------------------------------------
@@ -218,10 +211,17 @@ PENALTIES = [
 @pytest.mark.parametrize("penalty, other", PENALTIES, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("solver", [ista, fista])
 def test_solutions_are_certified_by_their_gap(xlib: Library, solver: Any, penalty: Any, other: Any) -> None:
+    if xlib.name == "jax" and solver is ista and not isinstance(penalty, L1):
+        pytest.skip("compiled with one penalty: the loop is that of fista")
     A, b, _ = problem(11, 30, 24, signals=1)
     f = LeastSquares(xlib.give(A), xlib.give(b[0]))
     found = solver(f, penalty, xlib.give(np.zeros(24)))
     assert bool(found.success) and float(found.gap) <= 1e-6
+    if xlib.name == "jax":
+        same = solver(LeastSquares(A, b[0]), penalty, np.zeros(24))
+        np.testing.assert_allclose(found.x, same.x, atol=1e-10)
+        assert int(found.nit) == same.nit
+        return
     if other is not None:
         x = cp.Variable(24)
         best = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b[0]) / 2 + other(x))).solve(solver=cp.CLARABEL)
@@ -291,6 +291,71 @@ def test_any_smooth_function_serves_and_the_step_is_searched_for(solver: Any) ->
     np.testing.assert_allclose(fixed.x, found.x, atol=1e-5)
 
 
+def quadratic(curvature: Any, target: Any, offset: float = 0.0) -> Any:
+    return lambda x: (offset + (curvature * (x - target) ** 2).sum() / 2, curvature * (x - target))
+
+
+@pytest.mark.parametrize("solver", [ista, fista])
+@pytest.mark.parametrize("curvature", [1e-14, 1e-8, 1e8])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_the_step_searched_for_grows_and_shrinks(solver: Any, curvature: float, offset: float) -> None:
+    found = solver(quadratic(curvature, 1.0, offset), L1(0.01 * curvature), np.zeros(3))
+    assert found.success
+    np.testing.assert_allclose(found.x, 0.99, rtol=1e-5)
+    start = np.full(3, 0.5)
+    np.testing.assert_allclose(solver(quadratic(curvature, 1.0, offset), L1(0.0), start).x, 1.0, rtol=1e-5)
+
+
+def test_a_searched_step_stays_short_enough_where_the_curvature_rises() -> None:
+    curvature, target = np.logspace(-2, 2, 20), np.random.default_rng(17).normal(size=20)
+    found = fista(quadratic(curvature, target), L1(1e-3), np.zeros(20), tol=1e-9)
+    shrunk = np.sign(target) * np.maximum(np.abs(target) - 1e-3 / curvature, 0)
+    assert found.success
+    np.testing.assert_allclose(found.x, shrunk, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [ista, fista])
+def test_a_trial_step_out_of_the_domain_of_f_is_shortened(solver: Any) -> None:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = solver(lambda x: (x.sum() - np.log(x).sum(), 1 - 1 / x), L1(0.5), np.full(3, 0.01))
+    assert found.success
+    np.testing.assert_allclose(found.x, 1 / 1.5, rtol=1e-6)
+
+
+def test_a_linear_function_lets_no_number_overflow() -> None:
+    assert not fista(lambda x: (0.5 * x.sum(), 0.5 + 0 * x), L1(1.0), np.full(3, 2.0)).x.any()
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert not fista(lambda x: (2 * x.sum(), 2 + 0 * x), L1(1.0), np.zeros(3), max_iter=300).success
+
+
+@pytest.mark.parametrize("budget", [1, 9, 13, 40])
+def test_no_solver_takes_more_iterations_than_asked_for(budget: int) -> None:
+    A, b, strength = problem(18, 20, 30)
+    start, f = np.zeros((4, 30)), LeastSquares(A, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert set(fista(f, L1(strength), start, max_iter=budget, tol=0).nit) == {budget}
+        assert set(ista(f.__call__, L1(strength), start, max_iter=budget, tol=0).nit) == {budget}
+        for method in ("auto", *METHODS):
+            assert sparse_code(A, b, strength, max_iter=budget, tol=0, method=method).nit.max() <= budget
+        first = ista(f, L1(strength), start, max_iter=1, tol=0).x
+    step = 1 / np.linalg.norm(A, 2) ** 2
+    np.testing.assert_allclose(first, L1(strength).prox(step * b @ A, step), atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [ista, fista])
+def test_the_usual_tolerance_is_reached_in_single_precision(solver: Any) -> None:
+    A, b, strength = problem(19, 30, 24)
+    A, b, start = A.astype(np.float32), b.astype(np.float32), np.zeros((4, 24), np.float32)
+    for f in (LeastSquares(A, b), LeastSquares(A, b).__call__):  # by the gap, and by the residual
+        found = solver(f, L1(strength), start)
+        assert found.x.dtype == np.float32 and found.success.all()
+        assert solver(f, L1(strength), start, tol=1e-4).nit.max() == found.nit.max()
+    half = solver(LeastSquares(A.astype(np.float16), b.astype(np.float16)), L1(strength), start.astype(np.float16))
+    np.testing.assert_allclose(half.x, found.x, atol=0.05)
+
+
 def test_a_start_at_the_solution_stays_there() -> None:
     A, b, strength = problem(16, 12, 10)
     solution = sparse_code(A, b, strength, tol=1e-12).x
@@ -325,6 +390,17 @@ REFUSED = [
     (lambda: fista(LeastSquares(EYE, np.ones(3)), L1(1.0), np.zeros(3), max_iter=2.5), ValueError, "max_iter"),
     (lambda: ista(lambda x: (x, x[:1]), L1(1.0), np.zeros(3)), ValueError, "gradient of its shape"),
     (lambda: LeastSquares(EYE, [1.0, 2.0, 3.0]), TypeError, "b"),
+    (lambda: LeastSquares(EYE, np.array([1.0, np.nan, 0.0])), ValueError, "b must be finite, got nan"),
+    (lambda: LeastSquares(EYE - np.inf, np.ones(3)), ValueError, "A must be finite, got -inf"),
+    (lambda: fista(LeastSquares(EYE, np.ones(3)), L1(1.0), np.array([0, np.nan, 0])), ValueError, "x0 must be finite, got nan"),
+    (
+        lambda: fista(LeastSquares(EYE, np.ones(3)), L1(1.0), np.ones(4)),
+        ValueError,
+        r"x0 must have shape \(3,\) for A.*got \(4,\)",
+    ),
+    (lambda: fista(LeastSquares(EYE, np.ones((2, 3))), L1(1.0), np.ones(3)), ValueError, r"x0 must have shape \(2, 3\)"),
+    (lambda: fista(lambda x: (np.nan, x), L1(1.0), np.ones(3)), ValueError, r"f\(x0\) must be finite, got nan"),
+    (lambda: fista(lambda x: (1.0, x + np.inf), L1(1.0), np.ones(3)), ValueError, "the gradient of f at x0 must be finite, got"),
 ]
 
 

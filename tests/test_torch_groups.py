@@ -205,6 +205,19 @@ def test_max_strength_zeroes_everything_and_a_little_less_does_not():
     assert survivors(1.001 * edge) == 0 < survivors(0.95 * edge)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_max_strength_zeroes_every_gradient_in_its_dtype(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).to(dtype)
+    penalty = SparseGroupLasso(1.0, 0.5, Groups.along(0))
+    for layer in net:
+        layer.weight.grad = torch.randn_like(layer.weight)
+    edge = max_strength(net, penalty)
+    assert not any(penalty.with_strength(edge).prox(layer.weight.grad).any() for layer in net)
+    lower = penalty.with_strength(edge * (1 - 8 * torch.finfo(dtype).eps))
+    assert any(lower.prox(layer.weight.grad).any() for layer in net)
+
+
 def test_max_strength_needs_gradients_and_a_penalty():
     net = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"penalised parameter with a gradient, got none: call loss.backward\(\) first"):

@@ -22,7 +22,6 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_each
-from proxopt.solvers.gradient import accelerated_by
 from proxopt.solvers.least_squares import Dictionary
 from proxopt.solvers.least_squares import gap as duality_gap
 
@@ -68,11 +67,11 @@ def relative_gap(A: Dictionary, b: Array, strength: Array, z: Array) -> tuple[Ar
     c = A.correlate(residual)
     top = xp.max(xp.abs(c), axis=1)
     size = strength * xp.sum(xp.abs(z), axis=1)
-    scale = strength / xp.where(top > strength, top, strength)
+    scale = strength / xp.where(top <= strength, strength, top)  # NaN where top is
     found = duality_gap(xp, residual, size, scale, 0.0, xp.sum(z * c, axis=1))
     objective = 0.5 * xp.sum(residual * residual, axis=1) + size
     tiny = float(xp.finfo(b.dtype).smallest_normal)
-    return found / xp.where(objective > tiny, objective, tiny), c
+    return found / xp.where(objective <= tiny, tiny, objective), c
 
 
 def solve(A: Array, b: Array, strength: Array, tol: float, max_iter: int) -> tuple[Array, Array]:
@@ -86,8 +85,10 @@ def solve(A: Array, b: Array, strength: Array, tol: float, max_iter: int) -> tup
     own = A if A.ndim == 3 else _arrays.full((batch, 0, 0), 0.0, A)
     gap, _ = relative_gap(dictionary, b, strength, z)
     guess = Guess(own, b, strength, step, z, z, 0 * strength + 1, xp.sign(z), gap, count)
-    done = repeat_each(lambda g: g.gap > tol, lambda g: _advance(dictionary, g, tol), guess, -(-max_iter // STEPS))
-    return done.z, done.steps
+    for steps, rounds in ((STEPS, max_iter // STEPS), (max_iter % STEPS, 1)):
+        if steps and rounds:
+            guess = repeat_each(lambda g: g.gap > tol, lambda g: _advance(dictionary, g, tol, steps), guess, rounds)  # noqa: B023
+    return guess.z, guess.steps
 
 
 def _of(dictionary: Dictionary, own: Array) -> Dictionary:
@@ -95,10 +96,10 @@ def _of(dictionary: Dictionary, own: Array) -> Dictionary:
     return dictionary if dictionary.shared else Dictionary(own)
 
 
-def _advance(dictionary: Dictionary, guess: Guess, tol: float) -> Guess:
-    """Some gradient steps, then an attempt to finish the problems whose support has come to rest."""
+def _advance(dictionary: Dictionary, guess: Guess, tol: float, steps: int) -> Guess:
+    """So many gradient steps, then an attempt to finish the problems whose support has come to rest."""
     xp, A = dictionary.xp, _of(dictionary, guess.A)
-    z, y, t = repeat(STEPS, lambda s: _fista_step(A, guess, *s), (guess.z, guess.y, guess.t))
+    z, y, t = repeat(steps, lambda s: _fista_step(A, guess, *s), (guess.z, guess.y, guess.t))
     reached, _ = relative_gap(A, guess.b, guess.strength, z)
     signs = xp.sign(z)
     active = xp.sum(xp.abs(signs), axis=1)
@@ -117,7 +118,7 @@ def _advance(dictionary: Dictionary, guess: Guess, tol: float) -> Guess:
         t=keep(guess.t, t),
         signs=signs,
         gap=keep(guess.gap, xp.where(solved, attempt.gap, reached)),
-        steps=keep(guess.steps, guess.steps + STEPS),
+        steps=keep(guess.steps, guess.steps + steps),
     )
 
 
@@ -126,8 +127,10 @@ def _fista_step(A: Dictionary, guess: Guess, z: Array, y: Array, t: Array) -> tu
     step, threshold = guess.step[:, None], (guess.step * guess.strength)[:, None]
     moved = y + step * A.correlate(guess.b - A.times(y))
     new = moved - xp.clip(moved, -threshold, threshold)
-    search, t = accelerated_by(xp, new, new - z, y, t, lambda v: xp.sum(v, axis=1), lambda v: v[:, None])
-    return new, search, t
+    uphill = xp.sum((y - new) * (new - z), axis=1) > 0
+    longer = (1 + xp.sqrt(1 + 4 * t * t)) / 2
+    momentum = xp.where(uphill, 0.0, (t - 1) / longer)
+    return new, new + momentum[:, None] * (new - z), xp.where(uphill, 1.0, longer)
 
 
 def _solve_active(dictionary: Dictionary, attempt: Attempt, most: int, goes_on: Array) -> Attempt:

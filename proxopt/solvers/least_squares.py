@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import is_jax_array
 
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt.penalties import Penalty
-from proxopt.penalties.dual import dual_scale
+from proxopt.penalties.dual import dual_scale, has_dual, unpenalised
+from proxopt.solvers.derivatives import is_traced
 
 
 class Dictionary:
@@ -37,31 +43,75 @@ class Dictionary:
     def largest_curvature(self) -> Array:
         """The largest eigenvalue of A^T A."""
         xp, A = self.xp, self.A
+        if not _arrays.size(A):
+            return _arrays.full(tuple(A.shape[:-2]), 0.0, A)
+        largest = xp.max(xp.abs(A), axis=(-2, -1), keepdims=True)
+        scale = xp.where(largest > 0, largest, 1.0)  # eigenvalue solvers raise where the Gram matrix overflows
+        A = A / scale
         A_T = xp.matrix_transpose(A)
         gram = xp.matmul(A, A_T) if A.shape[-2] <= A.shape[-1] else xp.matmul(A_T, A)
-        return xp.linalg.eigvalsh(gram)[..., -1]
+        return xp.linalg.eigvalsh(gram)[..., -1] * scale[..., 0, 0] ** 2
 
 
-def gap(xp: Any, residual: Array, value: Array, scale: Array, conjugate: Any, inner: Array) -> Array:
-    """objective(x) - dual(s (b - A x)), in a form without cancellation: with c = A^T (b - A x) and the penalty g,
+def gap(
+    xp: Any, residual: Array, value: Array, scale: Array, conjugate: Any, inner: Array, direction: Array | None = None
+) -> Array:
+    """objective(x) - dual(s d) at a dual point s d, in a form without cancellation: with c = A^T d and the penalty g,
 
-        (1 - s)^2/2 ||b - A x||^2 + g(x) + g*(s c) - s <x, c>
+        1/2 ||b - A x - s d||^2 + g(x) + g*(s c) - s <x, c>
 
-    residual (..., m); value g(x), scale s, conjugate g*(s c) and inner <x, c> one for each problem.
+    direction: d, (..., m); None for the residual b - A x, (..., m). value g(x), scale s, conjugate g*(s c) and inner <x, c>: one
+    for each problem. Rounding may make it negative, which is returned as 0. NaN in any of them makes it NaN.
     """
-    found = 0.5 * (1 - scale) ** 2 * xp.sum(residual * residual, axis=-1) + value + conjugate - scale * inner
-    return xp.where(found > 0, found, 0.0)
+    if direction is None:
+        square = (1 - scale) ** 2 * xp.sum(residual * residual, axis=-1)
+    else:
+        square = xp.sum((residual - scale[..., None] * direction) ** 2, axis=-1)
+    found = 0.5 * square + value + conjugate - scale * inner
+    found = xp.where(found < 0, 0.0, found)
+    return xp.where(value < 0, math.nan, found)  # no penalty: a negative strength
+
+
+class Unpenalised(NamedTuple):
+    """The part of least-squares problems on which the penalty does not depend.
+
+    mask: the entries of x, None if there are none. bases: pairs of the numbers of problems (None: all of them) and an orthonormal
+    basis (..., m, k) of the span of their unpenalised columns, padded by zeros.
+    """
+
+    mask: Array | None = None
+    bases: tuple[tuple[Any, Array], ...] = ()
+
+    def off(self, residual: Array) -> Array:
+        """The part of residuals (..., m) that is orthogonal to the unpenalised columns."""
+        if not self.bases:
+            return residual
+        xp = _arrays.namespace(residual)
+        rows = xp.reshape(residual, (-1, residual.shape[-1]))
+        for numbers, basis in self.bases:
+            rows = _off(xp, rows, basis) if numbers is None else _put(rows, numbers, _off(xp, rows[numbers, :], basis))
+        return xp.reshape(rows, residual.shape)
+
+    def without(self, c: Array) -> Array:
+        """Correlations of what `off` returned with the columns: 0, instead of rounding errors, at the unpenalised ones."""
+        if self.mask is None:
+            return c
+        xp = _arrays.namespace(c)
+        mask = _arrays.index(self.mask, c) if isinstance(self.mask, np.ndarray) else self.mask
+        return xp.where(mask, 0.0, c)
 
 
 class LeastSquares:
     """f(x) = 1/2 ||A x - b||^2, called for (f(x), A^T (A x - b)).
 
     Args:
-      A: (m, n), or (..., m, n) with a dictionary for each problem.
+      A: (m, n), or (..., m, n) with a dictionary for each problem. Half precision is computed in single.
       b: (m,), or (..., m) for a batch of problems.
 
     Raises:
-      TypeError, ValueError: A or b is no real floating-point array, or their shapes do not fit.
+      TypeError: A or b is no real floating-point array.
+      ValueError: their shapes do not fit, or an entry is not finite, as far as it has a value: JAX does not look into arrays that
+        it traces, and solvers return success False there.
 
     >>> import numpy as np
     >>> f = LeastSquares(np.eye(2), np.array([1.0, 2.0]))
@@ -72,8 +122,10 @@ class LeastSquares:
 
     def __init__(self, A: Array, b: Array):
         self.xp = check_pair(A, b)
-        self.A, self.b = A, b
-        self.dictionary = Dictionary(A)
+        check_finite("A", A)
+        check_finite("b", b)
+        self.A, self.b = _arrays.widen(A), _arrays.widen(b)
+        self.dictionary = Dictionary(self.A)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
         residual = self.dictionary.times(x) - self.b
@@ -83,17 +135,132 @@ class LeastSquares:
         """The smallest Lipschitz constant of the gradient: the largest eigenvalue of A^T A, one for each dictionary."""
         return self.dictionary.largest_curvature()
 
-    def gap(self, x: Array, penalty: Penalty, value: Array) -> Array | None:
+    def constant(self) -> LeastSquares:
+        """The same function of arrays that automatic differentiation does not track."""
+        other = object.__new__(LeastSquares)
+        other.xp, other.A, other.b = self.xp, _arrays.detach(self.A), _arrays.detach(self.b)
+        other.dictionary = Dictionary(other.A)
+        return other
+
+    def check_start(self, x0: Array) -> None:
+        """Refuse a point x0 of a shape that does not fit, or of another dtype."""
+        batch = np.broadcast_shapes(tuple(self.A.shape[:-2]), tuple(self.b.shape[:-1]))
+        right, shape = (*batch, self.A.shape[-1]), tuple(x0.shape)
+        if len(shape) < len(right) or shape[-1] != right[-1] or not _extends(shape[:-1], batch):
+            raise ValueError(f"x0 must have shape {right} for A of shape {tuple(self.A.shape)} and b of shape"
+                             f" {tuple(self.b.shape)}, got {shape}")  # fmt: skip
+        if x0.dtype != self.A.dtype and not _arrays.is_numpy_array(x0):  # NumPy promotes
+            raise TypeError(f"x0 must have the dtype of A, {self.A.dtype}, got {x0.dtype}")
+
+    def unpenalised(self, penalty: Penalty, x: Array) -> Unpenalised:
+        """What `gap` needs to know of the entries of x that the penalty does not depend on. Of x only the shape matters."""
+        mask = unpenalised(penalty, x) if has_dual(penalty, x.ndim - 1) else None
+        return Unpenalised() if mask is None else Unpenalised(mask, tuple(_bases(self.A, mask)))
+
+    def gap(self, x: Array, penalty: Penalty, value: Array, part: Unpenalised | None = None) -> Array | None:
         """A bound on f(x) + penalty(x) - min (f + penalty) for each problem, from a dual point; None where the penalty has none.
 
-        value: penalty(x), one for each problem.
+        The dual point is the residual b - A x, less its projection on the columns that the penalty does not depend on, and
+        scaled into the dual ball of the penalty. It is feasible up to rounding: with unpenalised columns A_U, solution x* and
+        machine precision eps, the bound may be too small by about eps max(m, n) ||A_U|| ||b - A x|| ||x_U - x*_U||.
+
+        value: penalty(x), one for each problem. part: what `unpenalised(penalty, x)` returned.
         """
+        part = self.unpenalised(penalty, x) if part is None else part
         residual = self.b - self.dictionary.times(x)
-        c = self.dictionary.correlate(residual)
+        direction = part.off(residual)
+        c = part.without(self.dictionary.correlate(direction))
         found = dual_scale(penalty, c, problems=x.ndim - 1)
         if found is None:
             return None
-        return gap(self.xp, residual, value, *found, self.xp.sum(x * c, axis=-1))
+        inner = self.xp.sum(x * c, axis=-1)
+        return gap(self.xp, residual, value, *found, inner, None if part.mask is None else direction)
+
+
+def _extends(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether arrays of the shape `batch` broadcast to `shape`."""
+    try:
+        return np.broadcast_shapes(shape, batch) == shape
+    except ValueError:
+        return False
+
+
+def _bases(A: Array, mask: Array) -> Iterator[tuple[Any, Array]]:
+    """The bases of `Unpenalised`, for A (..., m, n) and mask (..., n)."""
+    xp = _arrays.namespace(A)
+    m, n = A.shape[-2:]
+    rows = math.prod(mask.shape[:-1])
+    own = None if A.ndim == 2 else xp.reshape(xp.broadcast_to(A, (*mask.shape[:-1], m, n)), (rows, m, n))
+    if not isinstance(mask, np.ndarray):  # traced: all columns take part, those that are penalised as zeros
+        flat = xp.astype(xp.reshape(mask, (rows, n)), A.dtype)[:, None, :]
+        yield None, _traced_basis(xp, (A if own is None else own) * flat)
+        return
+    patterns, which = np.unique(mask.reshape(rows, n), axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.any():
+            numbers = None if len(patterns) == 1 else np.flatnonzero(which.reshape(-1) == number)
+            chosen = A if own is None else own if numbers is None else own[_arrays.index(numbers, A), ...]
+            yield (
+                (None if numbers is None else _arrays.index(numbers, A)),
+                _basis(xp, xp.take(chosen, _arrays.index(np.flatnonzero(pattern), A), axis=-1)),
+            )
+
+
+def _basis(xp: Any, columns: Array) -> Array:
+    """(..., m, k): an orthonormal basis of the span of columns (..., m, k), and zeros where they are dependent.
+
+    Columns of length 1 are dependent where a singular value is below eps max(m, k).
+    """
+    m, k = columns.shape[-2:]
+    largest = xp.max(xp.abs(columns), axis=-2, keepdims=True)
+    columns = columns / xp.where(largest > 0, largest, 1.0)
+    length = xp.sqrt(xp.sum(columns * columns, axis=-2, keepdims=True))
+    columns = columns / xp.where(length > 0, length, 1.0)
+    basis, sizes, _ = xp.linalg.svd(columns, full_matrices=False)
+    kept = sizes > float(xp.finfo(columns.dtype).eps) * max(m, k)
+    return basis * xp.astype(kept, columns.dtype)[..., None, :]
+
+
+def _traced_basis(xp: Any, columns: Array) -> Array:
+    """`_basis`, which costs little at run time where all columns are 0."""
+    import jax
+
+    *batch, m, n = columns.shape
+    nothing = xp.zeros((*batch, m, min(m, n)), dtype=columns.dtype)
+    return jax.lax.cond(xp.any(columns != 0), lambda: _basis(xp, columns), lambda: nothing)
+
+
+def _off(xp: Any, rows: Array, basis: Array) -> Array:
+    """Rows (B, m) less their projections on an orthonormal basis (m, k) or (B, m, k)."""
+    for _ in range(2):  # the second time takes off what rounding left
+        if basis.ndim == 2:
+            rows = rows - (rows @ basis) @ basis.T
+        else:
+            inside = xp.matmul(rows[:, None, :], basis)
+            rows = rows - xp.matmul(inside, xp.matrix_transpose(basis))[:, 0, :]
+    return rows
+
+
+def _put(rows: Array, numbers: Array, values: Array) -> Array:
+    """A copy of rows with values at the numbers."""
+    if is_jax_array(rows):
+        return rows.at[numbers, :].set(values)
+    out = _arrays.namespace(rows).asarray(rows, copy=True)
+    out[numbers, :] = values
+    return out
+
+
+def check_finite(name: str, x: Array) -> None:
+    """Refuse an array with an entry that is not finite, unless JAX traces it."""
+    if _arrays.is_torch_array(x):
+        finite = x.detach().isfinite()
+        if not bool(finite.all()):
+            raise ValueError(f"{name} must be finite, got {float(x.detach()[~finite][0])}")
+    elif not is_traced(x) and getattr(x, "is_fully_addressable", True):
+        values = np.asarray(x)
+        finite = np.isfinite(values)
+        if not finite.all():
+            raise ValueError(f"{name} must be finite, got {values[~finite][0]}")
 
 
 def check_pair(A: Any, b: Any) -> Any:
