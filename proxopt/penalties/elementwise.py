@@ -42,7 +42,7 @@ def shrink_entries(x: Array, t: Any) -> Array:
         return x * xp.where(dead, xp.zeros_like(scale), scale)
     clipped = _arrays.clip(x, t)
     if not isinstance(t, float):  # a clip to [0, 0] would still carry half a gradient at x = 0
-        clipped = xp.where(xp.broadcast_to(t, clipped.shape) > 0, clipped, xp.zeros_like(clipped))
+        clipped = xp.where(t > 0, clipped, xp.zeros_like(clipped))
     return x - clipped
 
 
