@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt._checks import in_range
-from proxopt_torch import kernels, stacks
+from proxopt_torch import kernels, sharding, stacks
 from proxopt_torch import param_groups as plain
 
 TRAIN, EVAL = "train", "eval"
@@ -90,20 +89,21 @@ class Penalised:
         live = [e for e in entries(group) if all(p.grad is not None for p in e)]
         if any(p.grad is not None and p.grad.is_sparse for e in live for p in e):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients: use a dense embedding (sparse=False)")
-        return self.penalty_of(group), live
+        penalty = self.penalty_of(group)
+        sharding.check_step(self, group, penalty)
+        return penalty, live
 
     def _check_finite(self, group: dict, grads: list[Tensor]) -> None:
-        """Raise ValueError, naming the parameter, where a gradient of the group is not finite."""
+        """Raise ValueError, naming the parameter, where a gradient of the group is not finite: on any rank, if it is sharded."""
         on = group["check_finite"]
         grads = [g for g in grads if on or (on is None and g.device.type == "cpu")]
-        if not grads or torch.compiler.is_compiling() or bool(torch.isfinite(get_total_norm(grads))):
+        if not grads or torch.compiler.is_compiling() or sharding.all_finite(self, grads):
             return
-        for place, p in enumerate(group["params"]):  # the norm may overflow where no entry does
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                number = next(i for i, g in enumerate(self.param_groups) if g is group)
-                label = group["param_names"][place] if "param_names" in group else f"param_groups[{number}]['params'][{place}]"
-                kind = "NaN" if bool(p.grad.isnan().any()) else "inf"
-                raise ValueError(f"gradient of {label} (shape {tuple(p.shape)}) must be finite, got {kind}; nothing was updated")
+        found = sharding.first_not_finite(self, [p.grad for p in group["params"]])
+        if found is not None:  # the norm may overflow where no entry does
+            place, kind = found
+            name, shape = sharding.label(self, group, place), tuple(group["params"][place].shape)
+            raise ValueError(f"gradient of {name} (shape {shape}) must be finite, got {kind}; nothing was updated")
 
     def _load(self, load: Callable[[dict], None], state_dict: dict) -> None:
         """`load(state_dict)`, which is torch's, with the checks behind the user's pre-hooks and repairs before the post-hooks."""
@@ -191,11 +191,13 @@ class Penalised:
             if penalty is not None and self.componentwise and p.is_complex():
                 raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
         plain.check_fit(penalty, entries(group), group["joint"])
+        sharding.check(self, group, penalty)
         for doubt in plain.doubts(group, strength, penalty):
             warn(doubt)
 
     tensors_like_params: tuple[str, ...] = ()  # state tensors that must have their parameter's shape
     componentwise = False  # complex parameters are treated as pairs of real ones
+    metric: str | None = None  # of a penalty that leaves it open; None where the prox has one step for all entries
 
 
 class ProximalOptimizer(Penalised, Optimizer):
@@ -249,8 +251,7 @@ class ProximalOptimizer(Penalised, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = []
-        for group in self.param_groups:
-            penalty, live = self._ready(group)
+        for group, (penalty, live) in zip(self.param_groups, [self._ready(g) for g in self.param_groups]):
             stacked, alone = stacks.split(self, group, penalty, live)
             grads = [stacks.gather(s) for s in stacked]
             self._check_finite(group, grads + [p.grad for e in alone for p in e])  # type: ignore[misc]

@@ -2,6 +2,9 @@
 
 Every function returns a list of param groups for an optimizer of proxopt_torch: the penalised ones first, then one
 without penalty that holds all other parameters. Each parameter of the model is in exactly one.
+
+What is to become zero must be a parameter: a weight that is computed from others (weight_norm, a parametrization, a pruning
+mask), a buffer, or a lazy layer before its first forward pass raises ValueError, which names it and says what to do.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, SparseGroupLasso
 
@@ -22,6 +29,8 @@ Selection = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAZY_NORMS = (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)
+PRUNED = "masked by pruning"
 
 
 def output_channels(
@@ -37,7 +46,8 @@ def output_channels(
         channel is exactly 0 and `compact` can remove it.
 
     Raises:
-      ValueError: a name or type that matches no such layer; a penalty that has groups already.
+      ValueError: a name or type that matches no such layer; a penalty that has groups already; a weight that is no
+        parameter of the layer; with `joint` a channel of which a part is frozen.
 
     >>> import torch
     >>> from proxopt import GroupL2
@@ -50,17 +60,17 @@ def output_channels(
     layers = _select(model, (nn.Linear, *CONVS, *TRANSPOSED), include, exclude)
     claimed = []
     for name, layer in layers.items():
-        weight = layer.weight
         axis = 1 if isinstance(layer, TRANSPOSED) else 0
         if axis == 1 and layer.groups != 1:
             raise ValueError(f"{name} must be excluded: output channels of a grouped transposed convolution are not slices")
+        weight = _parameter(model, layer, "weight")
         if joint:
-            members = _with_followers(model, name, layer)
-            labels = Groups.labels([range(weight.shape[axis])] * len(members), axis=(axis, *[0] * (len(members) - 1)))
-            claimed.append(([_name(model, p) for p in members], _with_groups(penalty, labels), True))
+            members = [weight, *(_parameter(model, *member) for member in _followers(model, layer))]
+            labels = Groups.labels([range(layer.weight.shape[axis])] * len(members), axis=(axis, *[0] * (len(members) - 1)))
+            claimed.append((members, _with_groups(penalty, labels), True))
         else:
-            along = tuple(a for a in range(weight.ndim) if a != axis)
-            claimed.append(([_name(model, weight)], _with_groups(penalty, Groups.along(along)), False))
+            along = tuple(a for a in range(layer.weight.ndim) if a != axis)
+            claimed.append(([weight], _with_groups(penalty, Groups.along(along)), False))
     return _collect(model, claimed)
 
 
@@ -86,8 +96,9 @@ def input_features(model: nn.Module, penalty: Any, include: Selection = None, ex
                 raise ValueError(f"{name} must not be included: input channels of a convolution with groups > 1 are not slices")
             continue
         axis = 0 if isinstance(layer, TRANSPOSED) else 1
+        weight = _parameter(model, layer, "weight")
         along = tuple(a for a in range(layer.weight.ndim) if a != axis)
-        claimed.append(([_name(model, layer.weight)], _with_groups(penalty, Groups.along(along)), False))
+        claimed.append(([weight], _with_groups(penalty, Groups.along(along)), False))
     return _collect(model, claimed)
 
 
@@ -107,15 +118,15 @@ def attention_heads(model: nn.Module, penalty: Any, include: Selection = None, e
     for layer in _select(model, (nn.MultiheadAttention,), include, exclude).values():
         heads = np.repeat(np.arange(layer.num_heads), layer.head_dim)
         if layer.in_proj_weight is not None:
-            members = [(layer.in_proj_weight, np.tile(heads, 3))]
+            members = [(layer, "in_proj_weight", np.tile(heads, 3))]
         else:
-            members = [(w, heads) for w in (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)]
+            members = [(layer, key, heads) for key in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
         if layer.in_proj_bias is not None:
-            members.append((layer.in_proj_bias, np.tile(heads, 3)))
+            members.append((layer, "in_proj_bias", np.tile(heads, 3)))
         axes = (*[0] * len(members), 1)
-        members.append((layer.out_proj.weight, heads))
-        labels = Groups.labels([list(h) for _, h in members], axis=axes)
-        claimed.append(([_name(model, p) for p, _ in members], _with_groups(penalty, labels), True))
+        members.append((layer.out_proj, "weight", heads))
+        labels = Groups.labels([list(h) for _, _, h in members], axis=axes)
+        claimed.append(([_parameter(model, m, key) for m, key, _ in members], _with_groups(penalty, labels), True))
     return _collect(model, claimed)
 
 
@@ -126,6 +137,10 @@ def modules(model: nn.Module, penalty: Any, include: Selection) -> list[dict]:
       model: holds the modules.
       penalty: a penalty without groups of its own.
       include: the modules by name, pattern or type. One inside another is an error.
+
+    Raises:
+      ValueError: a name or type that matches no module; modules without parameters; a penalty that has groups already; a
+        module of which a part is frozen, or that computes a weight from others, which need not be zero where they are.
 
     >>> import torch
     >>> from proxopt import GroupL2
@@ -138,25 +153,36 @@ def modules(model: nn.Module, penalty: Any, include: Selection) -> list[dict]:
     chosen = _select(model, (nn.Module,), include, None)
     claimed = []
     for module in chosen.values():
+        for part in module.modules():
+            for key, (reason, _) in _computed(part).items():
+                if reason != PRUNED:  # a mask leaves zeros as they are
+                    _parameter(model, part, key)
         members = list(dict.fromkeys(_name(model, p) for p in module.parameters()))
         if members:
             claimed.append((members, _with_groups(penalty, Groups.whole()), True))
+    if not claimed:
+        raise ValueError(f"include must name modules that have parameters, got {', '.join(map(repr, chosen))}")
     return _collect(model, claimed)
 
 
 def _select(model: nn.Module, kinds: tuple, include: Selection, exclude: Selection) -> dict[str, Any]:
     """Modules of the given kinds by name, in order, that are included and not excluded."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and (name or kinds != (nn.Module,))}
-    wanted = _matching(found, include, "include") if include is not None else set(found)
-    unwanted = _matching(found, exclude, "exclude") if exclude is not None else set()
-    chosen = {name: m for name, m in found.items() if name in wanted - unwanted}
+    everything = dict(model.named_modules())
+    found = {name: m for name, m in everything.items() if isinstance(m, kinds) and (name or kinds != (nn.Module,))}
+    chosen: dict[str, Any] = {}
+    if found:
+        wanted = _matching(found, include, "include", everything) if include is not None else set(found)
+        unwanted = _matching(found, exclude, "exclude", everything) if exclude is not None else set()
+        chosen = {name: m for name, m in found.items() if name in wanted - unwanted}
     if not chosen:
-        names = " or ".join(k.__name__ for k in kinds)
-        raise ValueError(f"model must hold a {names} to penalise, got none in {type(model).__name__}")
+        names = "submodule" if kinds == (nn.Module,) else " or ".join(k.__name__ for k in kinds)
+        quantized = any("quantized" in type(m).__module__ for m in everything.values())
+        hint = "; a quantized layer holds no parameters, build the groups before the model is quantized" if quantized else ""
+        raise ValueError(f"model must hold a {names} to penalise, got none in {type(model).__name__}{hint}")
     return chosen
 
 
-def _matching(found: dict[str, Any], selection: Selection, argument: str) -> set[str]:
+def _matching(found: dict[str, Any], selection: Selection, argument: str, everything: dict[str, nn.Module]) -> set[str]:
     items = [selection] if isinstance(selection, (str, type)) else list(selection or [])
     chosen: set[str] = set()
     for item in items:
@@ -164,6 +190,9 @@ def _matching(found: dict[str, Any], selection: Selection, argument: str) -> set
         if not matches:
             close = get_close_matches(item, found, n=3, cutoff=0.4) if isinstance(item, str) else []
             hint = f"; did you mean {', '.join(map(repr, close))}?" if close else f"; there are {', '.join(map(repr, found))}"
+            if item in everything:
+                kind = type(everything[item])
+                hint = f", a {kind.__module__}.{kind.__qualname__}; there are {', '.join(map(repr, found))}"
             raise ValueError(f"{argument} must name layers of the model, got {item!r}{hint}")
         chosen |= matches
     return chosen
@@ -179,16 +208,54 @@ def _with_groups(penalty: Any, groups: Groups) -> Any:
     return replace(penalty, groups=groups)
 
 
-def _with_followers(model: nn.Module, name: str, layer: Any) -> list[Tensor]:
-    """Weight and bias of a layer, and the affine entries of the BatchNorm that comes next, if one does."""
-    members = [layer.weight] + ([layer.bias] if layer.bias is not None else [])
-    leaves = [m for m in model.modules() if not list(m.children())]
-    place = next(i for i, m in enumerate(leaves) if m is layer)
-    after = leaves[place + 1] if place + 1 < len(leaves) else None
-    width = layer.weight.shape[1 if isinstance(layer, TRANSPOSED) else 0]
-    if isinstance(after, NORMS) and after.affine and after.num_features == width:
-        members += [after.weight, after.bias]
+def _followers(model: nn.Module, layer: Any) -> list[tuple[nn.Module, str]]:
+    """The bias of a layer, and the affine entries of the BatchNorm that comes next, if one does: modules with names."""
+    members = [(layer, "bias")] if layer.bias is not None else []
+    own, order = set(layer.modules()), list(model.modules())
+    after = next((m for m in order[order.index(layer) :] if m not in own and _is_leaf(m)), None)
+    if isinstance(after, LAZY_NORMS) and after.affine:
+        members += [(after, "weight")]  # which says so
+    elif isinstance(after, NORMS) and after.affine:
+        width = layer.weight.shape[1 if isinstance(layer, TRANSPOSED) else 0]
+        members += [(after, "weight"), (after, "bias")] if after.num_features == width else []
     return members
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module runs on its own, other than what computes its weights."""
+    return all(name == "parametrizations" for name, _ in module.named_children())
+
+
+def _parameter(model: nn.Module, module: nn.Module, key: str) -> str:
+    """The name in the model of a parameter of one of its modules; raises where that is no parameter, or has no shape yet."""
+    place = next(name for name, m in model.named_modules() if m is module)
+    name, p = f"{place}.{key}".lstrip("."), module._parameters.get(key)
+    if isinstance(p, nn.UninitializedParameter):
+        raise ValueError(f"{name} must have a shape, but is of a lazy layer: run one forward pass of the model first")
+    if p is not None:
+        return _name(model, p)
+    if key in _computed(module):
+        reason, remedy = _computed(module)[key]
+        raise ValueError(f"{name} must be a parameter, but is {reason}: leave this layer out, or call {remedy} first")
+    kind = "a buffer" if key in module._buffers else "a plain tensor" if getattr(module, key, None) is not None else "missing"
+    raise ValueError(f"{name} must be a parameter, but is {kind}: leave this layer out, or assign an nn.Parameter")
+
+
+def _computed(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """The tensors that a module computes from others before it runs: how, and the function that makes them parameters again."""
+    out = {}
+    if parametrize.is_parametrized(module):
+        remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+        for key, chain in dict(module.parametrizations).items():  # type: ignore[arg-type]
+            out[key] = (f"computed by a parametrization ({', '.join(type(f).__name__ for f in chain)})", remedy)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            out[hook.name] = ("computed by weight_norm", "torch.nn.utils.remove_weight_norm")
+        elif isinstance(hook, SpectralNorm):
+            out[hook.name] = ("computed by spectral_norm", "torch.nn.utils.remove_spectral_norm")
+        elif isinstance(hook, BasePruningMethod):
+            out[hook._tensor_name] = (PRUNED, "torch.nn.utils.prune.remove")
+    return out
 
 
 def _name(model: nn.Module, p: Tensor) -> str:
@@ -206,9 +273,17 @@ def _collect(model: nn.Module, claimed: list[tuple[list[str], Any, bool]]) -> li
             continue  # a tied weight, penalised where it came first
         if len(fresh) < len(names):
             clash = next(n for n in names if n not in fresh)
-            raise ValueError(f"{clash} must be in one group, but is in that of {seen[id(params[clash])]} already")
+            raise ValueError(
+                f"{clash} must be in one group, but is in that of {seen[id(params[clash])]} already: leave one of the layers out"
+            )
+        frozen = [n for n in names if not params[n].requires_grad]
+        if joint and 0 < len(frozen) < len(names):
+            raise ValueError(
+                f"{frozen[0]} must require grad like the rest of its group ({', '.join(names)}), which is stepped as one or not "
+                "at all: freeze all of it or none, or leave this layer out"
+            )
         for n in names:
-            seen[id(params[n])] = n
+            seen[id(params[n])] = names[0]
         home = next((g for g in out if not joint and not g["joint"] and g["penalty"] == penalty), None)
         if home is None:
             out.append({"params": [], "penalty": penalty, "joint": joint})

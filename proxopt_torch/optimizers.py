@@ -21,10 +21,12 @@ _FLAGS = """
       foreach: step tensors of one shape as one stacked tensor. None: where many are small.
       capturable: keep the step count on the device, for CUDA graphs.
       differentiable: let autograd run through the step.
-      check_finite: refuse NaN and inf in gradients before anything is updated. None: on CPU yes, elsewhere no.
+      check_finite: refuse NaN and inf in gradients before anything is updated. None: on CPU yes, elsewhere no. Where
+        parameters are sharded (DTensor) the ranks agree on it, by one reduction of a number per param group.
 
     Raises:
-      ValueError: an argument out of its domain, a parameter in two groups, groups that do not fit a parameter.
+      ValueError: an argument out of its domain, a parameter in two groups, groups that do not fit a parameter, a penalty
+        that is not supported on a sharded parameter (`proxopt_torch.sharding` says which are).
       TypeError: a penalty that is none.
 """
 
@@ -177,6 +179,7 @@ class ProxAdam(ProximalOptimizer):
     """
 
     componentwise = True
+    metric = "exact"
     _kernel = staticmethod(kernels.prox_adam)
     tensors_like_params = ("exp_avg", "exp_avg_sq")
 
@@ -244,6 +247,7 @@ class AdamHAPG(ProximalOptimizer):
     """
 
     componentwise = True
+    metric = "median"
     _kernel = staticmethod(kernels.adam_hapg)
     tensors_like_params = ("point", "exp_avg", "exp_avg_sq", "search_point")
 

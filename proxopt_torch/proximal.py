@@ -53,12 +53,14 @@ class Proximal(Penalised, Optimizer):
     Args:
       base: any torch optimizer whose param groups have an lr. Its groups may carry "penalty", "strength" and "joint".
       penalty: penalty of the groups that name none.
-      check_finite: refuse NaN and inf in gradients before anything is updated. None: on CPU yes, elsewhere no.
+      check_finite: refuse NaN and inf in gradients before anything is updated. None: on CPU yes, elsewhere no. Where
+        parameters are sharded (DTensor) the ranks agree on it, by one reduction of a number per param group.
 
     Raises:
       TypeError: base is no torch optimizer, or a penalty is none.
-      ValueError: groups that do not fit a parameter, a base without learning rate; in `step`, a fused base with parameters that
-        do not fill one block of memory, or SGD with a momentum of 1.
+      ValueError: groups that do not fit a parameter, a base without learning rate, a penalty that is not supported on a
+        sharded parameter (`proxopt_torch.sharding` says which are); in `step`, a fused base with parameters that do not fill
+        one block of memory, or SGD with a momentum of 1.
 
     >>> import torch
     >>> from proxopt import L1
@@ -142,8 +144,7 @@ class Proximal(Penalised, Optimizer):
         work = [(group, self.penalty_of(group), prox_step(self.base, group)) for group in self.param_groups]
 
         def check() -> None:
-            for group in self.param_groups:
-                _, live = self._ready(group)
+            for group, (_, live) in zip(self.param_groups, [self._ready(g) for g in self.param_groups]):
                 self._check_finite(group, [p.grad for e in live for p in e])  # type: ignore[misc]
                 if group.get("fused"):
                     _lay_out_for_fused(self, group, live)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from proxopt import Groups, Nested, Penalty, sparsity
 from proxopt.penalties.dual import zeroing_strength
+from proxopt_torch import sharding
 from proxopt_torch.base import Penalised, check_optimizer, entries
 
 
@@ -55,6 +56,9 @@ class SparsityReport:
 
 def sparsity_report(source: nn.Module | Any) -> SparsityReport:
     """Count the zeros of a model, or of what an optimizer of proxopt_torch steps.
+
+    Sharded parameters (DTensor) are gathered, one at a time, and counted as a whole: call it on every rank, all get the
+    same report.
 
     Args:
       source: a module (its parameters as they are), or an optimizer: read at the prox point, with the living groups
@@ -150,7 +154,7 @@ def _groups_of(penalty: Any) -> Groups | None:
 
 def _row(name: str, tensors: list[Tensor], groups: Groups | None) -> Row:
     shape = " + ".join("x".join(map(str, t.shape)) or "1" for t in tensors)
-    tensors = [t.detach() for t in tensors]
+    tensors = [sharding.gathered(t.detach()) for t in tensors]
     if groups is None:
         return Row(name, shape, sum(t.numel() for t in tensors), sparsity.zeros(tensors))
     found = sparsity.summary(tensors if len(tensors) > 1 else tensors[0], groups)

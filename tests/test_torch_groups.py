@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso
 from proxopt_torch import HAPG, ProxAdam, ProxSGD, groups, max_strength, sparsity_report
@@ -148,6 +149,187 @@ def test_tied_weights_are_penalised_once():
 def test_a_wrong_choice_is_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build(convnet())
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def pair(change=None, first=None):
+    net = nn.Sequential(first or nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    if change is not None:
+        change(net)
+    return net
+
+
+def as_buffer(module, key):
+    value = getattr(module, key).detach().clone()
+    delattr(module, key)
+    module.register_buffer(key, value)
+
+
+def as_plain_tensor(module, key):
+    value = getattr(module, key).detach().clone()
+    delattr(module, key)
+    setattr(module, key, value)
+
+
+REMOVE = "leave this layer out, or call torch.nn.utils.parametrize.remove_parametrizations first"
+NO_PARAMETER = {  # what was done to the first layer, and what is said of its weight
+    "weight_norm": (lambda m: nn.utils.weight_norm(m), "computed by weight_norm: leave this layer out, or call torch.nn.utils"),
+    "spectral_norm": (lambda m: nn.utils.spectral_norm(m), "computed by spectral_norm: leave this layer out, or call torch.nn"),
+    "new weight_norm": (parametrizations.weight_norm, f"computed by a parametrization (_WeightNorm): {REMOVE}"),
+    "new spectral_norm": (parametrizations.spectral_norm, f"computed by a parametrization (_SpectralNorm): {REMOVE}"),
+    "orthogonal": (parametrizations.orthogonal, f"computed by a parametrization (_Orthogonal): {REMOVE}"),
+    "own": (
+        lambda m: parametrize.register_parametrization(m, "weight", Double()),
+        f"computed by a parametrization (Double): {REMOVE}",
+    ),
+    "pruned": (lambda m: prune.l1_unstructured(m, "weight", 0.5), "masked by pruning: leave this layer out, or call torch.nn"),
+    "buffer": (lambda m: as_buffer(m, "weight"), "a buffer: leave this layer out, or assign an nn.Parameter"),
+    "plain tensor": (lambda m: as_plain_tensor(m, "weight"), "a plain tensor: leave this layer out, or assign an nn.Parameter"),
+    "missing": (lambda m: m.register_parameter("weight", None), "missing: leave this layer out, or assign an nn.Parameter"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", NO_PARAMETER)
+def test_a_weight_that_is_no_parameter_is_named(kind):
+    change, reason = NO_PARAMETER[kind]
+    message = re.escape(f"0.weight must be a parameter, but is {reason}")
+    net = pair(lambda m: change(m[0]))
+    for build in (groups.output_channels, groups.input_features):
+        with pytest.raises(ValueError, match=message):
+            build(net, GroupL2(1.0))
+        assert names(build(net, GroupL2(1.0), exclude="0"))[0] == ["2.weight"]
+    with pytest.raises(ValueError, match=message):
+        groups.output_channels(net, GroupL2(1.0), joint=True)
+    if kind in ("pruned", "buffer", "plain tensor", "missing"):  # zero parameters make a zero weight, or none is computed
+        assert every_parameter_once(net, groups.modules(net, GroupL2(1.0), "0"))
+    else:
+        with pytest.raises(ValueError, match=message):
+            groups.modules(net, GroupL2(1.0), "0")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda m: parametrize.register_parametrization(m[0], "bias", Double()), "0.bias"),
+        (lambda m: prune.l1_unstructured(m[0], "bias", 0.5), "0.bias"),
+        (lambda m: as_buffer(m[0], "bias"), "0.bias"),
+        (lambda m: parametrize.register_parametrization(m[1], "weight", Double()), "1.weight"),
+        (lambda m: as_buffer(m[1], "bias"), "1.bias"),
+    ],
+)
+def test_a_joint_channel_needs_parameters_all_along(change, name):
+    net = pair(change)
+    with pytest.raises(ValueError, match=f"{name} must be a parameter, but is "):
+        groups.output_channels(net, GroupL2(1.0), joint=True)
+    assert every_parameter_once(net, groups.output_channels(net, GroupL2(1.0)))
+
+
+def test_a_parametrized_layer_beside_is_stepped_without_penalty():
+    net = pair(lambda m: parametrizations.weight_norm(m[2]))
+    found = groups.output_channels(net, GroupL2(1e4), exclude="2", joint=True)
+    assert every_parameter_once(net, found) and names(found)[0] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    optimizer = ProxAdam(found, lr=0.1)
+    net(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    assert not bool(net[0].weight.any()) and bool(net[2].weight.any())
+
+
+def test_a_layer_may_hold_modules_of_its_own():
+    first = nn.Linear(4, 4)
+    first.fake_quantize = nn.Identity()  # as layers of quantization-aware training do
+    found = groups.output_channels(pair(first=first), GroupL2(1.0), joint=True)
+    assert names(found)[0] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("key", ["in_proj_weight", "in_proj_bias", "out_proj.weight"])
+def test_attention_heads_need_parameters(key):
+    model = Attention()
+    owner = model.get_submodule("attention." + key.rpartition(".")[0] if "." in key else "attention")
+    parametrize.register_parametrization(owner, key.rpartition(".")[2], Double())
+    with pytest.raises(ValueError, match=re.escape(f"attention.{key} must be a parameter, but is computed by a parametrization")):
+        groups.attention_heads(model, GroupL2(1.0))
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.LazyLinear(4), lambda: nn.LazyConv1d(4, 1), lambda: nn.LazyConvTranspose2d(4, 1)])
+def test_a_lazy_layer_must_have_run_once(layer):
+    for build in (groups.output_channels, groups.input_features):
+        with pytest.raises(
+            ValueError, match=r"0\.weight must have a shape, but is of a lazy layer: run one forward pass of the model"
+        ):
+            build(nn.Sequential(layer()), GroupL2(1.0))
+
+
+def test_lazy_layers_are_as_others_after_one_forward_pass():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+    assert every_parameter_once(net, groups.output_channels(net, GroupL2(1.0), include="0"))
+    with pytest.raises(ValueError, match=r"1\.weight must have a shape, but is of a lazy layer"):
+        groups.output_channels(net, GroupL2(1.0), include="0", joint=True)
+    optimizer = ProxAdam(groups.modules(net, GroupL2(1e4), "2"), lr=0.1)  # a group of whole modules asks for no shape
+    net(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    assert not any(bool(p.any()) for p in net[2].parameters())
+    assert names(groups.output_channels(net, GroupL2(1.0), include="0", joint=True))[0][2:] == ["1.weight", "1.bias"]
+
+
+def test_a_channel_is_not_frozen_in_part():
+    net = pair(lambda m: m[1].requires_grad_(False))
+    message = (
+        r"1\.weight must require grad like the rest of its group \(0\.weight, 0\.bias, 1\.weight, 1\.bias\), which is stepped as"
+    )
+    with pytest.raises(ValueError, match=message):
+        groups.output_channels(net, GroupL2(1.0), joint=True)
+    assert names(groups.output_channels(net, GroupL2(1.0), joint=True, exclude="0"))[0] == ["2.weight", "2.bias"]
+    net[0].requires_grad_(False)
+    before = net[0].weight.detach().clone()
+    optimizer = ProxSGD(groups.output_channels(net, GroupL2(1e4), joint=True), lr=0.1)
+    net(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    assert torch.equal(net[0].weight, before) and not bool(net[2].weight.any())
+
+
+def test_a_tied_weight_is_in_one_channel_only():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    with pytest.raises(
+        ValueError, match=r"0\.weight must be in one group, but is in that of 0\.weight already: leave one of the layers"
+    ):
+        groups.output_channels(net, GroupL2(1.0), joint=True)
+    assert names(groups.output_channels(net, GroupL2(1.0), joint=True, exclude="1")) == [["0.weight", "0.bias"], ["1.bias"]]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_layers_and_those_on_the_meta_device_have_groups_too():
+    for net in (nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 0)), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to("meta")):
+        for found in (
+            groups.output_channels(net, GroupL2(1.0)),
+            groups.output_channels(net, GroupL2(1.0), joint=True),
+            groups.input_features(net, SparseGroupLasso(1.0)),
+            groups.modules(net, GroupL2(1.0), "0"),
+        ):
+            assert every_parameter_once(net, found)
+            optimizer = ProxAdam(found)
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p)
+            if not p.is_meta:
+                optimizer.step()
+
+
+def test_quantized_layers_and_modules_without_parameters_are_named():
+    quantized = type("Linear", (nn.Module,), {"__module__": "torch.ao.nn.quantized.dynamic.modules.linear"})
+    with pytest.raises(
+        ValueError, match="got none in Sequential; a quantized layer holds no parameters, build the groups before"
+    ):
+        groups.output_channels(nn.Sequential(quantized()), GroupL2(1.0))
+    net = nn.Sequential(quantized(), nn.ReLU(), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=re.escape("got '1', a torch.nn.modules.activation.ReLU; there are '2'")):
+        groups.output_channels(net, GroupL2(1.0), include=["1", "2"])
+    with pytest.raises(ValueError, match="include must name modules that have parameters, got '0', '1'"):
+        groups.modules(net, GroupL2(1.0), ["0", "1"])
 
 
 def test_a_near_miss_gets_a_hint():

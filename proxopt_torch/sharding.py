@@ -1,0 +1,209 @@
+"""Parameters that are sharded over ranks: `DTensor`s, as `fully_shard` (FSDP2) and tensor parallelism make them.
+
+The steps of `proxopt.updates` run on DTensors as they are, and torch inserts the collectives. Supported are
+
+- no penalty, and penalties that see each entry alone (`L1`, `ElasticNet`), on any sharding;
+- `Groups.along` whose axes are not sharded: no rank waits for another;
+- `Groups.along` and `Groups.whole` across a sharded axis that splits evenly, where the metric is not "median";
+- a penalty from elsewhere: its `prox` receives the DTensor, and must do the same operations on every rank.
+
+Everything else is refused by `check`. An error on one rank alone would leave the others waiting in a collective for ever, so
+a check here looks only at what all ranks know (global shapes, placements, meshes, penalties), or agrees on what they do not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from proxopt import Groups, Penalty
+
+UNSHARDED = "or leave it unsharded (ignored_params of fully_shard)"
+FINITE, INF, NAN = 0, 1, 2
+
+
+def check(optimizer: Any, group: dict, penalty: Any) -> None:
+    """Raise where a sharded parameter of the group does not go with its penalty, with the same message on every rank.
+
+    Raises:
+      ValueError: a joint group, labels, arrays of strengths or weights, a median over a sharded axis, groups across an axis
+        that does not split evenly, a placement that neither shards nor replicates, a state that is not sharded.
+      RuntimeError: the parameter is no longer that of the model, which `fully_shard` has replaced.
+    """
+    if torch.compiler.is_compiling() or (kind := _dtensor()) is None:
+        return
+    for place, p in enumerate(group["params"]):
+        if p.grad is None and hasattr(p, "_fsdp_orig_uid"):  # fully_shard marks a parameter that it replaces
+            raise RuntimeError(
+                f"{label(optimizer, group, place)} (shape {tuple(p.shape)}) is no longer a parameter of the model, fully_shard "
+                "has replaced it: call fully_shard first, then construct the optimizer from the parameters of the sharded model"
+            )
+        if isinstance(p, kind):
+            optimizer.__dict__.setdefault("_meshes", {})[p.device_mesh] = None
+            fault = _fault(optimizer, group["joint"], penalty, p) or _state_fault(optimizer, p)
+            if fault:
+                where = (
+                    f"a DTensor of shape {tuple(p.shape)} with placements {p.placements} on a mesh {tuple(p.device_mesh.shape)}"
+                )
+                raise ValueError(f"{label(optimizer, group, place)} ({where}) {fault}")
+
+
+def check_step(optimizer: Any, group: dict, penalty: Any) -> None:
+    """`check` before a step; warns once where no parameter has a gradient, as after sharding behind the optimizer's back.
+
+    Earlier releases of torch do not mark the parameters that `fully_shard` replaces, and tensor parallelism never does.
+    """
+    check(optimizer, group, penalty)
+    if torch.compiler.is_compiling() or _dtensor() is None or any(p.grad is not None for p in group["params"]):
+        return
+    if "_warned_of_no_gradient" in optimizer.__dict__ or not torch.distributed.is_initialized():
+        return
+    if all(p.grad is None for g in optimizer.param_groups for p in g["params"]):
+        optimizer.__dict__["_warned_of_no_gradient"] = True
+        warnings.warn(
+            "step() found no gradient in any parameter, nothing is updated: if the model was sharded after this optimizer was "
+            "constructed, construct it again from the parameters of the sharded model",
+            stacklevel=2,
+        )
+
+
+def label(optimizer: Any, group: dict, place: int) -> str:
+    """What an error message calls a parameter of a group."""
+    if "param_names" in group:
+        return group["param_names"][place]
+    number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
+    return f"params[{place}]" if number is None else f"param_groups[{number}]['params'][{place}]"
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The whole tensor of a DTensor, a collective on all its ranks; another tensor as it is."""
+    kind = _dtensor()
+    return x.full_tensor() if kind is not None and isinstance(x, kind) else x
+
+
+def all_finite(optimizer: Any, grads: Sequence[Tensor]) -> bool:
+    """Whether the norm of the gradients is finite: where parameters are sharded, on all ranks that share them."""
+    finite = torch.isfinite(get_total_norm([_local(g) for g in grads]))
+    if not optimizer.__dict__.get("_meshes"):
+        return bool(finite)
+    return not _largest(optimizer, (~finite).reshape(1).to(torch.int32)).any()
+
+
+def first_not_finite(optimizer: Any, grads: Sequence[Tensor | None]) -> tuple[int, str] | None:
+    """The place of the first gradient with an entry that is not finite, and its kind, the same on all ranks; None without."""
+    codes = torch.tensor([FINITE if g is None else _code(_local(g)) for g in grads], dtype=torch.int32)
+    for place, code in enumerate(_largest(optimizer, codes).tolist()):
+        if code != FINITE:
+            return place, "NaN" if code == NAN else "inf"
+    return None
+
+
+def _dtensor() -> Any:
+    """The class of sharded tensors; None as long as nobody has imported it, which takes a second."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def _local(x: Tensor) -> Tensor:
+    kind = _dtensor()
+    return x.to_local() if kind is not None and isinstance(x, kind) else x
+
+
+def _code(x: Tensor) -> int:
+    return NAN if bool(x.isnan().any()) else FINITE if bool(torch.isfinite(x).all()) else INF
+
+
+def _largest(optimizer: Any, codes: Tensor) -> Tensor:
+    """The largest of the codes that the ranks of the optimizer's sharded parameters have."""
+    for mesh in optimizer.__dict__.get("_meshes", ()):
+        if mesh.get_coordinate() is not None:
+            codes = codes.to(mesh.device_type)
+            for axis in range(mesh.ndim):
+                torch.distributed.all_reduce(codes, torch.distributed.ReduceOp.MAX, group=mesh.get_group(axis))
+    return codes
+
+
+def _fault(optimizer: Any, joint: bool, penalty: Any, p: Any) -> str | None:
+    """What is not supported of a penalty on a sharded parameter, and what to do instead; None where all is."""
+    if any(not (hasattr(q, "dim") or q.is_replicate()) for q in p.placements):
+        return "must be sharded or replicated along each axis of the mesh"
+    if penalty is None:
+        return None
+    if joint:
+        return f"must not be in a joint group: take joint=False, {UNSHARDED}"
+    if not isinstance(penalty, Penalty):
+        return None
+    levels = getattr(penalty, "penalties", (penalty,))
+    for owner in (penalty, *levels):
+        for key in ("strength", "weights"):
+            if _is_plain_array(getattr(owner, key, None)):
+                return f"must have a number as {key}, got an array that is not sharded like it: take a number, {UNSHARDED}"
+    for level in levels:
+        fault = _group_fault(optimizer, level, p) if hasattr(level, "groups") else None
+        if fault:
+            return fault
+    return None
+
+
+def _group_fault(optimizer: Any, level: Any, p: Any) -> str | None:
+    groups = level.groups or Groups.whole()
+    if groups.kind == "labels":
+        return f"must not have a penalty with Groups.labels: take Groups.along or Groups.whole, {UNSHARDED}"
+    shards = _shards(p)
+    median = optimizer.metric is not None and (level.metric or optimizer.metric) == "median"
+    inside = range(-p.ndim, 0) if groups.kind == "whole" else groups.from_right([p]).axis
+    elsewhere = f"shard another axis (shard_placement_fn of fully_shard), {UNSHARDED}"
+    for axis in sorted(set(shards) & {a % p.ndim for a in inside}):  # type: ignore[union-attr]
+        if median:
+            return (
+                f"must not have groups along the sharded axis {axis} with the metric 'median', got {groups}: "
+                f"take metric='exact' or 'support', {elsewhere}"
+            )
+        length, over = p.shape[axis], math.prod(shards[axis])
+        if length % over or length == 1:  # torch does not drop a sharded axis, not even one of length 1
+            uneven = f"the unevenly sharded axis {axis} ({length} over {over} ranks)"
+            return f"must not have groups along {uneven}, got {groups}: {elsewhere}"
+    for axis, counts in shards.items():
+        if _smallest(p.shape[axis], counts) == 0:
+            return (
+                f"must have entries on every rank for a penalty with groups, got {p.shape[axis]} along axis {axis} over "
+                f"{math.prod(counts)} ranks: {elsewhere}"
+            )
+    return None
+
+
+def _shards(p: Any) -> dict[int, list[int]]:
+    """For each sharded axis, into how many parts each axis of the mesh splits it."""
+    out: dict[int, list[int]] = {}
+    for placement, size in zip(p.placements, p.device_mesh.shape):
+        if hasattr(placement, "dim") and p.ndim:
+            out.setdefault(placement.dim % p.ndim, []).append(size)
+    return out
+
+
+def _smallest(length: int, counts: list[int]) -> int:
+    """Length of the last chunk, when `length` is split into chunks like `torch.chunk`, again and again."""
+    for count in counts:
+        length = max(length - -(-length // count) * (count - 1), 0)
+    return length
+
+
+def _is_plain_array(value: Any) -> bool:
+    kind = _dtensor()
+    return isinstance(value, (list, tuple)) or (getattr(value, "ndim", 0) > 0 and not isinstance(value, kind))
+
+
+def _state_fault(optimizer: Any, p: Any) -> str | None:
+    for key, value in optimizer.state.get(p, {}).items():
+        if isinstance(value, Tensor) and value.shape == p.shape and p.ndim and not isinstance(value, type(p)):
+            return (
+                f"must have a sharded state, got a plain tensor as {key}: load a checkpoint with "
+                "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, with full_state_dict=True if it is not sharded"
+            )
+    return None
