@@ -399,6 +399,11 @@ REFUSED = [
         r"x0 must have shape \(3,\) for A.*got \(4,\)",
     ),
     (lambda: fista(LeastSquares(EYE, np.ones((2, 3))), L1(1.0), np.ones(3)), ValueError, r"x0 must have shape \(2, 3\)"),
+    (
+        lambda: fista(LeastSquares(EYE, np.ones(3)), L1(1.0), [np.ones(3), np.ones(3)]),
+        TypeError,
+        "x0 must be one array, got a list",
+    ),
     (lambda: fista(lambda x: (np.nan, x), L1(1.0), np.ones(3)), ValueError, r"f\(x0\) must be finite, got nan"),
     (lambda: fista(lambda x: (1.0, x + np.inf), L1(1.0), np.ones(3)), ValueError, "the gradient of f at x0 must be finite, got"),
 ]

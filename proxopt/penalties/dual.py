@@ -16,7 +16,7 @@ from proxopt.penalties.base import Penalty
 from proxopt.penalties.elementwise import L1, ElasticNet
 
 SAFE = 1e100  # up to here, and down to its inverse, squares stay inside double precision
-PROBE = 1e20  # a step at which the prox zeroes every entry of size 1 whose weight is not negligible
+PROBE = 1e20  # a step at which the prox at strength 1 zeroes every entry of size 1 whose weight is not negligible
 
 
 def max_strength(gradient: Any, penalty: Penalty) -> float:
@@ -149,7 +149,7 @@ def unpenalised(penalty: Any, x: Array) -> Array | None:
     They have strength 0 or are in groups of weight 0. Entries of less than 1e-20 of the usual weight may be among them. Of x only
     the shape, dtype and library matter. The result is a NumPy array, unless JAX traces the parameters of the penalty.
     """
-    strength = penalty.strength
+    strength = getattr(penalty, "strength", 1.0)
     if isinstance(penalty, (L1, ElasticNet)) and is_number(strength) and strength > 0:
         return None
     with _untraced(x):
@@ -165,11 +165,8 @@ def _mask(penalty: Any, strength: Any, ones: Array) -> Array:
     if isinstance(penalty, (L1, ElasticNet)):
         return xp.broadcast_to(_arrays.like(strength, ones), ones.shape) == 0
     if is_number(strength):
-        unit: Any = 1.0
-    elif isinstance(strength, np.ndarray):
-        unit = (strength != 0).astype(float)
-    else:
-        unit = _arrays.cast(strength != 0, ones)
+        return penalty.prox(ones, min(PROBE / float(strength), 1e300)) != 0
+    unit = (strength != 0).astype(float) if isinstance(strength, np.ndarray) else _arrays.cast(strength != 0, ones)
     return penalty.with_strength(unit).prox(ones, PROBE) != 0
 
 

@@ -227,7 +227,7 @@ class _Problems:
         penalty = self.value(x)
         gap = self._gap(x, penalty)
         if gap is not None:
-            size = xp.where(value + penalty > self.least, value + penalty, self.least)
+            size = xp.where(value + penalty < self.least, self.least, value + penalty)
             relative = gap / xp.where(size <= self.tiny, self.tiny, size)
             return "gap", xp.where(self.resolved, relative, math.nan)
         return "residual", self._residual(x, gradient, step, trusted)
@@ -272,6 +272,8 @@ def _sources(f: Any, penalty: Any, values: Any, gradient: Array) -> list[Array]:
 def _solve(
     f: Any, penalty: Any, x0: Array, step: float | None, tol: float | None, max_iter: int, accelerated: bool, restart: bool
 ) -> OptimizeResult:
+    if isinstance(x0, (list, tuple)):
+        raise TypeError(f"x0 must be one array, got a {type(x0).__name__} of {len(x0)}")
     (origin,), _ = _arrays.as_list(x0, "x0")
     x0 = _arrays.detach(_arrays.widen(origin))
     check_budget(tol, max_iter)
