@@ -213,7 +213,7 @@ def write(path: Path, settings: Settings, rows: list[dict]) -> list[dict]:
     """In one move: a file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    draft.write_text(json.dumps({"settings": plain(settings), "rows": rows}))
+    draft.write_text(json.dumps({"settings": plain(settings), "rows": rows}), encoding="utf-8")
     os.replace(draft, path)
     return rows
 

@@ -10,6 +10,7 @@ The torch optimizers and the optax transformations are these functions; whatever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -196,13 +197,17 @@ def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
     """u_t of SparseNAS: max(0, (t-2)/(t+1)) with a cap, or without ("nesterov"), or as printed (u_1 = -1/2)."""
     check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
-    if extrapolation == "as_printed":
-        return u
-    if _arrays.is_number(u):
-        return min(max(float(u), 0.0), float("inf") if extrapolation == "nesterov" else float(extrapolation))
-    xp = _arrays.namespace(u)
+    if isinstance(extrapolation, str):
+        if extrapolation == "as_printed":
+            return u
+        extrapolation = math.inf
+    if _arrays.is_number(u) and _arrays.is_number(extrapolation):
+        return min(max(float(u), 0.0), float(extrapolation))
+    xp = _arrays.namespace(*(v for v in (u, extrapolation) if not _arrays.is_number(v)))
+    if not _arrays.is_number(extrapolation):
+        u = u + 0 * extrapolation
     u = xp.where(u > 0, u, xp.zeros_like(u))
-    return u if extrapolation == "nesterov" else xp.where(u < extrapolation, u, xp.full_like(u, extrapolation))
+    return xp.where(u < extrapolation, u, xp.zeros_like(u) + extrapolation)
 
 
 def check_extrapolation(extrapolation: Any) -> None:

@@ -47,7 +47,7 @@ def write(
     }
     texts = {name: draw.svg(figure) for name, figure in pictures.items()}
     page = _page(title, genotype, rows, texts, settings)
-    (out / "cells.svg").write_text(texts["cells"])
+    (out / "cells.svg").write_text(texts["cells"], encoding="utf-8")
     draw.save(pictures["cells"], out / "cells.png")
     draw.save(pictures["weights"], out / "weights.png")
     draw.save(pictures["curves"], out / "curves.png")
