@@ -45,6 +45,9 @@ LINKS = [
 ]
 CASES = WHOLE + LINKS
 MAIN = [c for c in CASES if c.name not in ("prox_sgd", "proximal sgd", "proximal injected adam")]  # one of each kind
+# For what wrappers and JAX's transformations do with it, which the methods share: a state with a point, one with moments, a link,
+# an optimizer inside.
+SHARED = [c for c in MAIN if c.name in ("hapg", "prox_adam", "proximal link", "proximal adam")]
 COLUMNS = SparseGroupLasso(0.3, l1_ratio=0.5, groups=Groups.along(0))
 RULES = [("w", COLUMNS)]
 

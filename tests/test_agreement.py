@@ -96,6 +96,7 @@ def test_jax_without_jit_gives_the_numbers_of_numpy(library, dtype):
         assert all(a.dtype == dtype for a in found)
 
 
+@pytest.mark.commands
 @some_problem
 def test_torch_compile_gives_the_eager_numbers_in_one_graph(problem):
     torch = pytest.importorskip("torch")
@@ -300,6 +301,7 @@ def test_updates_walk_the_same_path_in_every_library(name, library):
     np.testing.assert_allclose(library.take(walk(*given, 20)), expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.commands
 def test_updates_compile_to_one_graph():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(4)

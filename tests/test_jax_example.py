@@ -10,6 +10,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits_pruning_jax.py"
 
 
+@pytest.mark.commands
 def test_the_digits_example_cuts_neurons_and_keeps_the_accuracy(monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.setattr("sys.argv", [str(EXAMPLE), "--epochs", "60", "--strength", "0.005"])

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax_cases import COLUMNS, MAIN, RULES, WHOLE, alone, regression, same, train, zeros
+from jax_cases import COLUMNS, RULES, SHARED, WHOLE, alone, regression, same, train, zeros
 
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
 
-every = pytest.mark.parametrize("case", MAIN, ids=lambda c: c.name)
+every = pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
 every_whole = pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
 MASK = {"w": True, "b": False}
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax_cases import CASES, COLUMNS, MAIN, RULES, WHOLE, alone, regression, same, train, zeros
+from jax_cases import CASES, COLUMNS, MAIN, RULES, SHARED, WHOLE, alone, regression, same, train, zeros
 
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 every_kind = pytest.mark.parametrize("case", MAIN, ids=lambda c: c.name)
+every_shared = pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
 every_whole = pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
 
 
@@ -84,7 +85,7 @@ def test_behind_adam_with_full_gradients_a_link_finds_few_of_the_zeros_and_the_m
     assert (np.asarray(metric["w"])[:, 2:] == 0).all()
 
 
-@every_kind
+@every_shared
 def test_jit_changes_nothing(case):
     params, loss = regression()
     tx = case.make(case.rate, RULES)
@@ -127,7 +128,7 @@ def test_vmap_over_strengths_runs_a_whole_path_at_once(case):
     np.testing.assert_allclose(path[2], proxopt_jax.prox_point(state, params)["w"], rtol=1e-4, atol=1e-5)
 
 
-@every_kind
+@every_shared
 def test_donated_buffers_are_reused_without_a_warning(case):
     params, loss = regression()
     tx = case.make(case.rate, RULES)
@@ -146,7 +147,7 @@ def test_donated_buffers_are_reused_without_a_warning(case):
     same(params, expected, rtol=1e-4, atol=1e-5)
 
 
-@every_kind
+@every_shared
 def test_none_leaves_stay_none_and_change_nothing_else(case):
     params, loss = regression()
     tx = case.make(case.rate, RULES)
@@ -165,7 +166,7 @@ def test_states_of_half_precision_parameters_are_float32(case):
         assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
 
 
-@every_kind
+@every_shared
 def test_half_precision_gradients_of_float32_parameters_reach_zeros_too(case):
     params, loss = regression()
     tx = case.make(case.rate, RULES)

@@ -515,6 +515,7 @@ def test_closures_maximize_schedulers_and_tensor_rates_work(name):
     torch.testing.assert_close(*rates)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_compiled_step_equals_the_eager_one(name):
     points = []
