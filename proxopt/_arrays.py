@@ -239,10 +239,21 @@ def pad_index(codes: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def index(codes: np.ndarray, x: Array) -> Array:
-    """Integer `codes` as an index array beside `x`."""
+def index(codes: Any, x: Array) -> Array:
+    """Integer `codes` as an index array beside `x`, which torch tensors are already."""
+    if is_torch_array(codes):
+        return codes
     xp = namespace(x)
     return xp.asarray(codes, device=x.device) if is_torch_array(x) else xp.asarray(codes)
+
+
+def keeps(x: Array) -> bool:
+    """Whether what is made beside x may be kept for later calls: x is an ordinary torch tensor on a device, nothing is traced."""
+    if not is_torch_array(x) or x.device.type in ("cpu", "meta"):
+        return False
+    torch = sys.modules["torch"]
+    ordinary = type(x) in (torch.Tensor, torch.nn.Parameter)
+    return ordinary and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
 
 
 def full(shape: tuple[int, ...], fill: float, x: Array) -> Array:

@@ -182,7 +182,7 @@ class Groups:
             power = 0.5 if weights == "sqrt_size" else -0.5
             if isinstance(sizes, int):
                 return float(max(sizes, 1)) ** power
-            return _arrays.like(np.maximum(sizes, 1.0) ** power, xs[0])
+            return self._beside((weights, *_shapes(xs)), np.maximum(sizes, 1.0) ** power, xs[0])
         values = _arrays.like(weights, xs[0])
         if self.kind == "along" and _arrays.ndim(values):
             ndim, axes, xp = xs[0].ndim, self._axes(xs[0].ndim), _arrays.namespace(values)
@@ -224,7 +224,8 @@ class Groups:
         sizes = np.zeros(len(self.names), dtype=int) + self.sizes(values)
         start, sizes = np.cumsum(sizes) - sizes, np.maximum(sizes, 1)
         last = max(ordered.shape[0] - 1, 0)  # what an empty last label reads, and nobody uses
-        low, high = (_arrays.index(np.minimum(start + k, last), ordered) for k in ((sizes - 1) // 2, sizes // 2))
+        places = [np.minimum(start + k, last) for k in ((sizes - 1) // 2, sizes // 2)]
+        low, high = (self._beside((i, *_shapes(values)), place, ordered) for i, place in enumerate(places))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
     def spread(self, per_group: Any, xs: Sequence[Array]) -> list[Any]:
@@ -233,8 +234,8 @@ class Groups:
             return [per_group] * len(xs)
         xp = _arrays.namespace(per_group)
         out = []
-        for x, codes, axis in self._parts(xs):
-            taken = xp.take(per_group, _arrays.index(codes.reshape(-1), per_group), axis=0)
+        for i, (x, codes, axis) in enumerate(self._parts(xs)):
+            taken = xp.take(per_group, self._beside(("codes", i), codes.reshape(-1), per_group), axis=0)
             shape = tuple(x.shape) if axis is None else tuple(-1 if i == axis % x.ndim else 1 for i in range(x.ndim))
             out.append(xp.reshape(taken, shape))
         return out
@@ -350,12 +351,13 @@ class Groups:
         """All entries as one vector, label by label, ascending inside each: memory does not grow with uneven labels."""
         xp = _arrays.namespace(*values)
         flat, owners = [], []
-        for v, codes, axis in self._parts(values):
+        for i, (v, codes, axis) in enumerate(self._parts(values)):
             if axis is not None:
                 v = xp.permute_dims(v, (axis % v.ndim, *(i for i in range(v.ndim) if i != axis % v.ndim)))
             shape = (codes.size, _arrays.size(v) // max(codes.size, 1))
             flat.append(xp.reshape(v, (-1,)))
-            owners.append(xp.reshape(xp.broadcast_to(xp.reshape(_arrays.index(codes, v), (-1, 1)), shape), (-1,)))
+            numbers = self._beside(("codes", i), codes.reshape(-1), v)
+            owners.append(xp.reshape(xp.broadcast_to(xp.reshape(numbers, (-1, 1)), shape), (-1,)))
         joined, owner = xp.concat(flat), xp.concat(owners)
         by_size = xp.argsort(joined)
         by_label = xp.argsort(xp.take(owner, by_size, axis=0), stable=True)
@@ -381,7 +383,32 @@ class Groups:
             codes.append(c.reshape(-1))
         joined = vectors[0] if len(vectors) == 1 else xp.concat(vectors)
         segment = _arrays.segment_sum if how == "sum" else _arrays.segment_max
-        return segment(joined, codes[0] if len(codes) == 1 else np.concatenate(codes), len(self.names))
+        every = codes[0] if len(codes) == 1 else np.concatenate(codes)
+        if _arrays.is_torch_array(joined):
+            every = self._beside(("all codes", *_shapes(values)), every, joined)
+        return segment(joined, every, len(self.names))
+
+    def _beside(self, key: tuple, values: np.ndarray, x: Array) -> Array:
+        """Integers as an index beside x, floats in its dtype.
+
+        Those on a device of torch are kept under `key`, which says what they are: a copy would make device and host wait for one
+        another at every step, and a CUDA graph cannot hold one.
+        """
+        make = lambda: _arrays.index(values, x) if values.dtype.kind in "iu" else _arrays.like(values, x)
+        if not _arrays.keeps(x):
+            return make()
+        kept = self.__dict__.setdefault("_kept", {})
+        key = (*key, x.device, x.dtype)
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+
+def _shapes(xs: Sequence[Array]) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in xs]
 
 
 def _is_int(v: Any) -> bool:

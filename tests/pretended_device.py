@@ -139,6 +139,8 @@ class Redirected(TorchFunctionMode):
         if wanted is None or wanted.type not in ("cpu", "cuda"):
             return func(*args, **kwargs)
         out = func(*args, **{k: v for k, v in kwargs.items() if k != "device"})
+        if func in UPLOADS and any(isinstance(a, Tensor) for a in args[:1]):
+            return self.move(out, wanted)
         device.put(out, CUDA if wanted.type == "cuda" else CPU)
         device.uploads += wanted.type == "cuda" and func in UPLOADS
         return out

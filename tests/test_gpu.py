@@ -49,14 +49,16 @@ def test_the_device_takes_the_steps_of_the_cpu(name, penalty):
         assert torch.equal(ours == 0, there == 0)
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("name", MAKERS)
-def test_capturable_steps_replay_as_a_graph(name, foreach):
+@pytest.mark.parametrize(
+    ("name", "foreach", "penalty"),
+    [*((name, foreach, "sgl") for name in MAKERS for foreach in (False, True)), ("AdamHAPG", False, "labels")],
+)
+def test_capturable_steps_replay_as_a_graph(name, foreach, penalty):
     points = []
     for graphed in (False, True):
         net, x, y = problem(torch.float32)
         net, x, y = net.cuda(), x.cuda(), y.cuda()
-        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=True, foreach=foreach)
+        optimizer = MAKERS[name](groups_of(net, PENALTIES[penalty]), capturable=True, foreach=foreach)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())  # which still copies the network to the device
         with torch.cuda.stream(stream):

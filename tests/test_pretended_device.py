@@ -58,12 +58,15 @@ def test_steps_on_the_device_are_those_of_the_cpu(name, penalty):
         assert torch.equal(a == 0, b == 0)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_capturable_step_waits_for_nothing(name):
+@pytest.mark.parametrize(
+    ("name", "penalty"),
+    [*((name, "sgl") for name in MAKERS), ("ProxSGD", "labels"), ("ProxAdam", "labels"), ("AdamHAPG", "labels")],
+)
+def test_a_capturable_step_waits_for_nothing(name, penalty):
     with pretended() as device:
         net, x, y = problem()
         net, x, y = net.cuda(), x.cuda(), y.cuda()
-        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=True)
+        optimizer = MAKERS[name](groups_of(net, PENALTIES[penalty]), capturable=True)
         train(optimizer, net, x, y, 1)
         device.reads = device.uploads = 0
         train(optimizer, net, x, y, 2)
