@@ -196,13 +196,9 @@ def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
     """u_t of SparseNAS: max(0, (t-2)/(t+1)) with a cap, or without ("nesterov"), or as printed (u_1 = -1/2)."""
     check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
-    if extrapolation == "as_printed":
-        return u
-    if _arrays.is_number(u):
-        return min(max(float(u), 0.0), float("inf") if extrapolation == "nesterov" else float(extrapolation))
-    xp = _arrays.namespace(u)
-    u = xp.where(u > 0, u, xp.zeros_like(u))
-    return u if extrapolation == "nesterov" else xp.where(u < extrapolation, u, xp.full_like(u, extrapolation))
+    if isinstance(extrapolation, str):
+        return u if extrapolation == "as_printed" else _at_least_0(u)
+    return _at_most(_at_least_0(u), extrapolation)
 
 
 def check_extrapolation(extrapolation: Any) -> None:
@@ -232,6 +228,20 @@ def _adam(grad: Any, state: Any, lr: Any, betas: tuple[Any, Any], eps: float) ->
     square = _each(lambda v, g: b2 * v + (1 - b2) * (g * g), state.square, grad)
     eta = _each(lambda v: lr / (_arrays.namespace(v).sqrt(v / (1 - b2**count)) + eps), square)
     return mean, square, count, eta, _each(lambda m: m / (1 - b1**count), mean)
+
+
+def _at_least_0(u: Any) -> Any:
+    return max(float(u), 0.0) if _arrays.is_number(u) else _arrays.namespace(u).where(u > 0, u, 0 * u)
+
+
+def _at_most(u: Any, cap: Any) -> Any:
+    """min(u, cap), where either may be a traced array."""
+    arrays = [v for v in (u, cap) if not _arrays.is_number(v)]
+    if not arrays:
+        return min(u, float(cap))
+    xp = _arrays.namespace(*arrays)
+    one = xp.ones_like(arrays[0])
+    return xp.where(u < cap, u * one, cap * one)
 
 
 def _extrapolate(point: Any, last: Any, count: Any, extrapolation: str | float) -> Any:

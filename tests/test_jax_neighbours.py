@@ -58,7 +58,7 @@ def test_a_flax_nnx_model_trains_to_fewer_inputs_and_its_prox_point_goes_back_in
         return value
 
     net = Net(nnx.Rngs(0))
-    inputs = SparseGroupLasso(0.02, groups=Groups.along(1))
+    inputs = SparseGroupLasso(0.05, groups=Groups.along(1))
     optimizer = nnx.Optimizer(net, proxopt_jax.adam_hapg(1e-2, [("hidden/kernel*", inputs)]), wrt=nnx.Param)
     first = float(loss(net))
     for _ in range(400):
