@@ -10,7 +10,6 @@ The torch optimizers and the optax transformations are these functions; whatever
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -198,16 +197,8 @@ def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
     check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
     if isinstance(extrapolation, str):
-        if extrapolation == "as_printed":
-            return u
-        extrapolation = math.inf
-    if _arrays.is_number(u) and _arrays.is_number(extrapolation):
-        return min(max(float(u), 0.0), float(extrapolation))
-    xp = _arrays.namespace(*(v for v in (u, extrapolation) if not _arrays.is_number(v)))
-    if not _arrays.is_number(extrapolation):
-        u = u + 0 * extrapolation
-    u = xp.where(u > 0, u, xp.zeros_like(u))
-    return xp.where(u < extrapolation, u, xp.zeros_like(u) + extrapolation)
+        return u if extrapolation == "as_printed" else _at_least_0(u)
+    return _at_most(_at_least_0(u), extrapolation)
 
 
 def check_extrapolation(extrapolation: Any) -> None:
@@ -237,6 +228,20 @@ def _adam(grad: Any, state: Any, lr: Any, betas: tuple[Any, Any], eps: float) ->
     square = _each(lambda v, g: b2 * v + (1 - b2) * (g * g), state.square, grad)
     eta = _each(lambda v: lr / (_arrays.root(v / (1 - b2**count)) + eps), square)
     return mean, square, count, eta, _each(lambda m: m / (1 - b1**count), mean)
+
+
+def _at_least_0(u: Any) -> Any:
+    return max(float(u), 0.0) if _arrays.is_number(u) else _arrays.namespace(u).where(u > 0, u, 0 * u)
+
+
+def _at_most(u: Any, cap: Any) -> Any:
+    """min(u, cap), where either may be a traced array."""
+    arrays = [v for v in (u, cap) if not _arrays.is_number(v)]
+    if not arrays:
+        return min(u, float(cap))
+    xp = _arrays.namespace(*arrays)
+    one = xp.ones_like(arrays[0])
+    return xp.where(u < cap, u * one, cap * one)
 
 
 def _extrapolate(point: Any, last: Any, count: Any, extrapolation: str | float) -> Any:

@@ -255,6 +255,10 @@ def test_momentum_is_the_same_for_a_counted_and_a_traced_step(rule):
         traced = updates.momentum(np.array([float(t)]), rule)
         assert np.isclose(updates.momentum(t, rule), traced[0])
         assert np.isclose(updates.momentum(t, rule), printed_u(t, rule))
+        if not isinstance(rule, str):
+            cap = np.array([rule])
+            assert np.isclose(updates.momentum(t, cap), printed_u(t, rule)), "the cap may be traced too"
+            assert np.isclose(updates.momentum(np.array([float(t)]), cap), printed_u(t, rule))
 
 
 # -- rest points ------------------------------------------------------------------------------
