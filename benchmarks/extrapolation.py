@@ -203,7 +203,7 @@ def run(settings: Settings, out: Path) -> list[dict]:
 
 
 def read(path: Path, settings: Settings) -> list[dict]:
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     if saved["settings"] != plain(settings):
         raise SystemExit(f"{path} was written with other settings, {saved['settings']}: choose another --out, or --fresh")
     return saved["rows"]
@@ -333,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
         for file in (args.out / "stages").glob("*.json"):
             file.unlink()
     rows = run(settings, args.out)
-    with (args.out / "extrapolation.csv").open("w", newline="") as file:
+    with (args.out / "extrapolation.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=FIELDS, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -308,7 +308,7 @@ def machine(device: str) -> str:
     if device == "tpu":
         return "TPU"
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores of {re.sub(r'[(]R[)]|[(]TM[)]', '', names[0]).strip() if names else 'a CPU'}"
 

@@ -71,11 +71,11 @@ def main(argv: list[str] | None = None, readme: Path = README) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the table is not up to date")
     args = parser.parse_args(argv)
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     new = updated(text, all_rows())
     if args.check:
         sys.exit(0 if new == text else f"{readme} is not up to date: run python benchmarks/last_runs.py")
-    readme.write_text(new)
+    readme.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def read(log: Path, place: int, whole: bool = False) -> tuple[int, list[str]]:
 def main(report: str, *words: str) -> None:
     """Run a script or a module as `python WORDS` does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    atexit.register(lambda: Path(report).write_text(json.dumps(device_report())))
+    atexit.register(lambda: Path(report).write_text(json.dumps(device_report()), encoding="utf-8"))
     if words[0] == "-m":
         sys.argv, sys.path[0] = list(words[1:]), str(ROOT)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -257,7 +257,9 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     shutil.rmtree(place.folder(part), ignore_errors=True)
     place.folder(part).mkdir(parents=True)
     report.unlink(missing_ok=True)
-    log.write_text(f"$ python {' '.join(words)}    # {datetime.now():%Y-%m-%d %H:%M:%S}, at most {seconds:.0f} s\n")
+    log.write_text(
+        f"$ python {' '.join(words)}    # {datetime.now():%Y-%m-%d %H:%M:%S}, at most {seconds:.0f} s\n", encoding="utf-8"
+    )
     shared: dict[str, Any] = {"part": part.name, "device": place.device, "machine": place.machine, "threads": place.threads}
     shared |= {"code": place.code, "versions": place.versions, "dry": place.dry}
     stamped = lambda: {**shared, "date": datetime.now().isoformat(timespec="seconds")}
@@ -275,13 +277,13 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
             else:
                 lines.append(line)
     finally:
-        with LOG, (place.out / "log.txt").open("a") as file:
-            file.write(f"{log.read_text(errors='replace')}\n")
+        with LOG, (place.out / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{log.read_text(encoding='utf-8', errors='replace')}\n")
         log.unlink()
     for name in part.keeps:
         if (place.folder(part) / name).exists():
             shutil.copy(place.folder(part) / name, place.out / f"{part.file}{Path(name).suffix}")
-    known = json.loads(report.read_text()) if report.exists() else {}
+    known = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     state = "timeout" if ended.code is None else "done" if ended.code == 0 else "failed"
     untold = [command for command in part.commands if command not in told]
     if told and (state == "done" or not untold):
@@ -310,7 +312,7 @@ def result(part: Part, state: str, ended: Ended, lines: Sequence[str]) -> str:
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """The rows of a runs.jsonl; a line that was cut off is left out."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

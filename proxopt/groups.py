@@ -7,7 +7,7 @@ entries, their sum, their largest, their median; and spread one number per group
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,7 +182,7 @@ class Groups:
             power = 0.5 if weights == "sqrt_size" else -0.5
             if isinstance(sizes, int):
                 return float(max(sizes, 1)) ** power
-            return self._beside((weights, *_shapes(xs)), np.maximum(sizes, 1.0) ** power, xs[0])
+            return self._beside((weights, *_shapes(xs)), np.maximum(sizes, 1.0) ** power, xs[0], _arrays.like)
         values = _arrays.like(weights, xs[0])
         if self.kind == "along" and _arrays.ndim(values):
             ndim, axes, xp = xs[0].ndim, self._axes(xs[0].ndim), _arrays.namespace(values)
@@ -388,19 +388,18 @@ class Groups:
             every = self._beside(("all codes", *_shapes(values)), every, joined)
         return segment(joined, every, len(self.names))
 
-    def _beside(self, key: tuple, values: np.ndarray, x: Array) -> Array:
-        """Integers as an index beside x, floats in its dtype.
+    def _beside(self, key: tuple, values: np.ndarray, x: Array, make: Callable[..., Array] = _arrays.index) -> Array:
+        """make(values, x), an array beside x.
 
         Those on a device of torch are kept under `key`, which says what they are: a copy would make device and host wait for one
         another at every step, and a CUDA graph cannot hold one.
         """
-        make = lambda: _arrays.index(values, x) if values.dtype.kind in "iu" else _arrays.like(values, x)
         if not _arrays.keeps(x):
-            return make()
+            return make(values, x)
         kept = self.__dict__.setdefault("_kept", {})
         key = (*key, x.device, x.dtype)
         if key not in kept:
-            kept[key] = make()
+            kept[key] = make(values, x)
         return kept[key]
 
     def __getstate__(self) -> dict:
