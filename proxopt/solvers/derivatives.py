@@ -83,7 +83,7 @@ def optimal_value_of(objective: Callable[[Array], Array], x: Array, sources: Seq
     """
     if _arrays.is_torch_array(x):
         with _once_in_torch():
-            return objective(x)
+            return objective(_arrays.detach(x))
     if is_jax_array(x) and watched([x, *sources]):
         import jax
 

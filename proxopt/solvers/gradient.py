@@ -197,7 +197,7 @@ class _Problems:
 
     def objective(self, x: Array) -> Array:
         """f(x) + penalty(x), as a function of all that they depend on."""
-        return self.original(_arrays.detach(x))[0] + self._value(x)
+        return self.original(x)[0] + self._value(x)
 
     def _value(self, x: Array) -> Array:
         if not self.batch:
