@@ -27,7 +27,7 @@ A machine without internet needs this checkout, Python 3.12 with torch or JAX, a
            -c constraints.txt "$@"; }
        fetch array-api-compat tyro docstring-parser typeguard typing-extensions torch-pruning
 
-   What the tests need is 3.5 MB more, optax 0.5 MB, and all the rest on top of NumPy and torch 67 MB, half of it SciPy:
+   What the tests need is 3 MB more, optax 0.5 MB, and all the rest on top of NumPy and torch or JAX 70 MB, half of it SciPy:
 
        fetch pytest iniconfig pluggy pygments packaging hypothesis sortedcontainers pytest-xdist execnet
        fetch optax absl-py

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def command(case: str) -> str:
     return f'python benchmarks/paper_step.py --only "{case}"'
 
 
+@cache
 def data_sets(tiny: bool) -> tuple[Any, Any]:
     """Random images and random words."""
     import torch
@@ -147,7 +149,7 @@ def report(case: str, steps: int, device: str, tiny: bool) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
+    parser.add_argument("--only", nargs="*", default=[], help="the cases to run, or parts of their names")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help="small networks and batches")
@@ -157,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"steps must be >= 1, got {args.steps}")
     if args.case:
         sys.exit(not report(args.case, args.steps, args.device, args.tiny))
-    cases = [c for c in CASES if not args.only or any(word in c for word in args.only)]
+    cases = [c for c in CASES if not args.only or any(word == c or (word not in CASES and word in c) for word in args.only)]
     if not cases:
         parser.error(f"only must be parts of {', '.join(CASES)}, got {' '.join(args.only)}")
     measured = 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nas import cnn, methods, rnn, spaces
+from nas import checkpoint, cnn, data, methods, rnn, spaces
 from nas.genotype import RecurrentGenotype
 from nas.methods import gsparsity
 from nas.methods.gsparsity import Operations
@@ -196,6 +196,22 @@ def test_a_search_step_on_text_on_the_device_is_that_of_the_host(compiled):
         sides.append([p.detach().cpu() for p in (*steps.method.parameters, net.embedding, net.products["1"])])
     for ours, there in zip(*sides):
         torch.testing.assert_close(ours, there, rtol=1e-2, atol=1e-3)
+
+
+def test_the_generators_of_the_device_go_on_from_a_checkpoint(tmp_path):
+    device = torch.device("cuda")
+    checkpoint.save(tmp_path / "random.pt", checkpoint.random_state(device))
+    expected = torch.rand(5, device=device), torch.rand(5)
+    checkpoint.restore_random_state(checkpoint.load(tmp_path / "random.pt", device), device)
+    for ours, wanted in zip((torch.rand(5, device=device), torch.rand(5)), expected):
+        assert torch.equal(ours, wanted)
+
+
+def test_a_batch_on_the_device_is_drawn_by_its_number():
+    images = data.Images(torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (12,))).to("cuda")
+    batches = data.Batches(images, 4, seed=0, augment=data.Augment((0.5,) * 3, (0.2,) * 3, padding=4, cutout=8))
+    (x, y), (again, labels) = list(batches.epoch(1))[2], next(iter(batches.epoch(1, start=2)))
+    assert x.is_cuda and torch.equal(x, again) and torch.equal(y, labels)
 
 
 def test_groups_of_operations_step_on_the_device():

@@ -206,11 +206,8 @@ def test_the_published_loops():
 
 
 def test_batches_are_drawn_on_the_device():
-    images = data.Images(torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (12,)))
-    augment = data.Augment((0.5,) * 3, (0.2,) * 3, padding=4, cutout=8)
     with pretended():
-        for x, y in data.Batches(images.to("cuda"), 4, seed=0, augment=augment).epoch(0):
-            assert x.is_cuda and y.is_cuda and x.shape == (4, 3, 32, 32)
+        test_gpu.test_a_batch_on_the_device_is_drawn_by_its_number()
 
 
 def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
