@@ -81,6 +81,8 @@ def test_data_that_are_not_finite_are_refused_by_name(xlib: Library, bad: float)
         fista(LeastSquares(xlib.give(A), xlib.give(b)), L1(1.0), xlib.give(np.full(6, bad)))
     with pytest.raises(ValueError, match="strength must be finite and > 0"):
         sparse_code(xlib.give(A), xlib.give(np.stack([b, b])), xlib.give(np.array([1.0, 0.0])))
+    with pytest.raises(ValueError, match="strength must be finite and > 0, got"):
+        sparse_code(xlib.give(A), xlib.give(b), xlib.give(np.array(bad)))
 
 
 def test_what_jax_traces_is_no_success_where_it_is_not_finite() -> None:

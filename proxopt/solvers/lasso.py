@@ -108,7 +108,7 @@ def _check_values(A: Array, b: Array, strength: Any) -> None:
     check_finite("A", A)
     check_finite("b", b)
     _checks.in_range("strength", strength, open_low=True)
-    if _arrays.ndim(strength) and not isinstance(strength, np.ndarray) and not is_traced(strength):
+    if hasattr(strength, "ndim") and not isinstance(strength, (np.ndarray, np.number)) and not is_traced(strength):
         _checks.in_range("strength", to_numpy(strength), open_low=True)
 
 
