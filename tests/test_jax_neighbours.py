@@ -20,6 +20,7 @@ INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 8)), jnp.float3
 CLASSES = (INPUTS[:, 0] + INPUTS[:, 1] > 0).astype(jnp.int32)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("case", MAIN, ids=lambda c: c.name)
 def test_a_checkpoint_resumes_bit_for_bit(case, tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
