@@ -182,8 +182,7 @@ def adam_hapg(
     updates.check_extrapolation(extrapolation)
     if _arrays.is_number(b1) and b1 > 0.8 and isinstance(extrapolation, str):
         warnings.warn(
-            f"b1 = {b1} with uncapped extrapolation may diverge, the extrapolation is momentum already: "
-            "take b1=0.5, or cap it with extrapolation=0.9",
+            f"b1 = {b1} with uncapped extrapolation may diverge, the extrapolation is momentum already: take b1=0.5",
             stacklevel=2,
         )
     options = {"betas": (b1, b2), "eps": eps, "extrapolation": extrapolation}

@@ -272,7 +272,7 @@ class AdamHAPG(ProximalOptimizer):
         if betas[0] > 0.8 and isinstance(extrapolation, str):
             warnings.warn(
                 f"betas[0] = {betas[0]} with uncapped extrapolation may diverge, the extrapolation is momentum already: "
-                "take betas=(0.5, 0.999), or cap it with extrapolation=0.9",
+                "take betas=(0.5, 0.999)",
                 stacklevel=2,
             )
         super().__init__(params, _defaults(locals(), "lr betas eps extrapolation"))
