@@ -100,10 +100,21 @@ def process(tmp_path, *argv, launch=()):
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(running):
-    said, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, said
+LIMIT = 900  # seconds after which a process hangs, however busy the machine is
+
+
+def ended(running):
+    """What a process said, when it has ended."""
+    try:
+        said, _ = running.communicate(timeout=LIMIT)
+    finally:
+        running.kill()
     return said
+
+
+def finished(running):
+    said = ended(running)
+    assert running.returncode == 0, said
 
 
 @pytest.mark.commands
@@ -114,17 +125,17 @@ def test_what_is_killed_goes_on_bit_for_bit(name, corpus, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finished(process(tmp_path, *argv, "--out", str(whole)))
     running = process(tmp_path, *argv, "--out", str(killed))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline and running.poll() is None:
         file = killed / "checkpoint.pt"
         if file.exists() and (p := checkpoint.load(file)["progress"])["epoch"] >= 1 and p["step"] >= 1:
             break
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
-    running.communicate()
+    ended(running)
     before = checkpoint.load(killed / "checkpoint.pt")["progress"]
     assert 1 <= before["epoch"] < 6, "it must be killed before its end"
-    assert "--resume" in process(tmp_path, *argv, "--out", str(killed)).communicate()[0]
+    assert "--resume" in ended(process(tmp_path, *argv, "--out", str(killed)))
     finished(process(tmp_path, *argv, "--out", str(killed), "--resume"))
     names = sorted(file.name for file in whole.iterdir())
     assert names == sorted(file.name for file in killed.iterdir())
@@ -150,5 +161,5 @@ def test_two_processes_share_the_batches(name, tmp_path):
 def test_text_is_read_by_one_process(tmp_path, corpus):
     _, argv, _ = command("text", None, corpus)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    said, _ = process(tmp_path, "nas_ptb", *argv, "--out", str(tmp_path / "out"), launch=launch).communicate()
+    said = ended(process(tmp_path, "nas_ptb", *argv, "--out", str(tmp_path / "out"), launch=launch))
     assert "text is read by one process; start it without torchrun, got 2 processes" in said
