@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,10 @@ def fake_cifar(root: Path, images: int = 32) -> None:
     for name, _ in source.train + source.test:
         file = folder / name
         if not file.exists():
-            file.write_bytes(pickle.dumps(fake_images(name, images)))
+            # Several processes of one run may come here at once: none of them may see a file that another has half written.
+            partial = folder / f"{name}.{os.getpid()}"
+            partial.write_bytes(pickle.dumps(fake_images(name, images)))
+            os.replace(partial, file)
         known[name] = hashlib.md5(file.read_bytes()).hexdigest()
     own = lambda files: tuple((name, known[name]) for name, _ in files)
     data.SOURCES["cifar10"] = replace(
