@@ -163,7 +163,7 @@ PARTS = (
     Part(
         name="tests",
         words=("-m", "pytest", "-m", "gpu"),
-        more=("tests/test_gpu.py", "-o", "addopts=--strict-markers", "-v", "--tb=short", "{workers}"),
+        more=("tests/gpu/test_gpu.py", "-o", "addopts=--strict-markers", "-v", "--tb=short", "{workers}"),
         dry=("-k", "scaler"),
         says=TESTED,
         counts=("PASSED", "FAILED", "ERROR", "SKIPPED"),

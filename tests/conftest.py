@@ -1,4 +1,4 @@
-"""Shared by all tests: Hypothesis without surprises, and the array libraries under one name each."""
+"""Shared by all tests: the settings of Hypothesis, and fixtures."""
 
 from __future__ import annotations
 
@@ -6,38 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and their tensors are small
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import settings
+from libraries import Library, open_library
 
 settings.register_profile("laws", deadline=None, max_examples=15, derandomize=True, database=None)
 settings.load_profile("laws")
-
-
-@dataclass(frozen=True)
-class Library:
-    """An array library: how NumPy arrays get there, dtype kept, and back."""
-
-    name: str
-    asarray: Callable[[np.ndarray], Any]
-
-    def give(self, x: Any) -> Any:
-        """NumPy arrays (or lists, or numbers) in this library."""
-        if isinstance(x, (list, tuple)):
-            return [self.give(a) for a in x]
-        return self.asarray(x) if isinstance(x, np.ndarray) else x
-
-    def take(self, x: Any) -> Any:
-        """Arrays of this library as NumPy arrays."""
-        if isinstance(x, (list, tuple)):
-            return [self.take(a) for a in x]
-        return np.asarray(x.detach() if hasattr(x, "detach") else x)
 
 
 @pytest.fixture(params=["numpy", "torch", "jax", "array_api_strict"])
@@ -50,16 +27,6 @@ def library(request: pytest.FixtureRequest) -> Iterator[Library]:
 def autograd_library(request: pytest.FixtureRequest) -> Iterator[Library]:
     """The libraries that differentiate."""
     yield from open_library(request.param)
-
-
-def open_library(name: str) -> Iterator[Library]:
-    module = pytest.importorskip(name)
-    if name == "torch":
-        asarray = lambda a: module.from_numpy(np.array(a))
-    else:
-        asarray = module.numpy.asarray if name == "jax" else module.asarray
-    with module.enable_x64(True) if name == "jax" else nullcontext():
-        yield Library(name, asarray)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@
 What a tensor says of its device, where factories and copies put their results, and which tensors an operation takes together
 are as with CUDA: a CPU tensor without axes may meet tensors of the device, CPU indices may pick from one, and no others. A value
 that the host reads counts in `device.reads`, a copy from the host in `device.uploads`: there a real device and its host wait for
-one another. Kernels, their rounding, streams, graphs and the compiler are not pretended: `tests/test_gpu.py` needs a device.
+one another. Kernels, their rounding, streams, graphs and the compiler are not pretended: `tests/gpu/test_gpu.py` needs a device.
 """
 
 from __future__ import annotations

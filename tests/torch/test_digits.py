@@ -21,7 +21,7 @@ from tqdm import tqdm
 from proxopt import Groups, SparseGroupLasso
 from proxopt_torch import HAPG, AdamHAPG, load_compact
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = {"method", "penalty", "metric", "strength", "seed", "accuracy", "sparsity", "features", "neurons"}
 
 

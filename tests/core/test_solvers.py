@@ -8,9 +8,9 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pytest
-from conftest import Library, open_library
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import Library, open_library
 
 import proxopt
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso, sparse_code

@@ -95,8 +95,8 @@ SAID = {
         "darts first order 2.43 s, 1327 MiB; gsparsity: left out, CUDA out of memory",
     ),
     "tests": (
-        "FAILED tests/test_gpu.py::test_x[a] - AssertionError\n======= 1 failed, 164 passed in 71.20s (0:01:11) =======",
-        "failed: tests/test_gpu.py::test_x[a]; 1 failed, 164 passed in 71.20s (0:01:11)",
+        "FAILED tests/gpu/test_gpu.py::test_x[a] - AssertionError\n======= 1 failed, 164 passed in 71.20s (0:01:11) =======",
+        "failed: tests/gpu/test_gpu.py::test_x[a]; 1 failed, 164 passed in 71.20s (0:01:11)",
     ),
     "prune_operations": (
         "        mu  threshold   pruned   before    after    change  retrained\n"
@@ -125,8 +125,8 @@ def test_what_a_command_gave_is_read_from_its_output(name):
 def test_tests_that_were_stopped_are_counted():
     one = next(p for p in gpu.PARTS if p.name == "tests")
     lines = [
-        "tests/test_gpu.py::test_a[x] PASSED [  1%]",
-        "[gw1] [  2%] PASSED tests/test_gpu.py::test_b",
+        "tests/gpu/test_gpu.py::test_a[x] PASSED [  1%]",
+        "[gw1] [  2%] PASSED tests/gpu/test_gpu.py::test_b",
         "test_c FAILED [  3%]",
     ]
     assert runner.result(one, "timeout", runner.Ended(None, 60.0), lines) == "not done after 60 s: 2 PASSED; 1 FAILED"

@@ -57,7 +57,7 @@ def test_groups_that_cross_shards_give_the_unsharded_result():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Library, open_library
+from libraries import Library, open_library
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, SparseGroupLasso, sparse_code
 from proxopt.penalties.dual import dual_scale

@@ -18,7 +18,7 @@ from torch import nn
 
 from proxopt_torch import load_compact
 
-RELEASES = sorted(p.parent for p in (Path(__file__).parent / "checkpoints").glob("*/commands.json"))
+RELEASES = sorted(p.parent for p in (Path(__file__).parents[1] / "checkpoints").glob("*/commands.json"))
 WRITTEN = {folder: json.loads((folder / "commands.json").read_text()) for folder in RELEASES}
 CASES = [pytest.param(f, name, id=f"{f.name}-{name}") for f in RELEASES for name in WRITTEN[f]["commands"]]
 

@@ -12,7 +12,7 @@ from torch_cases import problem, snapshot, train
 from proxopt import L1, GroupL2, Groups
 from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD
 
-HERE = Path(__file__).parent / "checkpoints"
+HERE = Path(__file__).parents[1] / "checkpoints"
 sys.path.insert(0, str(HERE))
 import make_optimizers  # noqa: E402
 

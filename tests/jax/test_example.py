@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "digits_pruning_jax.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits_pruning_jax.py"
 
 
 @pytest.mark.commands

@@ -13,7 +13,7 @@ import torch
 from nas import checkpoint, methods
 from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 ONCE = ["--checkpoint-minutes", "0"]
 PROXSGD = "--lr 0.3 --lr-min 0.3 --auxiliary 0".split()
 # (program, options, after how many checkpoints of each process it stops: 4 steps make an epoch of a training, 2 of a search)
@@ -92,7 +92,7 @@ importlib.import_module(sys.argv[2]).main(sys.argv[3:])
 
 
 def process(tmp_path, *argv, launch=()):
-    paths = [HERE, HERE.parent, HERE.parent / "examples", HERE.parent / "benchmarks"]
+    paths = [ROOT / "tests", ROOT, ROOT / "examples", ROOT / "benchmarks"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)

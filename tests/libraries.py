@@ -1,0 +1,41 @@
+"""The array libraries under one name each: how NumPy arrays get there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@dataclass(frozen=True)
+class Library:
+    """An array library: how NumPy arrays get there, dtype kept, and back."""
+
+    name: str
+    asarray: Callable[[np.ndarray], Any]
+
+    def give(self, x: Any) -> Any:
+        """NumPy arrays (or lists, or numbers) in this library."""
+        if isinstance(x, (list, tuple)):
+            return [self.give(a) for a in x]
+        return self.asarray(x) if isinstance(x, np.ndarray) else x
+
+    def take(self, x: Any) -> Any:
+        """Arrays of this library as NumPy arrays."""
+        if isinstance(x, (list, tuple)):
+            return [self.take(a) for a in x]
+        return np.asarray(x.detach() if hasattr(x, "detach") else x)
+
+
+def open_library(name: str) -> Iterator[Library]:
+    module = pytest.importorskip(name)
+    if name == "torch":
+        asarray = lambda a: module.from_numpy(np.array(a))
+    else:
+        asarray = module.numpy.asarray if name == "jax" else module.asarray
+    with module.enable_x64(True) if name == "jax" else nullcontext():
+        yield Library(name, asarray)
