@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -235,7 +236,7 @@ def main(report: str, *words: str) -> None:
 
 
 def device_report() -> dict[str, Any]:
-    """Name of the device that this process has used, and the peak of its memory there; nothing where it has used none."""
+    """Name of the device that this process has used, and the peak of its memory there, or of the host's where there is none."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and torch.cuda.is_initialized():
         return {"machine": torch.cuda.get_device_name(), "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20)}
@@ -245,7 +246,21 @@ def device_report() -> dict[str, Any]:
             "machine": device.device_kind,
             "peak_mib": round((device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20),
         }
-    return {}
+    return {"peak_mib": round(host_peak())} if torch is None or not torch.cuda.is_available() else {}
+
+
+def host_peak() -> float:
+    """MiB: the most that this process, or one that it has waited for, has held.
+
+    Not `ru_maxrss` of this process: it begins with what the process held that started it.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children) / 1024
+    own = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return max(int(own[1]) if own else 0, children) / 1024
 
 
 # -- the rows of a part -----------------------------------------------------------------------------
@@ -288,7 +303,7 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     untold = [command for command in part.commands if command not in told]
     if told and (state == "done" or not untold):
         return
-    peak = round(ended.peak) if place.device == "cpu" else known.get("peak_mib")
+    peak = known.get("peak_mib") or (round(ended.peak) if place.device == "cpu" else None)
     row = {**stamped(), "command": untold[0], "state": state, "seconds": round(ended.seconds, 1)}
     row |= {"cpu_seconds": round(ended.cpu, 1), "peak_mib": peak}
     yield row | {"machine": known.get("machine", place.machine), "result": result(part, state, ended, lines)}
