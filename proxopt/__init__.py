@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 from proxopt import schedules, sparsity, testing, updates
 from proxopt._version import __version__
 from proxopt.groups import Groups
-from proxopt.penalties import L1, ElasticNet, GroupL2, Nested, Penalty, SparseGroupLasso, max_strength, soft_threshold
+from proxopt.penalties import (
+    L1,
+    ElasticNet,
+    GroupL2,
+    Nested,
+    Penalty,
+    ProxOperator,
+    Shrinkage,
+    SparseGroupLasso,
+    max_strength,
+    soft_threshold,
+)
 
 if TYPE_CHECKING:
     from proxopt import solvers
@@ -20,6 +31,8 @@ __all__ = [
     "Groups",
     "Nested",
     "Penalty",
+    "ProxOperator",
+    "Shrinkage",
     "SparseGroupLasso",
     "__version__",
     "max_strength",

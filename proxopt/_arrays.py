@@ -109,13 +109,13 @@ def like(v: Any, x: Array) -> Any:
         return float(v)
     if isinstance(v, (list, tuple)):
         v = np.asarray(v, dtype=float)
-    xp = namespace(x)
-    dtype = xp.real(x).dtype if is_complex(x) else x.dtype
+    dtype = namespace(x).real(x).dtype if is_complex(x) else x.dtype
     if isinstance(v, np.ndarray) and not is_numpy_array(x):
-        return xp.asarray(v, dtype=dtype, device=x.device) if is_torch_array(x) else xp.asarray(v, dtype=dtype)
+        where = {"device": x.device} if is_torch_array(x) else {}
+        return namespace(x).asarray(v, dtype=dtype, **where)
     if is_torch_array(v) and is_torch_array(x) and v.device != x.device:
         v = v.to(x.device)
-    return v if v.dtype == dtype else xp.astype(v, dtype)
+    return v if v.dtype == dtype else namespace(x).astype(v, dtype)
 
 
 def times(a: Any, b: Any, x: Array) -> Any:
@@ -151,9 +151,8 @@ def detach(x: Any) -> Any:
     return x
 
 
-def modulus(x: Array) -> Array:
+def modulus(xp: Any, x: Array) -> Array:
     """|x|, with slope 0 at x = 0, the symmetric subgradient: the slope of abs is 1 there in JAX."""
-    xp = namespace(x)
     if not _is_jax(x):
         return xp.abs(x)
     if not is_complex(x):
@@ -162,14 +161,13 @@ def modulus(x: Array) -> Array:
     return xp.where(zero, 0.0, xp.abs(xp.where(zero, 1.0, x)))
 
 
-def sign(x: Array) -> Array:
-    """The sign of a real array; torch's own method, as the standard's detour for NaN has no vmap."""
-    return x.sign() if is_torch_array(x) else namespace(x).sign(x)
+def sign(xp: Any, x: Array) -> Array:
+    """The sign of a real array; torch's own method, because array-api-compat's has no vmap."""
+    return x.sign() if is_torch_array(x) else xp.sign(x)
 
 
-def square(x: Array) -> Array:
+def square(xp: Any, x: Array) -> Array:
     """|x|^2 with its second derivative at x = 0, which the square of abs lacks in torch."""
-    xp = namespace(x)
     return xp.real(x) ** 2 + xp.imag(x) ** 2 if is_complex(x) else x * x
 
 
@@ -180,9 +178,8 @@ def root(x: Array) -> Array:
     return xp.sqrt(x.clip(tiny) if hasattr(x, "clip") else xp.clip(x, tiny))
 
 
-def clip(x: Array, bound: Any) -> Array:
+def clip(xp: Any, x: Array, bound: Any) -> Array:
     """min(max(x, -bound), bound), with slope 1 in x and 0 in the bound where |x| = bound."""
-    xp = namespace(x)
     if isinstance(bound, float):
         bound = min(bound, float(xp.finfo(x.dtype).max))
     if _is_jax(x):  # its own clip has slopes of 1/2 there
@@ -218,14 +215,14 @@ def segment_max(values: Array, codes: Array, count: int) -> Array:
     return xp.max(_padded(values, codes, count), axis=1)
 
 
-def middle(rows: Array) -> Array:
+def middle(xp: Any, rows: Array) -> Array:
     """Median over the last axis, the mean of the two middle entries where their number is even."""
     n = rows.shape[-1]
     if is_numpy_array(rows):  # one vectorised selection; np.median is ten times slower
         parted = np.partition(rows, n // 2, axis=-1)
         upper = parted[..., n // 2]
         return upper if n % 2 else (parted[..., : n // 2].max(axis=-1) + upper) / 2
-    ordered = namespace(rows).sort(rows, axis=-1)
+    ordered = xp.sort(rows, axis=-1)
     return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
 
 

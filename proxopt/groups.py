@@ -127,7 +127,27 @@ class Groups:
 
     def from_right(self, xs: Sequence[Array]) -> Groups:
         """The same groups with the axes of `along` counted from the right: they stay when a batch comes in front."""
-        return Groups("along", self._axes(xs[0].ndim)) if self.kind == "along" else self
+        return Groups("along", self.axes(xs[0].ndim)) if self.kind == "along" else self
+
+    def over_last(self, ndim: int) -> Groups | None:
+        """The same groups for stacks of arrays with `ndim` axes, each array a problem of its own; None for labels."""
+        return None if self.kind == "labels" else Groups("along", self.axes(ndim))
+
+    def axes(self, ndim: int, name: str = "x") -> tuple[int, ...]:
+        """The axes that lie inside a group of an array with `ndim` axes, counted from the right; not for labels.
+
+        Raises ValueError where `along` names an axis that does not exist, or one twice.
+        """
+        if self.kind == "whole":
+            return tuple(range(-ndim, 0))
+        assert self.axis is not None
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if not all(-ndim <= a < ndim for a in axes):
+            raise ValueError(f"axis of Groups.along must exist in {name} with {ndim} axes, got {self.axis}")
+        from_right = tuple(a if a < 0 else a - ndim for a in axes)
+        if len(set(from_right)) != len(from_right):
+            raise ValueError(f"axis of Groups.along must name each axis once, got {self.axis}")
+        return from_right
 
     def check(self, xs: Sequence[Array], name: str = "x") -> None:
         """Raise ValueError where the groups do not fit the arrays."""
@@ -136,7 +156,7 @@ class Groups:
                 raise ValueError(
                     f"Groups.along({self.axis}) splits one array, got a list of {len(xs)}: use labels to join arrays"
                 )
-            self._axes(xs[0].ndim, name)
+            self.axes(xs[0].ndim, name)
         elif self.kind == "labels":
             for i, (x, codes, axis) in enumerate(self._parts(xs)):
                 label = f"{name}[{i}]" if len(xs) > 1 else name
@@ -159,7 +179,7 @@ class Groups:
             return 1
         if self.kind == "labels":
             return len(self.names)
-        axes = self._axes(xs[0].ndim)
+        axes = self.axes(xs[0].ndim)
         return math.prod([n for i, n in enumerate(xs[0].shape) if i - xs[0].ndim not in axes])
 
     def sizes(self, xs: Sequence[Array]) -> int | np.ndarray:
@@ -167,7 +187,7 @@ class Groups:
         if self.kind == "whole":
             return sum(_arrays.size(x) for x in xs)
         if self.kind == "along":
-            return math.prod([xs[0].shape[a] for a in self._axes(xs[0].ndim)])
+            return math.prod([xs[0].shape[a] for a in self.axes(xs[0].ndim)])
         if self.axis is None:
             return self._slices[0]
         inner = [_arrays.size(x) // max(x.shape[axis], 1) for x, _, axis in self._parts(xs)]
@@ -185,7 +205,7 @@ class Groups:
             return self._beside((weights, *_shapes(xs)), np.maximum(sizes, 1.0) ** power, xs[0], _arrays.like)
         values = _arrays.like(weights, xs[0])
         if self.kind == "along" and _arrays.ndim(values):
-            ndim, axes, xp = xs[0].ndim, self._axes(xs[0].ndim), _arrays.namespace(values)
+            ndim, axes, xp = xs[0].ndim, self.axes(xs[0].ndim), _arrays.namespace(values)
             reduced = tuple(n for i, n in enumerate(xs[0].shape) if i - ndim not in axes)
             try:
                 values = xp.broadcast_to(values, reduced)
@@ -200,27 +220,27 @@ class Groups:
             return _arrays.namespace(values).reshape(values, ())
         return values
 
-    def total(self, values: Sequence[Array]) -> Array:
-        """Sum over each group; `along` keeps the summed axes with length one."""
-        return self._reduce(values, "sum")
+    def total(self, values: Sequence[Array], xp: Any = None) -> Array:
+        """Sum over each group; `along` keeps the summed axes with length one. xp: the namespace of the values."""
+        return self._reduce(xp or _arrays.namespace(*values), values, "sum")
 
-    def largest(self, values: Sequence[Array]) -> Array:
+    def largest(self, values: Sequence[Array], xp: Any = None) -> Array:
         """Largest of each group of non-negative values; 0 in an empty group."""
-        return self._reduce(values, "max")
+        return self._reduce(xp or _arrays.namespace(*values), values, "max")
 
-    def median(self, values: Sequence[Array]) -> Array:
+    def median(self, values: Sequence[Array], xp: Any = None) -> Array:
         """Median of each group, the mean of the two middle entries where their number is even."""
-        xp = _arrays.namespace(*values)
+        xp = xp or _arrays.namespace(*values)
         if self.kind == "along":
-            axes = self._axes(values[0].ndim)
+            axes = self.axes(values[0].ndim)
             keep = tuple(a for a in range(-values[0].ndim, 0) if a not in axes)
             rows = xp.permute_dims(values[0], tuple(a + values[0].ndim for a in keep + axes))
             rows = xp.reshape(rows, (*(values[0].shape[a] for a in keep), -1))
             shape = tuple(1 if i - values[0].ndim in axes else n for i, n in enumerate(values[0].shape))
-            return xp.reshape(_arrays.middle(rows), shape)
+            return xp.reshape(_arrays.middle(xp, rows), shape)
         if self.kind == "whole":
-            return _arrays.middle(xp.concat([xp.reshape(v, (-1,)) for v in values]))
-        ordered = self._in_order(values)
+            return _arrays.middle(xp, xp.concat([xp.reshape(v, (-1,)) for v in values]))
+        ordered = self._in_order(xp, values)
         sizes = np.zeros(len(self.names), dtype=int) + self.sizes(values)
         start, sizes = np.cumsum(sizes) - sizes, np.maximum(sizes, 1)
         last = max(ordered.shape[0] - 1, 0)  # what an empty last label reads, and nobody uses
@@ -228,11 +248,11 @@ class Groups:
         low, high = (self._beside((i, *_shapes(values)), place, ordered) for i, place in enumerate(places))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
-    def spread(self, per_group: Any, xs: Sequence[Array]) -> list[Any]:
+    def spread(self, per_group: Any, xs: Sequence[Array], xp: Any = None) -> list[Any]:
         """One number per group, brought back over the entries: broadcasts against each of `xs`."""
         if self.kind != "labels" or not _arrays.ndim(per_group):
             return [per_group] * len(xs)
-        xp = _arrays.namespace(per_group)
+        xp = xp or _arrays.namespace(per_group)
         out = []
         for i, (x, codes, axis) in enumerate(self._parts(xs)):
             taken = xp.take(per_group, self._beside(("codes", i), codes.reshape(-1), per_group), axis=0)
@@ -246,7 +266,7 @@ class Groups:
             return [np.zeros(x.shape, dtype=int) for x in xs]
         if self.kind == "labels":
             return [self._dense(x, codes, axis) for x, codes, axis in self._parts(xs)]
-        shape = tuple(1 if i - xs[0].ndim in self._axes(xs[0].ndim) else n for i, n in enumerate(xs[0].shape))
+        shape = tuple(1 if i - xs[0].ndim in self.axes(xs[0].ndim) else n for i, n in enumerate(xs[0].shape))
         return [np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), xs[0].shape)]
 
     def inside(self, outer: Groups, xs: Sequence[Array]) -> bool:
@@ -268,7 +288,7 @@ class Groups:
             raise ValueError(f"{name} must be one number for a list of arrays, got shape {tuple(value.shape)}")
         x = xs[0]
         if self.kind == "along":
-            axes = [a for a in self._axes(x.ndim) if -a <= value.ndim and value.shape[a] != 1]
+            axes = [a for a in self.axes(x.ndim) if -a <= value.ndim and value.shape[a] != 1]
             for a in axes:
                 head = np.take(value, [0], axis=a) if isinstance(value, np.ndarray) else None
                 if head is None or not (value == head).all():
@@ -296,7 +316,7 @@ class Groups:
     def refuse_batch(self, name: str, value: Any, x: Array) -> None:
         """Raise ValueError where broadcasting x against `value` would repeat entries inside a group, or shift its axes."""
         n, shape = _arrays.ndim(value), (1,) * max(_arrays.ndim(value) - x.ndim, 0) + tuple(x.shape)
-        inside = self._axes(x.ndim) if self.kind == "along" else range(-n, 0)
+        inside = self.axes(x.ndim) if self.kind == "along" else range(-n, 0)
         if (n > x.ndim and self.kind != "along") or any(-a <= n and value.shape[a] not in (1, shape[a]) for a in inside):
             raise ValueError(
                 f"{name} must not repeat the entries of a group: x has shape {tuple(x.shape)}, got {name} of shape "
@@ -307,20 +327,9 @@ class Groups:
         """Whether `step` can differ inside a group, told from shapes alone."""
         if _arrays.ndim(step) == 0 or math.prod(step.shape) == 1:
             return False
-        return self.kind != "along" or any(-a <= step.ndim and step.shape[a] != 1 for a in self._axes(x.ndim))
+        return self.kind != "along" or any(-a <= step.ndim and step.shape[a] != 1 for a in self.axes(x.ndim))
 
     # -- inside -------------------------------------------------------------------------------
-
-    def _axes(self, ndim: int, name: str = "x") -> tuple[int, ...]:
-        """The axes of `along`, counted from the right."""
-        assert self.axis is not None
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        if not all(-ndim <= a < ndim for a in axes):
-            raise ValueError(f"axis of Groups.along must exist in {name} with {ndim} axes, got {self.axis}")
-        from_right = tuple(a if a < 0 else a - ndim for a in axes)
-        if len(set(from_right)) != len(from_right):
-            raise ValueError(f"axis of Groups.along must name each axis once, got {self.axis}")
-        return from_right
 
     def _parts(self, xs: Sequence[Array]) -> list[tuple[Array, np.ndarray, int | None]]:
         """Each array with its codes and its labelled axis."""
@@ -347,9 +356,8 @@ class Groups:
         shape[axis] = -1
         return np.broadcast_to(codes.reshape(shape), tuple(x.shape))
 
-    def _in_order(self, values: Sequence[Array]) -> Array:
+    def _in_order(self, xp: Any, values: Sequence[Array]) -> Array:
         """All entries as one vector, label by label, ascending inside each: memory does not grow with uneven labels."""
-        xp = _arrays.namespace(*values)
         flat, owners = [], []
         for i, (v, codes, axis) in enumerate(self._parts(values)):
             if axis is not None:
@@ -363,11 +371,10 @@ class Groups:
         by_label = xp.argsort(xp.take(owner, by_size, axis=0), stable=True)
         return xp.take(joined, xp.take(by_size, by_label, axis=0), axis=0)
 
-    def _reduce(self, values: Sequence[Array], how: str) -> Array:
-        xp = _arrays.namespace(*values)
+    def _reduce(self, xp: Any, values: Sequence[Array], how: str) -> Array:
         fold = xp.sum if how == "sum" else xp.max
         if self.kind == "along":
-            return fold(values[0], axis=self._axes(values[0].ndim), keepdims=True)
+            return fold(values[0], axis=self.axes(values[0].ndim), keepdims=True)
         if self.kind == "whole":
             parts = [fold(v) for v in values if _arrays.size(v)]
             total = parts[0]

@@ -51,7 +51,7 @@ def living_groups(x: Any, groups: Groups | None = None) -> np.ndarray:
         return np.zeros(groups.count(arrays), dtype=bool)
     lives = np.asarray(groups.largest([s.astype(float) for s in _supports(arrays)])) > 0
     if groups.kind == "along":
-        return lives.squeeze(groups._axes(arrays[0].ndim))
+        return lives.squeeze(groups.axes(arrays[0].ndim))
     return lives.reshape(-1)
 
 

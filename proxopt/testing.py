@@ -1,35 +1,43 @@
-"""The laws that make a proximal operator right, for our penalties and for anybody's."""
+"""A test of proximal operators by the laws that hold for all of them: for the penalties of this package and for your own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from proxopt import _arrays
+from proxopt.penalties import ProxOperator
 from proxopt.penalties.dual import to_numpy
 
 Point = list[np.ndarray]  # the entries of x, of p, of any z: double precision arrays in host memory
 
-SCALES = (1e-6, 1e-3, 1e-1, 1.0, 10.0)  # how far from p the laws look, in units of max|x|
+SCALES = (1e-6, 1e-3, 1e-1, 1.0, 10.0)  # distances from p at which points are tried, in units of max|x|
 
 
-def check_prox(penalty: Any, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
-    """Raise AssertionError, naming the law and the gap, where `penalty.prox(x, step)` breaks one.
+def check_prox(operator: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
+    r"""Raise AssertionError, naming the law and the gap, where ``operator.prox(x, step)`` breaks one.
 
-    With p = prox(x, step) and u = (x - p) / step the laws are:
-      type         p has the library, dtype and shape of x; x itself is left as it was; two calls agree
-      identity     step 0 changes nothing, and an entry whose step is 0 stays
-      origin       prox(0) = 0, for any step
-      objective    f(z) + sum((z - x)^2 / (2 step)) is nowhere below its value at p, for z near and far
-      subgradient  f(z) >= f(p) + <u, z - p> for all z tried          (only if penalty.convex)
-      firm         <prox(x) - prox(y), x - y>_{1/step} >= ||prox(x) - prox(y)||^2_{1/step}     (only if penalty.convex)
-      moreau       f(p) = <u, p>: x / step - u lies in the dual ball, the other half of Moreau's identity
-                   (only if penalty.homogeneous)
+    With :math:`p = \operatorname{prox}(x)`, :math:`q = \operatorname{prox}(y)`, :math:`u = (x - p) / \text{step}` and
+    :math:`\|v\|_{1/\text{step}}^2 = \sum_i v_i^2 / \text{step}_i` the laws are:
+
+    - in place: x stays as it was;
+    - type: p has the library, dtype and shape of x, and two calls agree;
+    - objective: :math:`f(z) + \frac12 \|z - x\|_{1/\text{step}}^2` is nowhere smaller than at p, for z near and far;
+    - identity: step 0 changes nothing, and an entry whose step is 0 stays. For x with finite f(x) only: the prox of the
+      indicator function of a set is a projection for any step;
+    - origin: prox(0) = 0, unless the objective at x = 0 is smaller elsewhere;
+    - subgradient: :math:`f(z) \ge f(p) + \langle u, z - p \rangle` for all z tried, if f is convex;
+    - firm: :math:`\langle p - q, x - y \rangle_{1/\text{step}} \ge \|p - q\|_{1/\text{step}}^2`, if f is convex;
+    - moreau: :math:`f(p) = \langle u, p \rangle`, if f is homogeneous. Then x / step - u lies in the dual ball, the other half
+      of Moreau's identity.
 
     Args:
-      penalty: an object with `value(x)` and `prox(x, step)`; `convex` and `homogeneous` count as True unless declared otherwise.
+      operator: any object with ``value(x)`` and ``prox(x, step)``. f counts as convex unless ``operator.convex`` is False.
+        Whether it is homogeneous, ``f(c x) = c f(x)`` for c >= 0, is found by trying where ``operator.homogeneous`` is not
+        declared.
       x: a floating-point array, or a list of arrays; finite, and of the shape that the prox has.
       step: a number >= 0, or an array of x's shape (a list for a list).
       tolerance: allowed relative gap; by default 100 rounding units of x's dtype.
@@ -38,17 +46,26 @@ def check_prox(penalty: Any, x: Any, step: Any = 1.0, *, tolerance: float | None
     >>> import numpy as np
     >>> from proxopt import L1
     >>> check_prox(L1(0.3), np.array([1.0, -0.2, 0.0]), step=0.5)
+
+    The projection onto a box is the prox of the box's indicator function:
+
+    >>> class Box:
+    ...     def value(self, x):
+    ...         return 0.0 if np.all(abs(x) <= 1) else np.inf
+    ...     def prox(self, x, step=1.0):
+    ...         return np.clip(x, -1, 1)
+    >>> check_prox(Box(), np.array([3.0, -0.2]))
     """
-    case = _Case(penalty, x, step, tolerance, seed)
+    case = _Case(operator, x, step, tolerance, seed)
     for law in LAWS:
         law(case)
 
 
 class _Case:
-    """One prox problem, seen from NumPy in double precision; points reach the penalty in the library and dtype of x."""
+    """One prox problem, seen from NumPy in double precision; points reach the operator in the library and dtype of x."""
 
-    def __init__(self, penalty: Any, x: Any, step: Any, tolerance: float | None, seed: int) -> None:
-        self.penalty, self.given_x, self.given_step = penalty, x, step
+    def __init__(self, operator: ProxOperator, x: Any, step: Any, tolerance: float | None, seed: int) -> None:
+        self.operator, self.given_x, self.given_step = operator, x, step
         self.arrays, xp = _arrays.as_list(x)
         self.rng = np.random.default_rng(seed)
         self.tolerance = 100 * float(xp.finfo(self.arrays[0].dtype).eps) if tolerance is None else tolerance
@@ -66,7 +83,7 @@ class _Case:
         made = []
         for a, v in zip(self.arrays, z):
             where = {"device": a.device} if _arrays.is_torch_array(a) else {}
-            made.append(_arrays.namespace(a).asarray(v, dtype=a.dtype, **where))
+            made.append(_arrays.namespace(a).asarray(v.copy(), dtype=a.dtype, **where))
         return _arrays.like_input(self.given_x, made)
 
     def rounded(self, z: Point) -> Point:
@@ -74,11 +91,11 @@ class _Case:
         return [to_numpy(a) for a in _arrays.as_list(self.like(z))[0]]
 
     def prox(self, z: Point, step: Any = None) -> Point:
-        result = self.penalty.prox(self.like(z), self.given_step if step is None else step)
+        result = self.operator.prox(self.like(z), self.given_step if step is None else step)
         return [to_numpy(a) for a in _arrays.as_list(result, "prox(x)")[0]]
 
     def value(self, z: Point) -> float:
-        return float(to_numpy(self.penalty.value(self.like(z))))
+        return float(to_numpy(self.operator.value(self.like(z))))
 
     def objective(self, z: Point) -> float:
         """f(z) + sum((z - x)^2 / (2 step)), over the entries that move."""
@@ -98,27 +115,40 @@ class _Case:
                 yield self.rounded(far)
 
 
+def _in_place(case: _Case) -> None:
+    for x in (case.like(case.x), case.given_x):  # a copy first, so that the caller's array is not lost
+        case.operator.prox(x, case.given_step)
+        kept = _equal([to_numpy(a) for a in _arrays.as_list(x)[0]], case.x)
+        _law("in place", kept, "prox(x, step) wrote its result into x; it must leave x as it is and return a new array")
+
+
 def _type(case: _Case) -> None:
-    result, _ = _arrays.as_list(case.penalty.prox(case.given_x, case.given_step), "prox(x)")
+    result, _ = _arrays.as_list(case.operator.prox(case.given_x, case.given_step), "prox(x)")
     _law("type", len(result) == len(case.arrays), f"{len(result)} arrays for {len(case.arrays)}")
     for a, b in zip(case.arrays, result):
         _law("type", type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape, f"{type(b).__name__} {b.dtype} {b.shape}")
-    _law("type", _equal([to_numpy(a) for a in case.arrays], case.x), "x was changed in place")
     _law("type", _equal([to_numpy(a) for a in result], case.p), "two calls differ")
 
 
 def _identity(case: _Case) -> None:
+    if not math.isfinite(case.value(case.x)):
+        return
     _law("identity", _equal(case.prox(case.x, 0.0), case.x), "prox(x, 0) != x")
     stays = [np.where(m, a, b) for m, a, b in zip(case.moves, case.x, case.p)]
     _law("identity", _equal(stays, case.x), "an entry with step 0 moved")
 
 
 def _origin(case: _Case) -> None:
-    _law("origin", not any(np.any(a) for a in case.prox([np.zeros_like(a) for a in case.x])), "prox(0) != 0")
+    zero = [np.zeros_like(a) for a in case.x]
+    found = case.prox(zero)
+    if any(np.any(a) for a in found):
+        at_zero, at_found = case.value(zero), case.value(found) + case.inner(found) / 2
+        _law("origin", at_found < at_zero, f"prox(0) != 0: the objective is {at_found!r} there, {at_zero!r} at 0")
 
 
 def _objective(case: _Case) -> None:
     best = case.objective(case.p)
+    _law("objective", math.isfinite(best), f"the value at the prox must be finite, got {best!r}")
     for z in case.around(case.p):
         value = case.objective(z)
         room = case.tolerance * (abs(value) + abs(best))
@@ -145,7 +175,7 @@ def _firm(case: _Case) -> None:
 
 
 def _moreau(case: _Case) -> None:
-    if not all(m.all() for m in case.moves):  # an entry that is held can have any u
+    if not all(m.all() for m in case.moves):  # an entry with step 0 can have any u
         return
     f, inner = case.value(case.p), _dot(case.u, case.p)
     reach = [abs(a) + abs(b) for a, b in zip(case.x, case.p)]
@@ -153,12 +183,36 @@ def _moreau(case: _Case) -> None:
     _law("moreau", abs(f - inner) <= room, f"f(p) = {f!r}, <u, p> = {inner!r}")
 
 
-def _if(declared: str, law: Callable[[_Case], None]) -> Callable[[_Case], None]:
-    """The law, for penalties that have the property `declared`."""
-    return lambda case: law(case) if getattr(case.penalty, declared, True) else None
+def _convex(case: _Case) -> bool:
+    return bool(getattr(case.operator, "convex", True))
 
 
-LAWS = (_type, _identity, _origin, _objective, _if("convex", _subgradient), _if("convex", _firm), _if("homogeneous", _moreau))
+def _homogeneous(case: _Case) -> bool:
+    """Whether f(c x) = c f(x), as declared or else at the points tried."""
+    declared = getattr(case.operator, "homogeneous", None)
+    if declared is not None:
+        return bool(declared)
+    points = [case.x, case.p, *case.around(case.p)]
+    scaled = [(c, z, case.rounded([c * a for a in z])) for z in points for c in (0.0, 0.5, 2.0)]
+    values = [(c * case.value(z) if c else 0.0, case.value(far)) for c, z, far in scaled]
+    return all(math.isclose(a, b, rel_tol=10 * case.tolerance) for a, b in values)
+
+
+def _if(condition: Callable[[_Case], bool], law: Callable[[_Case], None]) -> Callable[[_Case], None]:
+    """The law, for operators that meet the condition."""
+    return lambda case: law(case) if condition(case) else None
+
+
+LAWS = (
+    _in_place,
+    _type,
+    _identity,
+    _origin,
+    _objective,
+    _if(_convex, _subgradient),
+    _if(_convex, _firm),
+    _if(_homogeneous, _moreau),
+)
 
 
 def _law(name: str, holds: bool, found: str) -> None:

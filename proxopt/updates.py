@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from proxopt import _arrays, _checks
-from proxopt.penalties import Penalty
+from proxopt.penalties import declared
 
 EXTRAPOLATION = 0.9
 """Default of HAPG and AdamHAPG here, in torch and in JAX: u_t is capped, because without a cap minibatch noise accumulates."""
@@ -252,7 +252,7 @@ def _extrapolate(point: Any, last: Any, count: Any, extrapolation: str | float) 
 def _prox(penalty: Any, z: Any, step: Any, metric: str) -> Any:
     if penalty is None:
         return z
-    return (penalty.with_metric(metric) if isinstance(penalty, Penalty) else penalty).prox(z, step)
+    return declared.with_metric(penalty, metric).prox(z, step)
 
 
 def _each(f: Callable[..., Any], first: Any, *rest: Any) -> Any:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from proxopt import Penalty, _arrays, _checks
+from proxopt import _arrays, _checks
+from proxopt.penalties import declared
 from proxopt_jax import metric
 from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
 from proxopt_jax.trees import Penalties, Problem, paths
@@ -137,4 +138,4 @@ def proximal(
 
 def exact(penalty: Any) -> Any:
     """The penalty in the exact metric, unless it says otherwise."""
-    return penalty.with_metric("exact") if isinstance(penalty, Penalty) else penalty
+    return declared.with_metric(penalty, "exact")

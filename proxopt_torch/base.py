@@ -201,7 +201,7 @@ class Penalised:
 
 
 class ProximalOptimizer(Penalised, Optimizer):
-    """Base of the optimizers: subclasses state their tensors, one reference update, and a faster twin."""
+    """Base of the optimizers. A subclass states its state tensors and its update, and may have a fused implementation of it."""
 
     def __init__(self, params: Any, defaults: dict) -> None:
         defaults = {**GROUP_DEFAULTS, **defaults}
@@ -261,7 +261,7 @@ class ProximalOptimizer(Penalised, Optimizer):
                 stacks.step(self, group, penalty, stack, grad)
             for entry in alone:
                 states = self._states(group, entry)
-                if kernels.fits(group, entry):
+                if self._kernel is not None and kernels.fits(group, entry):
                     kernels.run(self._kernel, group, penalty, entry[0], self._gradient(group, entry[0]), states[0])
                 else:
                     self._reference(group, penalty, entry, states)
@@ -317,7 +317,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         """The update in `proxopt.updates`: next x, and the next state, whose first fields are `_tensors`."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    _kernel: Callable[..., None]  # the same step in place, from `kernels`
+    _kernel: Callable[..., None] | None = None  # a fused implementation of the same step, in place
 
     def _states(self, group: dict, entry: list[Tensor]) -> list[dict]:
         """The state of each parameter of an entry, made where there is none."""

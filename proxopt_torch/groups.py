@@ -10,7 +10,6 @@ mask), a buffer, or a lazy layer before its first forward pass raises ValueError
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any
@@ -22,7 +21,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from proxopt import L1, ElasticNet, GroupL2, Groups, SparseGroupLasso
+from proxopt import Groups
+from proxopt.penalties import declared
+from proxopt_torch.param_groups import check_operator
 
 Selection = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
 
@@ -199,13 +200,13 @@ def _matching(found: dict[str, Any], selection: Selection, argument: str, everyt
 
 
 def _with_groups(penalty: Any, groups: Groups) -> Any:
-    if isinstance(penalty, (L1, ElasticNet)):
+    """The penalty with these groups, if it declares groups; one that acts on entries, or in a way of its own, as it is."""
+    check_operator(penalty)
+    if declared.partition(penalty) is None:
         return penalty
-    if not isinstance(penalty, (GroupL2, SparseGroupLasso)):
-        raise TypeError(f"penalty must be L1, ElasticNet, GroupL2 or SparseGroupLasso, got {type(penalty).__name__}")
     if penalty.groups is not None:
         raise ValueError(f"penalty must come without groups, they are chosen here, got {penalty.groups}")
-    return replace(penalty, groups=groups)
+    return penalty.with_groups(groups)
 
 
 def _followers(model: nn.Module, layer: Any) -> list[tuple[nn.Module, str]]:

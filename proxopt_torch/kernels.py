@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from proxopt import L1, GroupL2, Groups, Penalty, SparseGroupLasso, updates
+from proxopt import Groups, updates
+from proxopt.penalties import declared
 
 BLOCK = 1 << 18  # entries of a block: one MiB of float32
 NEWTON_STEPS = 20
@@ -119,12 +120,13 @@ def adam_hapg(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -
 
 def prox_(penalty: Any, z: Tensor, step: float) -> None:
     """z <- prox(z, step) for a number as step."""
-    parts = _parts(penalty, z)
-    if parts is None:
-        if penalty is not None:
-            z.copy_(penalty.prox(z, step))
+    if penalty is None:
         return
-    l1, bound, axes = parts
+    form = _form(penalty, z)
+    if form is None:
+        z.copy_(penalty.prox(z, step))
+        return
+    l1, bound, axes, _ = form
     if l1 * step > 0:
         torch.ops.aten.softshrink.out(z, l1 * step, out=z)
     if bound * step > 0:
@@ -135,15 +137,16 @@ def prox_(penalty: Any, z: Tensor, step: float) -> None:
 
 def metric_prox_(penalty: Any, z: Tensor, h: Tensor, scale: float, metric: str) -> None:
     """z <- prox(z, scale * h) for a tensor h > 0 as step; h is used up."""
-    parts = _parts(penalty, z)
-    if parts is None:
-        z.copy_((penalty.with_metric(metric) if isinstance(penalty, Penalty) else penalty).prox(z, h.mul_(scale)))
+    penalty = declared.with_metric(penalty, metric)
+    form = _form(penalty, z)
+    if form is None:
+        z.copy_(penalty.prox(z, h.mul_(scale)))
         return
-    l1, bound, axes = parts
+    l1, bound, axes, own_metric = form
     if l1 > 0:
         torch.copysign(z.abs().sub_(h, alpha=l1 * scale).relu_(), z, out=z)
     if bound > 0:
-        shrink = {"median": _median_shrink_, "support": _support_shrink_, "exact": _exact_shrink_}[penalty.metric or metric]
+        shrink = {"median": _median_shrink_, "support": _support_shrink_, "exact": _exact_shrink_}[own_metric or "exact"]
         shrink(z, h, bound * scale, axes)
     elif l1 > 0:
         z.add_(0.0)  # -0 becomes 0
@@ -170,7 +173,7 @@ def _scale_(z: Tensor, change: Tensor) -> None:
 
 
 def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:
-    """`proxopt.penalties.group.metric_shrink` in place, with r / bound as unknown: sum z^2 / (rho + h)^2 = bound^2.
+    """`proxopt.penalties.metric.metric_shrink` in place, with r / bound as unknown: sum z^2 / (rho + h)^2 = bound^2.
 
     Newton starts at the root for the support step, is kept in its bracket, and stops when the next move would be below rounding.
     """
@@ -244,29 +247,27 @@ def _next_momentum(group: dict, state: dict) -> float:
 def _blocks(penalty: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching slices along the first axis that fit the cache and cut no group; all at once where groups cross that axis."""
     x = tensors[0]
-    parts = _parts(penalty, x)
-    apart = penalty is None or (parts is not None and -x.ndim not in parts[2])
-    if not apart or x.ndim == 0 or x.numel() <= BLOCK:
+    if x.ndim == 0 or x.numel() <= BLOCK or not _splits(penalty, x):
         yield tensors
         return
     yield from zip(*(t.split(max(1, BLOCK * x.shape[0] // x.numel())) for t in tensors))
 
 
-def _parts(penalty: Any, z: Tensor) -> tuple[float, float, tuple[int, ...]] | None:
-    """L1 threshold, group threshold and group axes of the penalties that have a kernel here."""
-    if z.ndim == 0 or not isinstance(getattr(penalty, "strength", None), float):
-        return None
-    if type(penalty) is L1:
-        return penalty.strength, 0.0, ()
-    if type(penalty) not in (GroupL2, SparseGroupLasso) or not isinstance(penalty.weights, str):
-        return None
-    groups = penalty.groups or Groups.whole()
-    if groups.kind == "labels":
-        return None
-    axes = tuple(range(-z.ndim, 0)) if groups.kind == "whole" else groups.from_right([z]).axis
-    l1_ratio = penalty.l1_ratio if isinstance(penalty, SparseGroupLasso) else 0.0
-    assert isinstance(axes, tuple)
-    return penalty.strength * l1_ratio, penalty.strength * (1 - l1_ratio) * groups.weights([z], penalty.weights), axes
+def _splits(penalty: Any, x: Tensor) -> bool:
+    """Whether the prox may be taken of slices along the first axis, one after the other."""
+    if penalty is None:
+        return True
+    if declared.batched(penalty, x.ndim) is None:
+        return False
+    groups = declared.partition(penalty)
+    return groups is None or -x.ndim not in groups.axes(x.ndim)
+
+
+def _form(penalty: Any, z: Tensor) -> tuple[float, float, tuple[int, ...], str | None] | None:
+    """Thresholds of entries and groups, group axes and metric, of a penalty that declares them as numbers."""
+    form = declared.shrinkage(penalty)
+    thresholds = None if form is None else form.thresholds(z)
+    return None if thresholds is None or form is None else (*thresholds, form.metric)
 
 
 def _fused(x: Tensor) -> bool:

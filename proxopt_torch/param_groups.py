@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxopt import Groups, Penalty
+from proxopt import Groups, ProxOperator
 from proxopt._arrays import is_number
 from proxopt._checks import in_range
-from proxopt.penalties import from_dict
+from proxopt.penalties import declared, from_dict, plain_data
 
 FOREIGN = "foreign"
 MANY = 3  # parameters; a group penalty on so many at once is seldom meant to have each as one group
@@ -29,17 +29,22 @@ BY_TORCH = "params param_names initial_lr max_lr min_lr swa_lr base_momentum max
 def normalise(group: dict) -> None:
     """Turn a penalty object in `group` into plain data, and its strength into `group["strength"]`."""
     penalty = group["penalty"]
-    if isinstance(penalty, Penalty):
-        group["strength"] = plain_strength(penalty.strength)
-        group["penalty"] = penalty.to_dict()
-    elif penalty is None:
+    if penalty is None:
         group["strength"] = 0.0 if group.get("strength") is None else group["strength"]
-    elif isinstance(penalty, type):
-        raise TypeError(f"penalty must be an object such as {penalty.__name__}(1e-3), got the class {penalty.__name__}")
     elif not isinstance(penalty, dict):
-        if not (callable(getattr(penalty, "prox", None)) and callable(getattr(penalty, "value", None))):
-            raise TypeError(f"penalty must be a penalty (an object with value and prox) or None, got {penalty!r}")
-        group["strength"] = None
+        check_operator(penalty)
+        data = plain_data(penalty)
+        group["strength"] = None if data is None else plain_strength(penalty.strength)
+        if data is not None:
+            group["penalty"] = data
+
+
+def check_operator(penalty: Any) -> None:
+    """Raise TypeError unless `penalty` has the methods of a `ProxOperator`."""
+    if isinstance(penalty, type):
+        raise TypeError(f"penalty must be an object such as {penalty.__name__}(1e-3), got the class {penalty.__name__}")
+    if not isinstance(penalty, ProxOperator):
+        raise TypeError(f"penalty must be a penalty (an object with value and prox) or None, got {penalty!r}")
 
 
 def unread(given: Iterable[str], known: Iterable[str]) -> str | None:
@@ -57,7 +62,7 @@ def doubts(group: dict, strength: Any, penalty: Any) -> Iterator[str]:
     """Sentences on what a new param group most likely does not mean; `strength` is the one given in it."""
     if penalty is None and strength is not None and not (is_number(strength) and strength == 0):
         yield f"a param group has the strength {strength} but no penalty, so that nothing is shrunk: add its key 'penalty'"
-    ungrouped = isinstance(penalty, Penalty) and getattr(penalty, "groups", penalty) is None
+    ungrouped = penalty is not None and getattr(penalty, "__dict__", {}).get("groups", penalty) is None
     if ungrouped and not group["joint"] and len(group["params"]) >= MANY:
         yield (
             f"{type(penalty).__name__} without groups makes one group of each of {len(group['params'])} parameters, zeroed as a "
@@ -105,11 +110,9 @@ def check_fit(penalty: Any, entries: list[list[Tensor]], joint: bool) -> None:
     """Raise where a penalty does not fit the parameters of its group."""
     if joint and len({id(p) for entry in entries for p in entry}) != sum(map(len, entries)):
         raise ValueError("params of a joint group must hold each parameter once, got the same parameter twice")
-    if not isinstance(penalty, Penalty):
-        return
-    for entry in entries:
-        penalty._check(entry)
-        strength = penalty.strength
+    for entry in entries if penalty is not None else []:
+        declared.check_fit(penalty, entry)
+        strength = getattr(penalty, "strength", None)
         if isinstance(strength, Tensor) and strength.ndim:
             for p in entry:
                 try:
@@ -125,7 +128,7 @@ def check_fit(penalty: Any, entries: list[list[Tensor]], joint: bool) -> None:
 def packed(group: dict) -> dict:
     """`group` for a state_dict: a foreign penalty becomes its name."""
     penalty = group["penalty"]
-    if penalty is None or isinstance(penalty, (dict, Penalty)):
+    if penalty is None or isinstance(penalty, dict):
         return group
     return {**group, "penalty": {"kind": FOREIGN, "name": name(penalty)}}
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from proxopt import Groups, Nested, Penalty, sparsity
+from proxopt import Groups, sparsity
+from proxopt.penalties import declared
 from proxopt.penalties.dual import zeroing_strength
 from proxopt_torch import sharding
 from proxopt_torch.base import Penalised, check_optimizer, entries
@@ -110,21 +111,21 @@ def max_strength(source: Any, penalty: Any = None) -> float:
     return zeroing_strength(problems)
 
 
-def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Penalty]]:
+def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(source, Penalised):
         if penalty is not None:
             raise ValueError("penalty must be None for an optimizer, which has its own")
         for group in source.param_groups:
             own = source.penalty_of(group)
-            for entry in entries(group) if isinstance(own, Penalty) else []:
+            for entry in entries(group) if hasattr(own, "with_strength") else []:
                 if all(p.grad is not None for p in entry):
                     grads = [p.grad for p in entry]
                     yield (grads if group["joint"] else grads[0]), own
         return
     if isinstance(source, Optimizer):
         check_optimizer("source", source, "a module, parameters or ")
-    if not isinstance(penalty, Penalty):
-        raise TypeError(f"penalty must be a penalty of proxopt, got {penalty!r}")
+    if not hasattr(penalty, "with_strength"):
+        raise TypeError(f"penalty must be a proxopt.Penalty, got {penalty!r}")
     if isinstance(source, nn.Module):
         params: Iterable[Tensor] = (p for p in source.parameters() if p.ndim >= 2)
     else:
@@ -137,19 +138,10 @@ def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Penalty]]:
 def _optimizer_rows(optimizer: Any) -> Iterator[Row]:
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or [f"group {number}, {i}" for i in range(len(group["params"]))]
-        groups = _groups_of(optimizer.penalty_of(group))
+        groups = declared.partition(optimizer.penalty_of(group))
         bundles = [names] if group["joint"] else [[n] for n in names]
         for labels, entry in zip(bundles, entries(group)):
             yield _row(" + ".join(labels), entry, groups)
-
-
-def _groups_of(penalty: Any) -> Groups | None:
-    """The groups whose living a penalty decides; the outermost level of a hierarchy."""
-    if isinstance(penalty, Nested):
-        penalty = penalty.penalties[-1]
-    if not hasattr(penalty, "groups"):
-        return None
-    return penalty.groups or Groups.whole()
 
 
 def _row(name: str, tensors: list[Tensor], groups: Groups | None) -> Row:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from proxopt import Groups, Penalty
+from proxopt.penalties import declared
 
 UNSHARDED = "or leave it unsharded (ignored_params of fully_shard)"
 FINITE, INF, NAN = 0, 1, 2
@@ -137,7 +137,7 @@ def _fault(optimizer: Any, joint: bool, penalty: Any, p: Any) -> str | None:
         return None
     if joint:
         return f"must not be in a joint group: take joint=False, {UNSHARDED}"
-    if not isinstance(penalty, Penalty):
+    if not (getattr(penalty, "elementwise", False) or declared.partition(penalty) is not None):
         return None
     levels = getattr(penalty, "penalties", (penalty,))
     for owner in (penalty, *levels):
@@ -145,21 +145,21 @@ def _fault(optimizer: Any, joint: bool, penalty: Any, p: Any) -> str | None:
             if _is_plain_array(getattr(owner, key, None)):
                 return f"must have a number as {key}, got an array that is not sharded like it: take a number, {UNSHARDED}"
     for level in levels:
-        fault = _group_fault(optimizer, level, p) if hasattr(level, "groups") else None
+        fault = _group_fault(optimizer, level, p) if declared.partition(level) is not None else None
         if fault:
             return fault
     return None
 
 
 def _group_fault(optimizer: Any, level: Any, p: Any) -> str | None:
-    groups = level.groups or Groups.whole()
+    groups = level.partition
     if groups.kind == "labels":
         return f"must not have a penalty with Groups.labels: take Groups.along or Groups.whole, {UNSHARDED}"
     shards = _shards(p)
-    median = optimizer.metric is not None and (level.metric or optimizer.metric) == "median"
-    inside = range(-p.ndim, 0) if groups.kind == "whole" else groups.from_right([p]).axis
+    median = optimizer.metric is not None and (getattr(level, "metric", None) or optimizer.metric) == "median"
+    inside = groups.axes(p.ndim)
     elsewhere = f"shard another axis (shard_placement_fn of fully_shard), {UNSHARDED}"
-    for axis in sorted(set(shards) & {a % p.ndim for a in inside}):  # type: ignore[union-attr]
+    for axis in sorted(set(shards) & {a % p.ndim for a in inside}):
         if median:
             return (
                 f"must not have groups along the sharded axis {axis} with the metric 'median', got {groups}: "

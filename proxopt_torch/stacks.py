@@ -6,13 +6,13 @@ The parameters stay what they are; their states become views of the stacked ones
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxopt import L1, ElasticNet, GroupL2, Groups, SparseGroupLasso
+from proxopt.penalties import declared
 from proxopt_torch import kernels
 
 SMALL = 1 << 14  # entries; above it a tensor is worth its own calls
@@ -40,7 +40,7 @@ class Stack:
 
 def split(optimizer: Any, group: dict, penalty: Any, live: list[list[Tensor]]) -> tuple[list[Stack], list[list[Tensor]]]:
     """The stacks among the entries of a group, and the entries that stay alone."""
-    if group["foreach"] is False or len(live) < FEW or not stackable(penalty):
+    if group["foreach"] is False or len(live) < FEW or optimizer._kernel is None or not stackable(penalty, live):
         return [], live
     known = optimizer.__dict__.setdefault("_stacks", {}).get(id(group))
     if known is not None:
@@ -57,15 +57,10 @@ def split(optimizer: Any, group: dict, penalty: Any, live: list[list[Tensor]]) -
     return stacks, rest
 
 
-def stackable(penalty: Any) -> bool:
-    """Whether the prox of a stack is the stack of the proxes, once groups count their axes from the right."""
-    if penalty is None:
-        return True
-    if type(penalty) not in (L1, ElasticNet, GroupL2, SparseGroupLasso) or not isinstance(penalty.strength, float):
-        return False
-    if not isinstance(penalty, (GroupL2, SparseGroupLasso)):
-        return True
-    return isinstance(penalty.weights, str) and (penalty.groups is None or penalty.groups.kind != "labels")
+def stackable(penalty: Any, entries: list[list[Tensor]]) -> bool:
+    """Whether the prox of a stack can be the stack of the proxes."""
+    ndim = max(entry[0].ndim for entry in entries)
+    return ndim > 0 and (penalty is None or declared.batched(penalty, ndim) is not None)
 
 
 def gather(stack: Stack) -> Tensor:
@@ -76,11 +71,8 @@ def gather(stack: Stack) -> Tensor:
 def step(optimizer: Any, group: dict, penalty: Any, stack: Stack, grad: Tensor) -> None:
     """One step of all parameters of the stack."""
     x = torch.stack(stack.params).contiguous()  # the layout of the stacked state, whatever that of the parameters
-    if isinstance(penalty, (GroupL2, SparseGroupLasso)):
-        groups = penalty.groups or Groups.whole()
-        ndim = stack.params[0].ndim
-        axes = tuple(range(-ndim, 0)) if groups.kind == "whole" else groups.from_right([stack.params[0]]).axis
-        penalty = replace(penalty, groups=Groups.along(axes))  # type: ignore[arg-type]
+    if penalty is not None:
+        penalty = declared.batched(penalty, stack.params[0].ndim)
     state: dict[str, Any] = {**stack.state, "step": stack.steps[0].clone()}
     kernels.run(optimizer._kernel, group, penalty, x, optimizer.descent(group, x, grad), state)
     torch._foreach_add_(stack.steps, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import is_jax_array
@@ -12,26 +12,29 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays
 from proxopt._arrays import Array, as_list, is_number, like_input
 from proxopt._loops import repeat
-from proxopt.penalties.base import Penalty
-from proxopt.penalties.elementwise import L1, ElasticNet
+
+if TYPE_CHECKING:
+    from proxopt.penalties.base import Penalty
 
 SAFE = 1e100  # up to here, and down to its inverse, squares stay inside double precision
 PROBE = 1e20  # a step at which the prox at strength 1 zeroes every entry of size 1 whose weight is not negligible
 
 
 def max_strength(gradient: Any, penalty: Penalty) -> float:
-    """The smallest strength at which x = 0 is a stationary point of f + penalty, given the gradient of f there.
+    r"""The smallest strength at which x = 0 is a stationary point of f + penalty, given the gradient g of f there.
 
-        min { strength : -gradient lies in the subdifferential of the penalty at 0 }
+    .. math::
 
-    which is max|g| for `L1`, max_g ||g_g|| / w_g for `GroupL2`, and one root per group for `SparseGroupLasso`. It is found by
-    bisection on prox(gradient) = 0, which is the same condition, to the last digits of double precision, and then raised by
-    those units in the last place that the prox needs in the gradient's own library and dtype: the prox of the gradient at the
-    returned strength is all zeros there. The strength of `penalty` is ignored; for `Nested` the result is its overall factor.
+        \min \{ \lambda \ge 0 : -g \in \partial (\lambda \, \text{penalty})(0) \}
+
+    It is max|g| for ``L1``, max_g ||g_g|| / w_g for ``GroupL2``, and one root per group for ``SparseGroupLasso``. It is found by
+    bisection on prox(g) = 0, which is the same condition, to the last digits of double precision. It is then raised by
+    those units in the last place that the prox needs in the gradient's own library and dtype, so that the prox of the gradient
+    at the returned strength is all zeros there.
 
     Args:
       gradient: an array, or a list of arrays for one joint problem.
-      penalty: any penalty of proxopt.
+      penalty: a ``Penalty``. Its strength is ignored; for ``Nested`` the result is its overall factor.
 
     Raises:
       ValueError: the gradient is not finite, or no strength zeroes it (an elastic net with l1_ratio 0).
@@ -106,71 +109,49 @@ def _eps(gradient: Any) -> float:
     return max(float(_arrays.namespace(a).finfo(a.dtype).eps) for a in wide)
 
 
-def dual_scale(penalty: Any, c: Array, problems: int = 0) -> tuple[Array, Any] | None:
-    """(s, g*(s c)): the largest s in [0, 1] for which the conjugate g* of the penalty is finite at s c, and its value there.
+def largest_scale(penalty: Penalty, c: Array, problems: int = 0) -> Array:
+    """The largest s in [0, 1] with prox(s c) = 0, from below: for a norm, where its dual ball ends.
 
-    Both are exact up to rounding. Numbers that are not finite come out as NaN, as does a negative strength.
-
-    Args:
-      penalty: any convex penalty of proxopt; None is the answer for others.
-      c: the point, 0 where `unpenalised` holds: there g* is infinite anywhere else, and s would be 0. Its first `problems` axes
-        are a batch, which needs a penalty that sees each entry alone.
+    With problems > 0 the first axes of c are a batch with one s each, for a penalty that acts on each entry alone.
     """
     xp = _arrays.namespace(c)
     axes = tuple(range(problems, c.ndim))
-    if isinstance(penalty, ElasticNet) and penalty.l1_ratio < 1:
-        strength = _arrays.like(penalty.strength, c) + 0 * c
-        excess = xp.abs(c) - strength * penalty.l1_ratio
-        excess = xp.where(excess <= 0, 0.0, excess)  # NaN stays
-        curvature = strength * (1 - penalty.l1_ratio)
-        parts = excess * (excess / xp.where(curvature > 0, 2 * curvature, 1.0))
-        parts = xp.where((curvature == 0) & (excess > 0), np.inf, parts)
-        parts = xp.where(strength < 0, np.nan, parts)
-        return _arrays.full(tuple(c.shape[:problems]), 1.0, c), xp.sum(parts, axis=axes)
-    if isinstance(penalty, (L1, ElasticNet)):
-        strength = _arrays.like(penalty.strength, c) + 0 * c
-        lies_in = xp.abs(c) <= strength
-        shares = xp.where(lies_in, 1.0, strength / xp.where(lies_in, 1.0, xp.abs(c)))
-        shares = xp.where(strength < 0, np.nan, shares)
-        return (xp.min(shares, axis=axes) if _arrays.size(c) else xp.sum(c, axis=axes) + 1), 0.0
-    return (_largest_scale(xp, penalty, c), 0.0) if has_dual(penalty, problems) else None
+    one = xp.sum(c * 0, axis=axes) + 1  # NaN where c is not finite
+    wide = lambda s: xp.reshape(s, (*s.shape, *(1 for _ in axes)))
+    inside = lambda s: ~xp.any(penalty.prox(wide(s) * c) != 0, axis=axes)
+
+    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = state
+        middle = (low + high) / 2
+        good = inside(middle)
+        return xp.where(good, middle, low), xp.where(good, high, middle)
+
+    low, _ = repeat(52, halve, (one * 0, one))
+    return xp.where(inside(one), one, low)
 
 
-def has_dual(penalty: Any, problems: int = 0) -> bool:
-    """Whether `dual_scale` has an answer for this penalty and so many axes of problems."""
-    if isinstance(penalty, (L1, ElasticNet)):
-        return True
-    return isinstance(penalty, Penalty) and penalty.homogeneous and penalty.convex and not problems
-
-
-def unpenalised(penalty: Any, x: Array) -> Array | None:
-    """Which entries of x a penalty with a `dual_scale` does not depend on: a boolean array of x's shape; None for none of them.
-
-    They have strength 0 or are in groups of weight 0. Entries of less than 1e-20 of the usual weight may be among them. Of x only
-    the shape, dtype and library matter. The result is a NumPy array, unless JAX traces the parameters of the penalty.
-    """
+def unpenalised_entries(penalty: Penalty, x: Array) -> Array | None:
+    """`Penalty.unpenalised`, by a prox whose step is so large that it zeroes whatever is penalised."""
     strength = getattr(penalty, "strength", 1.0)
-    if isinstance(penalty, (L1, ElasticNet)) and is_number(strength) and strength > 0:
-        return None
-    with _untraced(x):
-        mask = _mask(penalty, strength, _arrays.full(tuple(x.shape), 1.0, x))
+    with untraced(x):
+        ones = _arrays.full(tuple(x.shape), 1.0, x)
+        if is_number(strength) and strength == 0:
+            mask = ones == 1
+        elif is_number(strength):
+            mask = penalty.prox(ones, min(PROBE / float(strength), 1e300)) != 0
+        else:
+            unit = (strength != 0).astype(float) if isinstance(strength, np.ndarray) else _arrays.cast(strength != 0, ones)
+            mask = penalty.with_strength(unit).prox(ones, PROBE) != 0
+    return known(mask)
+
+
+def known(mask: Array) -> Array | None:
+    """A boolean array as a NumPy array, unless JAX traces it; None where it holds nowhere."""
     mask = _concrete(mask)
     return None if isinstance(mask, np.ndarray) and not mask.any() else mask
 
 
-def _mask(penalty: Any, strength: Any, ones: Array) -> Array:
-    xp = _arrays.namespace(ones)
-    if is_number(strength) and strength == 0:
-        return ones == 1
-    if isinstance(penalty, (L1, ElasticNet)):
-        return xp.broadcast_to(_arrays.like(strength, ones), ones.shape) == 0
-    if is_number(strength):
-        return penalty.prox(ones, min(PROBE / float(strength), 1e300)) != 0
-    unit = (strength != 0).astype(float) if isinstance(strength, np.ndarray) else _arrays.cast(strength != 0, ones)
-    return penalty.with_strength(unit).prox(ones, PROBE) != 0
-
-
-def _untraced(x: Array) -> Any:
+def untraced(x: Array) -> Any:
     """Where JAX computes at once what it has the values of, while it traces other things."""
     if _arrays.is_numpy_array(x) or _arrays.is_torch_array(x) or not is_jax_array(x):
         return nullcontext()
@@ -187,21 +168,6 @@ def _concrete(mask: Array) -> Array:
 
         return mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
     return np.asarray(mask)
-
-
-def _largest_scale(xp: Any, penalty: Penalty, c: Array) -> Array:
-    """The largest s in [0, 1] with prox(s c) = 0, from below: for a norm, where its dual ball ends."""
-    one = xp.sum(c * 0) + 1  # NaN where c is not finite
-    inside = lambda s: ~xp.any(penalty.prox(s * c) != 0)
-
-    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = state
-        middle = (low + high) / 2
-        good = inside(middle)
-        return xp.where(good, middle, low), xp.where(good, high, middle)
-
-    low, _ = repeat(52, halve, (one * 0, one))
-    return xp.where(inside(one), one, low)
 
 
 def to_numpy(x: Any) -> np.ndarray:

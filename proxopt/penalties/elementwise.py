@@ -1,69 +1,48 @@
-"""Penalties that see each entry alone: the soft threshold, the L1 norm, the elastic net."""
+"""Penalties that act on each entry alone: the L1 norm and the elastic net."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
+
+import numpy as np
 
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt.penalties.base import Penalty, check_strength
+from proxopt.penalties.dual import known, untraced
+from proxopt.penalties.shrinkage import Shrinkage, soft
 
 
-def soft_threshold(x: Array, threshold: Any) -> Array:
-    """sign(x) max(|x| - threshold, 0): the prox of threshold * ||x||_1.
+class _EntryStrengths:
+    """What the penalties of this file share: a strength for each entry, and a dual in closed form."""
 
-    Computed as x - clip(x, -threshold, threshold), which is one pass less and never returns -0 for a zeroed
-    entry. A complex entry shrinks in modulus. At threshold 0 it is the identity, with the slope -sign(x) in the
-    threshold; at |x| = threshold > 0 its slopes are 0, as those of all zeroed entries.
+    strength: Any
+    elementwise = True
 
-    Args:
-      x: a floating-point array.
-      threshold: a number >= 0 or an array that broadcasts against x.
+    def has_dual(self, problems: int = 0) -> bool:
+        return True
 
-    >>> import numpy as np
-    >>> soft_threshold(np.array([-3.0, 0.5, 2.0]), 1.0)
-    array([-2.,  0.,  1.])
-    """
-    _checks.in_range("threshold", threshold)
-    (x,), _ = _arrays.as_list(x)
-    wide = _arrays.widen(x)
-    return _arrays.cast(shrink_entries(wide, _arrays.like(threshold, wide)), x)
-
-
-def shrink_entries(x: Array, t: Any) -> Array:
-    """`soft_threshold` inside the doors: nothing is checked, t is a float or an array of x's library and real dtype."""
-    xp = _arrays.namespace(x)
-    if isinstance(t, float) and t == 0:
-        return x * 1
-    if _arrays.is_complex(x):
-        return x * share_left(xp.abs(x), t)
-    clipped = _arrays.clip(x, t)
-    if not isinstance(t, float) and not _arrays.is_numpy_array(x):
-        if _arrays.may_differentiate(x):  # where t = 0 the result has the slope -sign(x) in t, and 1 in x also at x = 0
-            none = xp.where(t < 0, xp.zeros_like(t), t) * _arrays.sign(x)
-        else:
-            none = xp.zeros_like(clipped)
-        clipped = xp.where(t > 0, clipped, none)
-    return x - clipped
-
-
-def share_left(size: Array, t: Any) -> Array:
-    """max(1 - t / size, 0) for size >= 0, what a soft threshold leaves of it; 1 where t = 0, for size 0 too."""
-    xp = _arrays.namespace(size)
-    dead = size <= t
-    share = xp.where(dead, xp.zeros_like(size), 1 - t / xp.where(dead, xp.ones_like(size), size))
-    if isinstance(t, float) and t > 0:
-        return share
-    return xp.where((t < 0) | (dead & (t <= 0)), xp.ones_like(share), share)
+    def unpenalised(self, x: Array) -> Array | None:
+        if _arrays.is_number(self.strength) and self.strength > 0:
+            return None
+        with untraced(x):
+            ones = _arrays.full(tuple(x.shape), 1.0, x)
+            mask = _arrays.namespace(x).broadcast_to(_arrays.like(self.strength, ones) + 0 * ones, ones.shape) == 0
+        return known(mask)
 
 
 @dataclass(frozen=True, eq=False)
-class L1(Penalty):
-    """f(x) = strength * ||x||_1, with prox(x) = soft_threshold(x, step * strength).
+class L1(_EntryStrengths, Penalty):
+    r"""The L1 norm, with a soft threshold as its prox.
+
+    .. math::
+
+        f(x) = \lambda \|x\|_1, \qquad
+        \operatorname{prox}(x) = \operatorname{sign}(x) \max(|x| - \text{step} \cdot \lambda, 0)
 
     Args:
-      strength: a number >= 0, or an array that broadcasts against x (the weighted lasso).
+      strength: λ, a number >= 0, or an array that broadcasts against x (the weighted lasso).
 
     Source: Tibshirani, "Regression shrinkage and selection via the lasso", 1996; SparseNAS Eq. 9.
 
@@ -74,29 +53,28 @@ class L1(Penalty):
 
     strength: Any
 
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
+    def shrinkage(self) -> Shrinkage:
+        return Shrinkage(l1=self.strength)
 
     def entries(self, x: Array) -> Array:
-        """What each entry of an array contributes to the value."""
-        return _arrays.like(self.strength, x) * _arrays.modulus(x)
+        return _arrays.like(self.strength, x) * _arrays.modulus(_arrays.namespace(x), x)
 
-    def _value(self, xs: list[Array]) -> Array:
-        return weighted_l1(xs, self.strength)
-
-    def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        return [shrink_entries(x, s * _arrays.like(self.strength, x)) for x, s in zip(xs, steps)]
+    def dual(self, c: Array, problems: int = 0) -> tuple[Array, Any]:
+        return _scale_into_box(c, self.strength, problems)
 
 
 @dataclass(frozen=True, eq=False)
-class ElasticNet(Penalty):
-    """f(x) = strength * (l1_ratio * ||x||_1 + (1 - l1_ratio) / 2 * ||x||^2).
+class ElasticNet(_EntryStrengths, Penalty):
+    r"""The elastic net: the L1 norm and half the square of the L2 norm.
 
-        prox(x) = soft_threshold(x, step * strength * l1_ratio) / (1 + step * strength * (1 - l1_ratio))
+    .. math::
+
+        f(x) = \lambda \left(\alpha \|x\|_1 + \frac{1 - \alpha}{2} \|x\|_2^2\right), \qquad
+        \operatorname{prox}(x) = \frac{\operatorname{soft}(x, s \alpha)}{1 + s (1 - \alpha)}, \quad s = \text{step} \cdot \lambda
 
     Args:
-      strength: a number >= 0, or an array that broadcasts against x.
-      l1_ratio: share of the L1 part, in [0, 1].
+      strength: λ, a number >= 0, or an array that broadcasts against x.
+      l1_ratio: α, the share of the L1 part, in [0, 1].
 
     Source: Zou and Hastie, "Regularization and variable selection via the elastic net", 2005.
 
@@ -107,30 +85,45 @@ class ElasticNet(Penalty):
 
     strength: Any
     l1_ratio: float = 0.5
-    homogeneous: ClassVar[bool] = False
+    homogeneous = False
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
         _checks.in_range("l1_ratio", self.l1_ratio, 0, 1)
 
     def entries(self, x: Array) -> Array:
-        """What each entry of an array contributes to the value."""
-        parts = self.l1_ratio * _arrays.modulus(x) + (1 - self.l1_ratio) / 2 * _arrays.square(x)
+        xp = _arrays.namespace(x)
+        parts = self.l1_ratio * _arrays.modulus(xp, x) + (1 - self.l1_ratio) / 2 * _arrays.square(xp, x)
         return _arrays.like(self.strength, x) * parts
 
-    def _value(self, xs: list[Array]) -> Array:
-        sums = [_arrays.namespace(x).sum(self.entries(x)) for x in xs]
-        return sum(sums[1:], start=sums[0])
-
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
+        xp = _arrays.namespace(*xs)
         out = []
         for x, step in zip(xs, steps):
             s = step * _arrays.like(self.strength, x)
-            out.append(shrink_entries(x, s * self.l1_ratio) / (1 + s * (1 - self.l1_ratio)))
+            out.append(soft(xp, x, s * self.l1_ratio) / (1 + s * (1 - self.l1_ratio)))
         return out
 
+    def dual(self, c: Array, problems: int = 0) -> tuple[Array, Any]:
+        if self.l1_ratio == 1:
+            return _scale_into_box(c, self.strength, problems)
+        xp = _arrays.namespace(c)
+        strength = _arrays.like(self.strength, c) + 0 * c
+        excess = xp.abs(c) - strength * self.l1_ratio
+        excess = xp.where(excess <= 0, 0.0, excess)  # NaN stays
+        curvature = strength * (1 - self.l1_ratio)
+        parts = excess * (excess / xp.where(curvature > 0, 2 * curvature, 1.0))
+        parts = xp.where((curvature == 0) & (excess > 0), np.inf, parts)
+        parts = xp.where(strength < 0, np.nan, parts)
+        return _arrays.full(tuple(c.shape[:problems]), 1.0, c), xp.sum(parts, axis=tuple(range(problems, c.ndim)))
 
-def weighted_l1(xs: list[Array], strength: Any) -> Array:
-    """strength * ||x||_1 over all arrays."""
-    sums = [_arrays.namespace(x).sum(_arrays.like(strength, x) * _arrays.modulus(x)) for x in xs]
-    return sum(sums[1:], start=sums[0])
+
+def _scale_into_box(c: Array, bound: Any, problems: int) -> tuple[Array, float]:
+    """The largest s in [0, 1] with ``|s c| <= bound``, and the conjugate of the L1 norm there, which is 0."""
+    xp = _arrays.namespace(c)
+    axes = tuple(range(problems, c.ndim))
+    bound = _arrays.like(bound, c) + 0 * c
+    lies_in = xp.abs(c) <= bound
+    shares = xp.where(lies_in, 1.0, bound / xp.where(lies_in, 1.0, xp.abs(c)))
+    shares = xp.where(bound < 0, np.nan, shares)
+    return (xp.min(shares, axis=axes) if _arrays.size(c) else xp.sum(c, axis=axes) + 1), 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -12,31 +12,41 @@ import numpy as np
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt.groups import Groups
-from proxopt.penalties.base import Penalty, check_strength
-from proxopt.penalties.elementwise import L1
-from proxopt.penalties.group import GroupL2
+from proxopt.penalties.base import Penalty, check_strength, restored
+from proxopt.penalties.shrinkage import Shrinkage
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Nested(Penalty):
-    """f(x) = strength * sum_k f_k(x) over the levels of one hierarchy, leaves first.
+    r"""Levels of one hierarchy, leaves first.
 
-    Each level is an `L1` or a `GroupL2`, and each of its groups lies inside one group of the next. Then the prox is
-    the composition of the levels' proxes, leaves to root:
+    .. math::
 
-        prox(x) = prox_{f_K}( ... prox_{f_2}(prox_{f_1}(x)))
+        f(x) = \lambda \sum_{k=1}^K f_k(x)
+
+    Each group of a level lies inside one group of the next. Then the prox is the composition of the proxes of the levels,
+    leaves to root:
+
+    .. math::
+
+        \operatorname{prox}_f(x) = \operatorname{prox}_{f_K}( \ldots \operatorname{prox}_{f_2}(\operatorname{prox}_{f_1}(x)))
 
     Args:
-      penalties: `L1` and `GroupL2` objects, leaves first, each with a strength of its own.
-      strength: a number that multiplies all levels.
+      penalties: the levels f_k, leaves first, each with a strength of its own: ``L1`` (only as the first), ``GroupL2``, or any
+        ``Penalty`` that is elementwise or has groups. All but the last must be convex and homogeneous, all but the first radial
+        (see ``Penalty``): then the composition is exact.
+      strength: λ, a number that multiplies all levels.
 
-    Raises ValueError where the groups are not nested, and where an array `step` meets the exact metric in two or more group
-    levels: there the composition is exact only for steps constant inside the inner groups.
+    Raises:
+      TypeError: a level is no such penalty.
+      ValueError: the groups are not nested, or an array ``step`` meets the exact metric in two or more group levels. There the
+        composition is exact only for steps that are constant inside the inner groups.
 
-    Source: Jenatton, Mairal, Obozinski, Bach, "Proximal methods for hierarchical sparse coding", 2011.
+    Source: Jenatton, Mairal, Obozinski, Bach, "Proximal methods for hierarchical sparse coding", 2011; Yu, "On decomposing the
+    proximal map", 2013, Theorem 4.
 
     >>> import numpy as np
-    >>> from proxopt import Groups
+    >>> from proxopt import L1, GroupL2, Groups
     >>> rows_in_all = Nested(L1(0.5), GroupL2(1.0, Groups.along(1), weights="none"), GroupL2(1.0, weights="none"))
     >>> rows_in_all.prox(np.array([[3.5, 4.5], [0.5, 1.0]]))
     array([[1.8, 2.4],
@@ -50,13 +60,12 @@ class Nested(Penalty):
         if not penalties:
             raise ValueError("penalties must hold at least one level, got none")
         for i, level in enumerate(penalties):
-            if not isinstance(level, (L1, GroupL2)):
-                raise TypeError(f"penalties[{i}] must be an L1 or a GroupL2, got {type(level).__name__}")
-            if isinstance(level, L1) and i:
-                raise ValueError(f"L1 must come first: its groups, the single entries, hold no group, got it as level {i}")
+            _check_level(level, i, last=i == len(penalties) - 1)
         check_strength(strength)
         object.__setattr__(self, "penalties", tuple(penalties))
         object.__setattr__(self, "strength", strength)
+        for declared in ("convex", "homogeneous"):
+            object.__setattr__(self, declared, all(getattr(level, declared) for level in penalties))
 
     def __repr__(self) -> str:
         return f"Nested({', '.join(map(repr, self.penalties))}, strength={self.strength!r})"
@@ -67,23 +76,41 @@ class Nested(Penalty):
     def with_strength(self, strength: Any) -> Nested:
         return Nested(*self.penalties, strength=strength)
 
-    def to_dict(self) -> dict:
-        levels = [p.to_dict() | {"strength": getattr(p.strength, "tolist", lambda p=p: p.strength)()} for p in self.penalties]
-        return {"kind": "Nested", "penalties": levels}
+    @property
+    def groups(self) -> Groups | None:
+        """Those of the outermost level."""
+        return getattr(self.penalties[-1], "groups", None)
+
+    @property
+    def partition(self) -> Groups | None:
+        return self.penalties[-1].partition
+
+    def with_groups(self, groups: Groups) -> Nested:
+        """This penalty with other groups in its outermost level."""
+        return Nested(*self.penalties[:-1], self.penalties[-1].with_groups(groups), strength=self.strength)
+
+    def batched(self, ndim: int) -> Nested | None:
+        levels = [level.batched(ndim) for level in self.penalties]
+        return None if any(level is None for level in levels) else Nested(*levels, strength=self.strength)  # type: ignore[arg-type]
+
+    def shrinkage(self) -> Shrinkage | None:
+        forms = [level.shrinkage() for level in self.penalties]
+        numbers = all(_arrays.is_number(v) for v in (self.strength, *(level.strength for level in self.penalties)))
+        first, last = forms[0], forms[-1]
+        if first is None or last is None or len(forms) > 2 or not numbers:
+            return None
+        if len(forms) == 2 and not (first.l2 is None and last.l1 is None):
+            return None
+        scaled = lambda strength: None if strength is None else self.strength * strength
+        return Shrinkage(scaled(first.l1), scaled(last.l2), last.groups, last.weights, last.metric)
 
     @classmethod
-    def _from_dict(cls, data: dict, strength: Any) -> Nested:
-        kinds: dict[str, type[Penalty]] = {"L1": L1, "GroupL2": GroupL2}
-        levels = []
-        for level in data["penalties"]:
-            own = level["strength"]
-            own = np.asarray(own) if isinstance(own, list) else own
-            levels.append(kinds[level["kind"]]._from_dict({k: v for k, v in level.items() if k != "strength"}, own))
-        return cls(*levels, strength=strength)
+    def _from_dict(cls, data: dict[str, Any], strength: Any) -> Nested:
+        return cls(*restored(data["penalties"]), strength=strength)
 
     def _check(self, xs: Sequence[Array]) -> None:
         super()._check(xs)
-        group_levels = self._group_levels()
+        group_levels = [level.partition for level in self._group_levels()]
         for level in self.penalties:
             level._check(xs)
             for groups, x in product(group_levels, xs):
@@ -95,11 +122,11 @@ class Nested(Penalty):
     @_arrays.untraced
     def _lies_inside(self, i: int, shapes: tuple[tuple[int, ...], ...]) -> bool:
         """Whether group level i lies inside the next, looked up in the labels."""
-        inner, outer = self._group_levels()[i : i + 2]
+        inner, outer = (level.partition for level in self._group_levels()[i : i + 2])
         return inner.inside(outer, [np.broadcast_to(0.0, shape) for shape in shapes])
 
-    def _group_levels(self) -> list[Groups]:
-        return [p.groups or Groups.whole() for p in self.penalties if isinstance(p, GroupL2)]
+    def _group_levels(self) -> list[Penalty]:
+        return [level for level in self.penalties if level.partition is not None]
 
     def _value(self, xs: list[Array]) -> Array:
         levels = self._scaled(xs)
@@ -117,20 +144,33 @@ class Nested(Penalty):
     def _scaled(self, xs: Sequence[Array]) -> list[Penalty]:
         """The levels at their full strength, with axes that stay when a strength brings a batch in front."""
         levels = [p.with_strength(_arrays.times(p.strength, self.strength, xs[0])) for p in self.penalties]
-        return [replace(p, groups=p._groups.from_right(xs)) if isinstance(p, GroupL2) else p for p in levels]
+        return [p if p.partition is None else p.with_groups(p.partition.from_right(xs)) for p in levels]
 
     def _refuse_inexact(self, xs: list[Array], steps: list[Any]) -> None:
-        levels = [p for p in self.penalties if isinstance(p, GroupL2)]
-        for inner, outer in pairwise(levels):
-            if outer.metric not in (None, "exact") and inner.metric not in (None, "exact"):
+        for inner, outer in pairwise(self._group_levels()):
+            if all(getattr(level, "metric", None) not in (None, "exact") for level in (inner, outer)):
                 continue
-            groups = inner.groups or Groups.whole()
+            groups = inner.partition
             for step, x in zip(steps, xs):
                 if groups.varies(step, x) and not _constant_inside(groups, step, xs):
                     raise ValueError(
                         "metric='exact' is not the prox of two group levels where steps differ inside a group "
                         f"of {groups}: use metric='median' or 'support' in every GroupL2, or a step constant in each group"
                     )
+
+
+def _check_level(level: Any, i: int, last: bool) -> None:
+    """Raise where a penalty cannot be the level i: the composition of proxes would not be exact."""
+    if not isinstance(level, Penalty) or not (level.elementwise or level.partition is not None):
+        raise TypeError(f"penalties[{i}] must be a Penalty that is elementwise or has groups, got {type(level).__name__}")
+    if i and not level.radial:
+        if level.elementwise:
+            raise ValueError(
+                f"{type(level).__name__} must come first: its groups, the single entries, hold no group, got it as level {i}"
+            )
+        raise TypeError(f"penalties[{i}] must be radial, as every level but the first, got {type(level).__name__}")
+    if not last and not (level.convex and level.homogeneous):
+        raise TypeError(f"penalties[{i}] must be convex and homogeneous, as every level but the last, got {type(level).__name__}")
 
 
 def _batched(x: Array, levels: list[Penalty]) -> Array:
@@ -151,5 +191,5 @@ def _constant_inside(groups: Groups, step: Any, xs: list[Array]) -> bool:
 def _nested(inner: Groups, outer: Groups, xs: Sequence[Array]) -> bool:
     """Whether the kinds of groups alone tell that `inner` lies inside `outer`."""
     if inner.kind == outer.kind == "along":
-        return set(inner._axes(xs[0].ndim)) <= set(outer._axes(xs[0].ndim))
+        return set(inner.axes(xs[0].ndim)) <= set(outer.axes(xs[0].ndim))
     return outer.kind == "whole"

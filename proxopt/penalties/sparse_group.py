@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxopt import _arrays, _checks
-from proxopt._arrays import Array
+from proxopt import _checks
 from proxopt.groups import Groups
 from proxopt.penalties.base import Penalty, check_strength
-from proxopt.penalties.elementwise import shrink_entries, weighted_l1
-from proxopt.penalties.group import check_group_options, group_prox, group_value, per_group
+from proxopt.penalties.shrinkage import Shrinkage, check_group_options
 
 
 @dataclass(frozen=True, eq=False)
 class SparseGroupLasso(Penalty):
-    """f(x) = strength * (l1_ratio * ||x||_1 + (1 - l1_ratio) * sum_g w_g ||x_g||_2).
+    r"""The sparse group lasso: a mixture of the L1 norm and the group lasso.
 
-    With s = step * strength, the prox is a soft threshold of each entry, then a shrink of each group:
+    .. math::
 
-        u         = sign(x) max(|x| - s * l1_ratio, 0)
-        prox(x)_g = max(1 - s * (1 - l1_ratio) * w_g / ||u_g||, 0) u_g
+        f(x) = \lambda \left(\alpha \|x\|_1 + (1 - \alpha) \sum_g w_g \|x_g\|_2\right)
+
+    Its prox is a soft threshold of each entry, then a shrinkage of each group. With :math:`s = \text{step} \cdot \lambda`,
+
+    .. math::
+
+        u = \operatorname{sign}(x) \max(|x| - s \alpha, 0), \qquad
+        \operatorname{prox}(x)_g = \max\left(1 - \frac{s (1 - \alpha) w_g}{\|u_g\|_2}, 0\right) u_g .
 
     Args:
-      strength: a number >= 0, or an array that broadcasts against x and is constant inside each group.
-      l1_ratio: share of the L1 part, in [0, 1]; alpha in SparseNAS.
-      groups, weights, metric: as in `GroupL2`.
+      strength: λ, a number >= 0, or an array that broadcasts against x and is constant inside each group.
+      l1_ratio: α, the share of the L1 part, in [0, 1].
+      groups, weights, metric: as in ``GroupL2``.
 
     Source: Simon, Friedman, Hastie, Tibshirani, "A sparse-group lasso", 2013; SparseNAS Eq. 3, 9, 10.
 
@@ -49,22 +52,6 @@ class SparseGroupLasso(Penalty):
         _checks.in_range("l1_ratio", self.l1_ratio, 0, 1)
         check_group_options(self.groups, self.weights, self.metric)
 
-    @property
-    def _groups(self) -> Groups:
-        return self.groups or Groups.whole()
-
-    def _check(self, xs: Sequence[Array]) -> None:
-        super()._check(xs)
-        self._groups.check(xs)
-
-    def _value(self, xs: list[Array]) -> Array:
-        l1 = weighted_l1(xs, self.strength)
-        return self.l1_ratio * l1 + (1 - self.l1_ratio) * group_value(xs, self._groups, self.weights, self.strength)
-
-    def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        groups, strength = per_group(xs, steps, self._groups, self.strength)
-        threshold = [_arrays.like(self.strength, x) * self.l1_ratio for x in xs]
-        sparse = [shrink_entries(x, s * t) for x, s, t in zip(xs, steps, threshold)]
-        if _arrays.is_number(self.l1_ratio) and self.l1_ratio == 1:
-            return sparse
-        return group_prox(sparse, steps, groups, self.weights, strength * (1 - self.l1_ratio), self.metric)
+    def shrinkage(self) -> Shrinkage:
+        l1, l2 = self.strength * self.l1_ratio, self.strength * (1 - self.l1_ratio)
+        return Shrinkage(l1, l2, self.groups, self.weights, self.metric)

@@ -21,7 +21,6 @@ from array_api_compat import is_jax_array
 
 from proxopt import _arrays
 from proxopt._arrays import Array
-from proxopt.penalties import Penalty
 
 REFUSAL = (
     "the solution x of this problem has no derivative here: differentiate `fun`, or solve for constant inputs"
@@ -54,7 +53,7 @@ def held_by(penalty: Any) -> list[Array]:
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]:
             if _arrays.is_torch_array(item) or is_traced(item):
                 found.append(item)
-            elif isinstance(item, Penalty):
+            elif hasattr(item, "prox"):
                 found += held_by(item)
     return found
 

@@ -14,7 +14,6 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_while
-from proxopt.penalties.elementwise import L1, ElasticNet
 from proxopt.solvers.derivatives import held_by, optimal_value_of
 from proxopt.solvers.least_squares import LeastSquares, check_finite
 from proxopt.solvers.result import report
@@ -187,7 +186,7 @@ class _Problems:
         return _arrays.detach(value) + 0 * self.ones, _arrays.detach(gradient)
 
     def prox(self, x: Array, step: Array) -> Array:
-        if not self.batch or isinstance(self.penalty, (L1, ElasticNet)):
+        if not self.batch or getattr(self.penalty, "elementwise", False):
             return _arrays.detach(self.penalty.prox(x, self.wide(step)))
         return self._each(lambda a, s: _arrays.detach(self.penalty.prox(a, s)), x, step)
 
@@ -202,8 +201,9 @@ class _Problems:
     def _value(self, x: Array) -> Array:
         if not self.batch:
             return self.penalty.value(x) + 0 * self.ones
-        if isinstance(self.penalty, (L1, ElasticNet)):
-            return self.sum(self.penalty.entries(x))
+        entries = self.penalty.entries(x) if hasattr(self.penalty, "entries") else None
+        if entries is not None:
+            return self.sum(entries)
         return self._each(lambda a, _: self.penalty.value(a), x, self.ones)
 
     def _each(self, work: Any, x: Array, step: Array) -> Array:

@@ -12,7 +12,7 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt.penalties import Penalty
-from proxopt.penalties.dual import dual_scale, has_dual, unpenalised
+from proxopt.penalties.declared import has_dual
 from proxopt.solvers.derivatives import is_traced
 
 
@@ -154,7 +154,7 @@ class LeastSquares:
 
     def unpenalised(self, penalty: Penalty, x: Array) -> Unpenalised:
         """What `gap` needs to know of the entries of x that the penalty does not depend on. Of x only the shape matters."""
-        mask = unpenalised(penalty, x) if has_dual(penalty, x.ndim - 1) else None
+        mask = penalty.unpenalised(x) if has_dual(penalty, x.ndim - 1) else None
         return Unpenalised() if mask is None else Unpenalised(mask, tuple(_bases(self.A, mask)))
 
     def gap(self, x: Array, penalty: Penalty, value: Array, part: Unpenalised | None = None) -> Array | None:
@@ -166,15 +166,15 @@ class LeastSquares:
 
         value: penalty(x), one for each problem. part: what `unpenalised(penalty, x)` returned.
         """
+        if not has_dual(penalty, x.ndim - 1):
+            return None
         part = self.unpenalised(penalty, x) if part is None else part
         residual = self.b - self.dictionary.times(x)
         direction = part.off(residual)
         c = part.without(self.dictionary.correlate(direction))
-        found = dual_scale(penalty, c, problems=x.ndim - 1)
-        if found is None:
-            return None
+        scale, conjugate = penalty.dual(c, x.ndim - 1)
         inner = self.xp.sum(x * c, axis=-1)
-        return gap(self.xp, residual, value, *found, inner, None if part.mask is None else direction)
+        return gap(self.xp, residual, value, scale, conjugate, inner, None if part.mask is None else direction)
 
 
 def _extends(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:

@@ -120,7 +120,7 @@ def test_group_options_come_from_their_domains(kind, option, value, error, messa
 def test_nested_takes_leaves_first():
     with pytest.raises(ValueError, match="penalties must hold at least one level, got none"):
         Nested()
-    with pytest.raises(TypeError, match=r"penalties\[1\] must be an L1 or a GroupL2, got SparseGroupLasso"):
+    with pytest.raises(TypeError, match=r"penalties\[1\] must be radial, as every level but the first, got SparseGroupLasso"):
         Nested(L1(1.0), SparseGroupLasso(1.0))
     with pytest.raises(ValueError, match=r"L1 must come first: .* got it as level 1"):
         Nested(GroupL2(1.0), L1(1.0))

@@ -10,7 +10,6 @@ import pytest
 from libraries import Library, open_library
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, SparseGroupLasso, sparse_code
-from proxopt.penalties.dual import dual_scale
 from proxopt.solvers import ConvergenceWarning, LeastSquares, fista, ista
 from proxopt.solvers.least_squares import gap
 
@@ -60,9 +59,9 @@ def test_a_gap_with_a_nan_in_it_is_nan(xlib: Library) -> None:
         found = xlib.take(gap(xp, residual[:, None], *others))
         assert np.isnan(found[0]) and found[1] >= 0
     for penalty in (L1(1.0), ElasticNet(1.0), GroupL2(1.0), ElasticNet(1.0, 1.0)):
-        scale, conjugate = dual_scale(penalty, nan)
+        scale, conjugate = penalty.dual(nan)
         assert np.isnan(xlib.take(scale * (1 + conjugate)))
-    scale, conjugate = dual_scale(ElasticNet(xlib.give(np.array([0.0, 1.0]))), one)
+    scale, conjugate = ElasticNet(xlib.give(np.array([0.0, 1.0]))).dual(one)
     assert xlib.take(conjugate) == np.inf and xlib.take(scale) == 1
 
 

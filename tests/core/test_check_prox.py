@@ -50,7 +50,7 @@ def hard_threshold(x, step=1.0):
 
 
 WRONG = {
-    "changes x": (Broken(in_place), "type"),
+    "changes x": (Broken(in_place), "in place"),
     "returns float64": (Broken(lambda x, step=1.0: COLUMNS.prox(x, step).astype(float)), "type"),
     "has another shape": (Broken(lambda x, step=1.0: COLUMNS.prox(x, step)[:1]), "type|shape"),
     "differs from call to call": (Broken(forgetful), "type"),
@@ -101,6 +101,61 @@ def test_somebody_elses_penalty_is_checked_too():
     Ridge.homogeneous = True
     with pytest.raises(AssertionError, match="moreau"):
         check_prox(Ridge(), np.array([1.0, -2.0]), step=0.3)
+
+
+class Operator:
+    """value and prox, and nothing declared."""
+
+    def __init__(self, value, prox):
+        self.value, self.prox = value, prox
+
+
+def simplex(x, step=1.0):
+    descending = np.sort(x)[::-1]
+    shifts = (np.cumsum(descending) - 1) / np.arange(1, len(x) + 1)
+    return np.maximum(x - shifts[np.flatnonzero(descending > shifts)[-1]], 0)
+
+
+def singular_values(x, step=1.0):
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    return (u * np.maximum(s - step, 0)) @ v
+
+
+OPERATORS = {
+    "projection onto a box": Operator(lambda x: 0.0 if np.all(np.abs(x) <= 1) else np.inf, lambda x, step=1.0: np.clip(x, -1, 1)),
+    "projection onto a box without 0": Operator(
+        lambda x: 0.0 if np.all((x >= 1) & (x <= 2)) else np.inf, lambda x, step=1.0: np.clip(x, 1, 2)
+    ),
+    "projection onto the simplex": Operator(lambda x: 0.0 if np.all(x >= 0) and abs(np.sum(x) - 1) < 1e-12 else np.inf, simplex),
+    "distance from 1": Operator(lambda x: np.sum(np.abs(x - 1)), lambda x, step=1.0: x - np.clip(x - 1, -step, step)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("step", [0.1, 1.0, 5.0])
+def test_operators_that_declare_nothing_pass(name, step):
+    for x in (np.array([3.0, -0.2, 0.0, 1.0]), np.array([0.25, 0.25, 0.5]), np.array([1.5, 2.0])):
+        check_prox(OPERATORS[name], x, step)
+
+
+def test_the_nuclear_norm_passes():
+    nuclear = Operator(lambda x: np.sum(np.linalg.svd(x, compute_uv=False)), singular_values)
+    nuclear.prox = lambda x, step=1.0: singular_values(x, step) if step else x.copy()
+    check_prox(nuclear, np.random.default_rng(0).normal(size=(4, 3)), 0.7)
+
+
+def test_a_homogeneous_operator_need_not_say_so():
+    halved = Operator(lambda x: 0.5 * np.sum(np.abs(x)), L1(1.0).prox)
+    halved.convex = False  # so that only Moreau's identity and the objective are left
+    with pytest.raises(AssertionError, match=r"objective|moreau"):
+        check_prox(halved, np.array([3.0, -2.0]))
+
+
+def test_an_operator_that_writes_into_x_is_named_and_leaves_the_callers_array():
+    x = np.array([3.0, -0.2])
+    with pytest.raises(AssertionError, match=r"law 'in place' of the prox is broken: .* must leave x as it is"):
+        check_prox(Operator(L1(1.0).value, lambda x, step=1.0: L1(1.0).prox(x, step, out=x)), x)
+    np.testing.assert_array_equal(x, [3.0, -0.2])
 
 
 def test_laws_hold_in_every_library(library):

@@ -338,9 +338,14 @@ def test_a_near_miss_gets_a_hint():
         groups.output_channels(net, GroupL2(1.0), include="encodr")
 
 
-def test_a_penalty_that_takes_no_groups_is_named():
-    with pytest.raises(TypeError, match="penalty must be L1, ElasticNet, GroupL2 or SparseGroupLasso, got Nested"):
-        groups.output_channels(convnet(), Nested(L1(1.0), GroupL2(1.0)))
+def test_a_hierarchy_gets_the_groups_in_its_outermost_level():
+    first, *_ = groups.output_channels(convnet(), Nested(L1(1.0), GroupL2(1.0)))
+    assert first["penalty"].penalties[0] == L1(1.0) and first["penalty"].groups.kind == "along"
+
+
+def test_what_is_no_penalty_is_named():
+    with pytest.raises(TypeError, match=r"penalty must be a penalty \(an object with value and prox\) or None, got 1.0"):
+        groups.output_channels(convnet(), 1.0)
 
 
 def test_a_report_counts_zeros_and_living_groups():
@@ -404,7 +409,7 @@ def test_max_strength_needs_gradients_and_a_penalty():
     net = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"penalised parameter with a gradient, got none: call loss.backward\(\) first"):
         max_strength(net, L1(1.0))
-    with pytest.raises(TypeError, match="penalty must be a penalty of proxopt, got None"):
+    with pytest.raises(TypeError, match=r"penalty must be a proxopt\.Penalty, got None"):
         max_strength(net)
     with pytest.raises(ValueError, match="penalty must be None for an optimizer"):
         max_strength(HAPG(net.parameters(), penalty=L1(1.0)), L1(1.0))

@@ -1,0 +1,209 @@
+"""Every penalty in the torch optimizers: fused, stacked and reference steps, param groups of models, reports and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from every_penalty import ROWS, GroupLog, Log, Ridge, SquareRootGroup
+from torch import nn
+
+from proxopt import GroupL2, Groups, updates
+from proxopt.penalties import declared
+from proxopt_torch import (
+    HAPG,
+    AdamHAPG,
+    ProxAdam,
+    Proximal,
+    ProxSGD,
+    StrengthPath,
+    groups,
+    kernels,
+    max_strength,
+    sparsity_report,
+)
+from proxopt_torch.base import ProximalOptimizer
+
+MAKERS = {
+    "ProxSGD": lambda params: ProxSGD(params, lr=0.05),
+    "HAPG": lambda params: HAPG(params, lr=0.05),
+    "ProxAdam": lambda params: ProxAdam(params, lr=0.05),
+    "AdamHAPG": lambda params: AdamHAPG(params, lr=0.05),
+    "Proximal": lambda params: Proximal(torch.optim.SGD(params, lr=0.05)),
+}
+SINGLE = [row for row in ROWS if len(row.shapes) == 1]
+every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+every_single_row = pytest.mark.parametrize("row", SINGLE, ids=[row.name for row in SINGLE])
+every_optimizer = pytest.mark.parametrize("name", MAKERS)
+
+
+class SignDescent(ProximalOptimizer):
+    """``x <- prox(x - lr sign(g), lr)``: an optimizer of a user, which states its update and has no fused implementation."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "maximize": False, "foreach": None, "capturable": False,
+                                  "differentiable": False})  # fmt: skip
+
+    def _tensors(self, group):
+        return ()
+
+    def _update(self, group, penalty, x, grad, values, count):
+        x, grad = (x, grad) if isinstance(x, list) else ([x], [grad])
+        moved = [a - group["lr"] * g.sign() for a, g in zip(x, grad)]
+        new = moved if penalty is None else penalty.prox(moved, group["lr"])
+        return (new if group["joint"] else new[0]), ()
+
+
+def takes(row, name):
+    """Adam has one step for each entry, which several levels of groups do not take."""
+    return not (row.name == "Nested of groups" and name in ("ProxAdam", "AdamHAPG"))
+
+
+def entries_of(row, copies):
+    torch.manual_seed(0)
+    many = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for _ in range(copies) for shape in row.shapes]
+    return many, [{"params": many, "penalty": row.penalty, "joint": len(row.shapes) > 1}]
+
+
+def run(optimizer, params, steps=4):
+    torch.manual_seed(1)
+    for _ in range(steps):
+        for p in params:
+            p.grad = p.detach() + torch.randn_like(p)
+        optimizer.step()
+    with optimizer.at_prox_point():
+        return [p.detach().clone() for p in params]
+
+
+@every_row
+@every_optimizer
+def test_fast_steps_are_the_reference(row, name, monkeypatch):
+    if not takes(row, name):
+        pytest.skip("refused: see test_bad_input")
+    params, param_groups = entries_of(row, copies=1 if len(row.shapes) > 1 else 6)
+    start = [p.detach().clone() for p in params]
+    fast = run(MAKERS[name](param_groups), params)
+    monkeypatch.setattr(kernels, "fits", lambda *_: False)
+    monkeypatch.setattr(kernels, "plain_tensor", lambda _: False)
+    for p, value in zip(params, start):
+        p.data.copy_(value)
+    for a, b in zip(fast, run(MAKERS[name](param_groups), params)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        assert ((a == 0) == (b == 0)).all()
+
+
+@every_single_row
+def test_many_small_tensors_are_stepped_as_one(row, monkeypatch):
+    params, param_groups = entries_of(row, copies=6)
+    calls = []
+    monkeypatch.setattr(kernels, "run", lambda kernel, group, penalty, x, *rest, run=kernels.run: (calls.append(x.shape),
+                        run(kernel, group, penalty, x, *rest)))  # fmt: skip
+    run(ProxSGD(param_groups, lr=0.05), params, steps=1)
+    stacked = declared.batched(row.penalty, 2) is not None
+    assert calls == ([(6, 4, 3)] if stacked else [(4, 3)] * 6) and stacked == (row.name != "Ridge")
+
+
+@every_row
+@every_optimizer
+def test_checkpoints_resume_bit_for_bit(row, name):
+    if not takes(row, name):
+        pytest.skip("refused: see test_bad_input")
+    params, param_groups = entries_of(row, copies=1)
+    optimizer = MAKERS[name](param_groups)
+    run(optimizer, params)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    others = copy.deepcopy(params)
+    again = MAKERS[name]([{**param_groups[0], "params": others, "penalty": row.penalty.with_strength(7.0)}])
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    assert again.penalty_of(again.param_groups[0]) == row.penalty
+    for a, b in zip(run(optimizer, params), run(again, others)):
+        assert torch.equal(a, b)
+
+
+@every_row
+def test_reports_and_strengths(row):
+    params, param_groups = entries_of(row, copies=1)
+    optimizer = ProxSGD(param_groups, lr=0.05)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    rows = sparsity_report(optimizer).rows
+    assert rows[0].groups == (None if row.penalty.partition is None else row.penalty.partition.count(params))
+    StrengthPath(optimizer, lambda epoch: 0.25)
+    assert optimizer.penalty_of(optimizer.param_groups[0]).strength == 0.25
+    if row.name != "Ridge":
+        assert max_strength(optimizer) > 0
+
+
+@pytest.mark.parametrize("penalty", [Log(0.1), GroupLog(0.1), SquareRootGroup(0.1), Ridge(0.1)], ids=repr)
+@pytest.mark.parametrize("joint", [False, True])
+def test_param_groups_of_a_model_take_any_penalty(penalty, joint):
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    optimizer = ProxSGD(groups.output_channels(net, penalty, joint=joint), lr=0.1)
+    net(torch.randn(5, 2, 4, 4)).square().sum().backward()
+    optimizer.step()
+    first = optimizer.penalty_of(optimizer.param_groups[0])
+    assert type(first) is type(penalty)
+    if penalty.partition is not None:
+        assert first.groups is not None
+        optimizer.param_groups[0]["strength"] = 1e9
+        optimizer.step()
+        assert sparsity_report(optimizer).rows[0].living == 0
+
+
+def test_an_operator_from_elsewhere_takes_part_in_the_groups_of_a_model():
+    class Wrapped:
+        def __init__(self, inner):
+            self.value, self.prox = inner.value, inner.prox
+
+    net = nn.Linear(3, 2)
+    optimizer = ProxSGD(groups.output_channels(net, Wrapped(GroupL2(1e6, Groups.along(1)))), lr=0.1)
+    net(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert not net.weight.any()
+
+
+@every_row
+def test_an_optimizer_may_have_the_reference_update_alone(row):
+    params, param_groups = entries_of(row, copies=1 if len(row.shapes) > 1 else 6)
+    optimizer = SignDescent(param_groups, lr=0.05)
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for size in range(0, len(params), len(row.shapes)):
+        moved = [p - 0.05 for p in before[size : size + len(row.shapes)]]
+        expected = row.penalty.prox(moved if len(moved) > 1 else moved[0], 0.05)
+        for p, q in zip(params[size:], expected if len(moved) > 1 else [expected]):
+            torch.testing.assert_close(p.detach(), q)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert sparsity_report(optimizer).entries == sum(p.numel() for p in params)
+
+
+def test_a_penalty_that_is_no_plain_data_stays_an_object():
+    @dataclass(frozen=True, eq=False)
+    class Weighed(Ridge):
+        weigh: Callable = torch.abs
+
+    w = nn.Parameter(torch.ones(2))
+    optimizer = HAPG([w], lr=0.1, penalty=Weighed(0.5))
+    assert isinstance(optimizer.param_groups[0]["penalty"], Weighed) and optimizer.param_groups[0]["strength"] is None
+    w.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.ones(2) / 1.05)
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["penalty"]["kind"] == "foreign"
+    optimizer.load_state_dict(saved)
+    assert isinstance(optimizer.param_groups[0]["penalty"], Weighed)
+
+
+def test_updates_take_any_operator():
+    x = torch.tensor([1.0, -3.0])
+    new, _ = updates.hapg(x, torch.zeros(2), updates.HAPGState(x, 0), Ridge(1.0), lr=0.5, extrapolation=0.0)
+    torch.testing.assert_close(new, x / 1.5)
