@@ -1,6 +1,6 @@
 """One row for every penalty: the tests of the same name in core/, torch/ and jax/ take each of them through the whole package.
 
-A new penalty is added here once. The last rows are penalties that are defined outside of the package, as a user would.
+A new penalty is added here once. The last rows are penalties that are defined outside of the package.
 """
 
 from __future__ import annotations
@@ -9,63 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
+from own_penalty import GroupLog, Log
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, Shrinkage, SparseGroupLasso
-from proxopt.penalties.metric import norms
-from proxopt.penalties.shrinkage import one_step_per_group
-
-
-def log_prox(size: Any, weight: Any, epsilon: float) -> Any:
-    """The minimiser over z >= 0 of ``weight log(1 + z / epsilon) + (z - size)^2 / 2`` for size >= 0."""
-    xp = array_namespace(size)
-    discriminant = (size + epsilon) ** 2 - 4 * weight
-    inside = discriminant >= 0
-    z = size - 2 * weight / (size + epsilon + xp.sqrt(xp.where(inside, discriminant, 0.0 * size)))
-    z = xp.where(z > 0, z, 0.0 * size)
-    gain = size**2 / 2 - (z - size) ** 2 / 2 - weight * xp.log(1 + z / epsilon)
-    return xp.where(inside & (gain > 0), z, 0.0 * size)
-
-
-@dataclass(frozen=True, eq=False)
-class Log(Penalty):
-    """``strength sum_i log(1 + |x_i| / epsilon)``, which is not convex."""
-
-    strength: Any
-    epsilon: float = 0.5
-    convex = homogeneous = False
-    elementwise = True
-
-    def entries(self, x):
-        xp = array_namespace(x)
-        return self.strength * xp.log(1 + xp.abs(x) / self.epsilon)
-
-    def _prox(self, xs, steps):
-        xp = array_namespace(*xs)
-        return [xp.sign(x) * log_prox(xp.abs(x), step * self.strength, self.epsilon) for x, step in zip(xs, steps)]
-
-
-@dataclass(frozen=True, eq=False)
-class GroupLog(Penalty):
-    """``strength sum_g log(1 + ||x_g|| / epsilon)``, with a prox of its own that keeps the direction of each group."""
-
-    strength: Any
-    epsilon: float = 0.5
-    groups: Groups | None = None
-    metric: str | None = None
-    convex = homogeneous = False
-    radial = True
-
-    def _value(self, xs):
-        xp = array_namespace(*xs)
-        return self.strength * xp.sum(xp.log(1 + norms(xp, xs, self.partition) / self.epsilon))
-
-    def _prox(self, xs, steps):
-        xp = array_namespace(*xs)
-        groups = self.partition.from_right(xs)
-        step = one_step_per_group(xp, xs, steps, groups, "median" if self.metric == "median" else "support")
-        size = norms(xp, xs, groups)
-        share = log_prox(size, step * self.strength, self.epsilon) / xp.where(size > 0, size, 1.0 + 0.0 * size)
-        return [x * s + 0.0 for x, s in zip(xs, groups.spread(share, xs))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -290,11 +290,11 @@ def from_dict(data: dict[str, Any], strength: Any) -> Penalty:
 
     Raises ValueError for a class that no imported module has defined: data never leads to an import.
     """
-    kind = data.get("kind")
-    if kind not in KINDS and isinstance(kind, str) and "." in kind:
+    kind = str(data.get("kind"))
+    if kind not in KINDS and "." in kind:
         raise ValueError(f"penalty kind {kind!r} must be defined before its data is read: import {kind.rpartition('.')[0]} first")
     _checks.one_of("penalty kind", kind, tuple(KINDS))
-    return KINDS[kind]._from_dict(data, strength)  # type: ignore[index]
+    return KINDS[kind]._from_dict(data, strength)
 
 
 def plain_data(operator: Any) -> dict[str, Any] | None:

@@ -103,7 +103,7 @@ def _newton(xp: Any, root: Array, y: list[Array], a: list[Array], groups: Groups
     return root + f * (xp.sqrt(f) - 1) / xp.where(slope > 0, slope, xp.ones_like(slope))
 
 
-def support_step(xp: Any, xs: list[Array], steps: list[Array], groups: Groups) -> Array:
+def support_step(xp: Any, xs: Sequence[Array], steps: Sequence[Array], groups: Groups) -> Array:
     """``||x|| / ||x / s||``: one step per group with which the same groups are zeroed as in the metric."""
     ratio = [x / xp.where(s > 0, s, xp.full_like(s, math.inf)) for x, s in zip(xs, steps)]
     anchored = groups.largest([xp.where(s > 0, xp.zeros_like(s), xp.abs(_arrays.detach(x))) for x, s in zip(xs, steps)], xp) > 0

@@ -110,7 +110,7 @@ class Nested(Penalty):
 
     def _check(self, xs: Sequence[Array]) -> None:
         super()._check(xs)
-        group_levels = [level.partition for level in self._group_levels()]
+        group_levels = [groups for _, groups in self._group_levels()]
         for level in self.penalties:
             level._check(xs)
             for groups, x in product(group_levels, xs):
@@ -122,11 +122,11 @@ class Nested(Penalty):
     @_arrays.untraced
     def _lies_inside(self, i: int, shapes: tuple[tuple[int, ...], ...]) -> bool:
         """Whether group level i lies inside the next, looked up in the labels."""
-        inner, outer = (level.partition for level in self._group_levels()[i : i + 2])
+        (_, inner), (_, outer) = self._group_levels()[i : i + 2]
         return inner.inside(outer, [np.broadcast_to(0.0, shape) for shape in shapes])
 
-    def _group_levels(self) -> list[Penalty]:
-        return [level for level in self.penalties if level.partition is not None]
+    def _group_levels(self) -> list[tuple[Penalty, Groups]]:
+        return [(level, level.partition) for level in self.penalties if level.partition is not None]
 
     def _value(self, xs: list[Array]) -> Array:
         levels = self._scaled(xs)
@@ -147,10 +147,9 @@ class Nested(Penalty):
         return [p if p.partition is None else p.with_groups(p.partition.from_right(xs)) for p in levels]
 
     def _refuse_inexact(self, xs: list[Array], steps: list[Any]) -> None:
-        for inner, outer in pairwise(self._group_levels()):
+        for (inner, groups), (outer, _) in pairwise(self._group_levels()):
             if all(getattr(level, "metric", None) not in (None, "exact") for level in (inner, outer)):
                 continue
-            groups = inner.partition
             for step, x in zip(steps, xs):
                 if groups.varies(step, x) and not _constant_inside(groups, step, xs):
                     raise ValueError(

@@ -207,3 +207,19 @@ def test_updates_take_any_operator():
     x = torch.tensor([1.0, -3.0])
     new, _ = updates.hapg(x, torch.zeros(2), updates.HAPGState(x, 0), Ridge(1.0), lr=0.5, extrapolation=0.0)
     torch.testing.assert_close(new, x / 1.5)
+
+
+def test_the_benchmark_compares_both_sides(tmp_path):
+    import penalty_step
+
+    penalty_step.main(["--tensors", "6", "--rounds", "1", "--out", str(tmp_path / "steps.csv")])
+    rows = (tmp_path / "steps.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(penalty_step.OPTIMIZERS) * len(penalty_step.PAIRS)
+
+
+@pytest.mark.commands
+def test_the_example_finds_the_coefficients(capsys):
+    import own_penalty
+
+    own_penalty.main()
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"L1", "Log"}
