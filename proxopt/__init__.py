@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The solvers, once somebody asks for them: SciPy takes longer to import than all the rest."""
+    """Import the solvers when they are first used, because SciPy takes longer to import than all the rest."""
     if name not in ("solvers", "sparse_code"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

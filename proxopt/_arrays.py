@@ -1,4 +1,4 @@
-"""What the array API standard leaves open, answered once for every array library."""
+"""Operations that the array API standard lacks, or whose derivatives differ between libraries, in one form for all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = Any  # an array of NumPy, torch, JAX or any other array API library
 
 
 def namespace(*xs: Array) -> Any:
-    """The array API namespace of the arrays; NumPy and torch without a detour that torch.compile warns about."""
+    """The array API namespace of the arrays. For NumPy and torch without `array_namespace`, about which torch.compile warns."""
     if all(is_numpy_array(x) for x in xs):
         from array_api_compat import numpy
 

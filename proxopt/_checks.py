@@ -1,6 +1,6 @@
 """Errors that name the argument, the value received and the domain.
 
-Only Python and NumPy values are looked at: reading a tracer or a device tensor would stall the program.
+Only Python and NumPy values are checked: a traced array has no value yet, and reading a device tensor would make the host wait.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *,
     raise ValueError(f"{name} must {domain}, got {worst}")
 
 
-def one_of(name: str, value: Any, allowed: tuple) -> None:
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of those allowed."""
     if not any(value is a or (isinstance(a, str) and isinstance(value, str) and value == a) for a in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,7 +1,7 @@
-"""How arrays split into groups: the only place that knows.
+"""How arrays split into groups.
 
-A group is a set of entries that become zero together. Penalties ask four questions of it: how many
-entries, their sum, their largest, their median; and spread one number per group back over the entries.
+A group is a set of entries that become zero together. Penalties need the number of entries of each group, sums, maxima and
+medians over each group, and a way to bring one number per group back to the entries. All of that is here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ WEIGHTS = ("sqrt_size", "inverse_sqrt_size", "none")
 class Groups:
     """A partition of the entries of an array, or of a list of arrays, into groups.
 
-    Build one with `Groups.whole()`, `Groups.along(axis)` or `Groups.labels(labels, axis)`.
+    Build one with ``Groups.whole()``, ``Groups.along(axis)`` or ``Groups.labels(labels, axis)``.
 
     >>> import numpy as np
     >>> from proxopt import GroupL2, Groups
     >>> x = np.array([[3.0, 0.1], [4.0, 0.1]])
-    >>> GroupL2(1.0, groups=Groups.along(0), weights="none").prox(x)  # columns live or die
+    >>> GroupL2(1.0, groups=Groups.along(0), weights="none").prox(x)  # each column is a group
     array([[2.4, 0. ],
            [3.2, 0. ]])
     """
 
     kind: str
     axis: int | tuple[int, ...] | None = None
-    codes: tuple[np.ndarray, ...] | np.ndarray | None = None
-    names: tuple = ()
-    _slices: list[Any] = field(init=False)  # per array, how many of its slices bear each name; an int where all alike
+    codes: tuple[np.ndarray, ...] | np.ndarray | None = None  # the number of its label for each slice
+    names: tuple[int | str, ...] = ()
+    _slices: list[Any] = field(init=False)  # for each array the number of slices with each label; an int where all are equal
 
     def __post_init__(self) -> None:
-        """Lay out the labels once, for arrays of any size: a compiled step cannot look into them."""
+        """Count the slices of each label here, because a compiled step cannot read the labels."""
         if self.codes is None:
             return
         parts = [np.ravel(c) for c in (self.codes if isinstance(self.codes, tuple) or self.codes.ndim > 1 else [self.codes])]
@@ -49,16 +49,28 @@ class Groups:
         slices = [int(c[0]) if count and (c == c[0]).all() else c for c in counts]
         object.__setattr__(self, "_slices", slices)
 
-    # -- building -----------------------------------------------------------------------------
+    # -- constructors -------------------------------------------------------------------------
 
     @classmethod
     def whole(cls) -> Groups:
-        """All entries, of all arrays, are one group."""
+        """All entries, of all arrays of a list, are one group."""
         return cls("whole")
 
     @classmethod
     def along(cls, axis: int | tuple[int, ...]) -> Groups:
-        """Entries along `axis` (an int or several) share a group: `along(0)` on a matrix = its columns."""
+        """Entries that differ only along ``axis`` share a group: on a matrix, ``along(0)`` makes each column a group.
+
+        Args:
+          axis: an axis inside the groups, or a tuple of them. Negative axes count from the last.
+
+        Raises:
+          TypeError: axis is no int and no tuple of ints.
+
+        >>> import numpy as np
+        >>> from proxopt import Groups
+        >>> Groups.along(0).count([np.zeros((4, 3))])
+        3
+        """
         axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
         if not axes or not all(_is_int(a) for a in axes):
             raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}")
@@ -66,15 +78,22 @@ class Groups:
 
     @classmethod
     def labels(cls, labels: Any, axis: int | tuple[int, ...] | None = 0) -> Groups:
-        """Slices along `axis` with the same label share a group; the other axes run inside.
+        """Slices along ``axis`` with the same label share a group, with all entries of the other axes.
+
+        The attribute ``names`` holds the labels in order of first occurrence. Arrays of weights follow that order.
 
         Args:
-          labels: ints or strings, one per slice. For a list of arrays one such sequence per array:
-            equal labels across arrays are one group.
-          axis: the labelled axis; for a list of arrays also a tuple with one axis per array;
-            None takes labels of the array's own shape.
+          labels: ints or strings, one per slice. For a list of arrays one such sequence per array: equal labels in different
+            arrays are one group.
+          axis: the labelled axis; for a list of arrays also a tuple with one axis per array. With None, labels has the shape of
+            the array, one label per entry.
 
-        `names` holds the labels in order of first occurrence; `weights` arrays follow that order.
+        Raises:
+          TypeError: labels are neither all ints nor all strings, or axis is none of the above.
+
+        >>> from proxopt import Groups
+        >>> Groups.labels(["a", "b", "a"]).names
+        ('a', 'b')
         """
         many = isinstance(labels, (list, tuple)) and any(_ndim(part) > 0 for part in labels)
         parts = [_label_array(part) for part in labels] if many else [_label_array(labels)]
@@ -96,8 +115,8 @@ class Groups:
         same_shape = many and len({c.shape for c in codes}) == 1
         return cls("labels", axis, np.stack(codes) if same_shape else codes if many else codes[0], names)
 
-    def to_dict(self) -> dict:
-        """Plain data (numbers, strings, lists) that `from_dict` rebuilds the groups from."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (numbers, strings, lists) from which ``from_dict`` rebuilds the groups."""
         if self.kind != "labels":
             return {"kind": self.kind, "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis}
         codes = self.codes
@@ -105,8 +124,8 @@ class Groups:
         return {"kind": "labels", "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis, "labels": named}
 
     @classmethod
-    def from_dict(cls, data: dict) -> Groups:
-        """The inverse of `to_dict`."""
+    def from_dict(cls, data: dict[str, Any]) -> Groups:
+        """The inverse of ``to_dict``."""
         axis = tuple(data["axis"]) if isinstance(data["axis"], list) else data["axis"]
         if data["kind"] == "whole":
             return cls.whole()
@@ -123,20 +142,20 @@ class Groups:
     def __hash__(self) -> int:
         return hash((self.kind, self.axis, self.names))
 
-    # -- questions ----------------------------------------------------------------------------
+    # -- of given arrays ----------------------------------------------------------------------
 
     def from_right(self, xs: Sequence[Array]) -> Groups:
-        """The same groups with the axes of `along` counted from the right: they stay when a batch comes in front."""
+        """The same groups with the axes of ``along`` counted from the last, so that they hold for a batch of such arrays too."""
         return Groups("along", self.axes(xs[0].ndim)) if self.kind == "along" else self
 
     def over_last(self, ndim: int) -> Groups | None:
-        """The same groups for stacks of arrays with `ndim` axes, each array a problem of its own; None for labels."""
+        """The same groups for stacks of arrays with ``ndim`` axes, each array a problem of its own; None for labels."""
         return None if self.kind == "labels" else Groups("along", self.axes(ndim))
 
     def axes(self, ndim: int, name: str = "x") -> tuple[int, ...]:
-        """The axes that lie inside a group of an array with `ndim` axes, counted from the right; not for labels.
+        """The axes inside the groups of an array with ``ndim`` axes, counted from the last: -1, -2, ... Not for labels.
 
-        Raises ValueError where `along` names an axis that does not exist, or one twice.
+        Raises ValueError where ``along`` names an axis that does not exist, or one twice.
         """
         if self.kind == "whole":
             return tuple(range(-ndim, 0))
@@ -174,7 +193,7 @@ class Groups:
                     )
 
     def count(self, xs: Sequence[Array]) -> int:
-        """How many groups the arrays split into."""
+        """The number of groups."""
         if self.kind == "whole":
             return 1
         if self.kind == "labels":
@@ -183,18 +202,21 @@ class Groups:
         return math.prod([n for i, n in enumerate(xs[0].shape) if i - xs[0].ndim not in axes])
 
     def sizes(self, xs: Sequence[Array]) -> int | np.ndarray:
-        """Entries per group: an int where all groups are alike, else an array in the order of `names`."""
+        """The number of entries per group: an int where all groups are equally large, else an array in the order of ``names``."""
+        found: int | np.ndarray = 0
         if self.kind == "whole":
-            return sum(_arrays.size(x) for x in xs)
-        if self.kind == "along":
-            return math.prod([xs[0].shape[a] for a in self.axes(xs[0].ndim)])
-        if self.axis is None:
-            return self._slices[0]
-        inner = [_arrays.size(x) // max(x.shape[axis], 1) for x, _, axis in self._parts(xs)]
-        return sum(n * slices for n, slices in zip(inner, self._slices))
+            found = sum(_arrays.size(x) for x in xs)
+        elif self.kind == "along":
+            found = math.prod([xs[0].shape[a] for a in self.axes(xs[0].ndim)])
+        elif self.axis is None:
+            found = self._slices[0]
+        else:
+            inner = [_arrays.size(x) // max(x.shape[axis], 1) for x, _, axis in self._parts(xs)]
+            found = sum(n * slices for n, slices in zip(inner, self._slices))
+        return found
 
     def weights(self, xs: Sequence[Array], weights: Any) -> Any:
-        """One weight per group, ready to multiply what `total` returns."""
+        """One weight per group, of a shape that multiplies what ``total`` returns. ``weights`` is as in ``GroupL2``."""
         if isinstance(weights, str):
             if weights == "none":
                 return 1.0
@@ -221,15 +243,15 @@ class Groups:
         return values
 
     def total(self, values: Sequence[Array], xp: Any = None) -> Array:
-        """Sum over each group; `along` keeps the summed axes with length one. xp: the namespace of the values."""
+        """The sum over each group. With ``along`` the summed axes stay, with length 1. xp: the namespace of the values."""
         return self._reduce(xp or _arrays.namespace(*values), values, "sum")
 
     def largest(self, values: Sequence[Array], xp: Any = None) -> Array:
-        """Largest of each group of non-negative values; 0 in an empty group."""
+        """The maximum of each group of non-negative values; 0 for an empty group."""
         return self._reduce(xp or _arrays.namespace(*values), values, "max")
 
     def median(self, values: Sequence[Array], xp: Any = None) -> Array:
-        """Median of each group, the mean of the two middle entries where their number is even."""
+        """The median of each group: the mean of the two middle entries where their number is even."""
         xp = xp or _arrays.namespace(*values)
         if self.kind == "along":
             axes = self.axes(values[0].ndim)
@@ -243,13 +265,13 @@ class Groups:
         ordered = self._in_order(xp, values)
         sizes = np.zeros(len(self.names), dtype=int) + self.sizes(values)
         start, sizes = np.cumsum(sizes) - sizes, np.maximum(sizes, 1)
-        last = max(ordered.shape[0] - 1, 0)  # what an empty last label reads, and nobody uses
+        last = max(ordered.shape[0] - 1, 0)  # an empty last label reads it, and its result is not used
         places = [np.minimum(start + k, last) for k in ((sizes - 1) // 2, sizes // 2)]
         low, high = (self._beside((i, *_shapes(values)), place, ordered) for i, place in enumerate(places))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
     def spread(self, per_group: Any, xs: Sequence[Array], xp: Any = None) -> list[Any]:
-        """One number per group, brought back over the entries: broadcasts against each of `xs`."""
+        """One number per group as arrays that broadcast against each of ``xs``: for each entry the number of its group."""
         if self.kind != "labels" or not _arrays.ndim(per_group):
             return [per_group] * len(xs)
         xp = xp or _arrays.namespace(per_group)
@@ -261,7 +283,7 @@ class Groups:
         return out
 
     def ids(self, xs: Sequence[Array]) -> list[np.ndarray]:
-        """The number of its group for every entry: which groups lie inside which."""
+        """The index of its group for each entry."""
         if self.kind == "whole":
             return [np.zeros(x.shape, dtype=int) for x in xs]
         if self.kind == "labels":
@@ -270,7 +292,7 @@ class Groups:
         return [np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), xs[0].shape)]
 
     def inside(self, outer: Groups, xs: Sequence[Array]) -> bool:
-        """Whether each of these groups lies in one group of `outer`."""
+        """Whether each of these groups lies inside one group of ``outer``."""
         inner_ids = np.concatenate([i.reshape(-1) for i in self.ids(xs)])
         outer_ids = np.concatenate([i.reshape(-1) for i in outer.ids(xs)])
         first = np.zeros(self.count(xs), dtype=int)
@@ -278,9 +300,9 @@ class Groups:
         return bool((first[inner_ids] == outer_ids).all())
 
     def constant(self, name: str, value: Any, xs: Sequence[Array]) -> Any:
-        """`value` (a number, or an array against the one array of `xs`) as one number per group.
+        """``value`` (a number, or an array that broadcasts against the one array of ``xs``) as one number per group.
 
-        Raises ValueError where it differs inside a group, as far as that can be told without reading a device.
+        Raises ValueError where it differs inside a group. Arrays on a device are not read: what their shape allows is refused.
         """
         if _arrays.ndim(value) == 0:
             return value
@@ -314,7 +336,7 @@ class Groups:
         return first.reshape(()) if self.kind == "whole" else first
 
     def refuse_batch(self, name: str, value: Any, x: Array) -> None:
-        """Raise ValueError where broadcasting x against `value` would repeat entries inside a group, or shift its axes."""
+        """Raise ValueError where broadcasting x against ``value`` would repeat entries inside a group, or shift its axes."""
         n, shape = _arrays.ndim(value), (1,) * max(_arrays.ndim(value) - x.ndim, 0) + tuple(x.shape)
         inside = self.axes(x.ndim) if self.kind == "along" else range(-n, 0)
         if (n > x.ndim and self.kind != "along") or any(-a <= n and value.shape[a] not in (1, shape[a]) for a in inside):
@@ -324,12 +346,12 @@ class Groups:
             )
 
     def varies(self, step: Any, x: Array) -> bool:
-        """Whether `step` can differ inside a group, told from shapes alone."""
+        """Whether ``step`` can differ inside a group, by its shape alone."""
         if _arrays.ndim(step) == 0 or math.prod(step.shape) == 1:
             return False
         return self.kind != "along" or any(-a <= step.ndim and step.shape[a] != 1 for a in self.axes(x.ndim))
 
-    # -- inside -------------------------------------------------------------------------------
+    # -- implementation -----------------------------------------------------------------------
 
     def _parts(self, xs: Sequence[Array]) -> list[tuple[Array, np.ndarray, int | None]]:
         """Each array with its codes and its labelled axis."""
@@ -395,11 +417,11 @@ class Groups:
             every = self._beside(("all codes", *_shapes(values)), every, joined)
         return segment(joined, every, len(self.names))
 
-    def _beside(self, key: tuple, values: np.ndarray, x: Array, make: Callable[..., Array] = _arrays.index) -> Array:
-        """make(values, x), an array beside x.
+    def _beside(self, key: tuple[Any, ...], values: np.ndarray, x: Array, make: Callable[..., Array] = _arrays.index) -> Array:
+        """make(values, x): the values as an array of x's library, on its device.
 
-        Those on a device of torch are kept under `key`, which says what they are: a copy would make device and host wait for one
-        another at every step, and a CUDA graph cannot hold one.
+        Copies to a torch device are cached under ``key``: copying in every step would make the host wait for the device, and a
+        CUDA graph cannot contain a copy from the host.
         """
         if not _arrays.keeps(x):
             return make(values, x)
@@ -409,7 +431,7 @@ class Groups:
             kept[key] = make(values, x)
         return kept[key]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_kept"}
 
 
@@ -434,7 +456,7 @@ def _label_array(v: Any) -> np.ndarray:
     return np.asarray(v)
 
 
-def _named(codes: Any, names: tuple) -> list:
+def _named(codes: Any, names: tuple[int | str, ...]) -> list[Any]:
     if isinstance(codes, np.ndarray) and codes.ndim > 1:
         return [_named(c, names) for c in codes]
     return [names[c] for c in codes]

@@ -17,8 +17,8 @@ Point = list[np.ndarray]  # the entries of x, of p, of any z: double precision a
 SCALES = (1e-6, 1e-3, 1e-1, 1.0, 10.0)  # distances from p at which points are tried, in units of max|x|
 
 
-def check_prox(operator: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
-    r"""Raise AssertionError, naming the law and the gap, where ``operator.prox(x, step)`` breaks one.
+def check_prox(penalty: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
+    r"""Raise AssertionError, naming the law and the gap, where ``penalty.prox(x, step)`` breaks one.
 
     With :math:`p = \operatorname{prox}(x)`, :math:`q = \operatorname{prox}(y)`, :math:`u = (x - p) / \text{step}` and
     :math:`\|v\|_{1/\text{step}}^2 = \sum_i v_i^2 / \text{step}_i` the laws are:
@@ -35,8 +35,8 @@ def check_prox(operator: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: fl
       of Moreau's identity.
 
     Args:
-      operator: any object with ``value(x)`` and ``prox(x, step)``. f counts as convex unless ``operator.convex`` is False.
-        Whether it is homogeneous, ``f(c x) = c f(x)`` for c >= 0, is found by trying where ``operator.homogeneous`` is not
+      penalty: any object with ``value(x)`` and ``prox(x, step)``. f counts as convex unless ``penalty.convex`` is False.
+        Whether it is homogeneous, ``f(c x) = c f(x)`` for c >= 0, is found by trying where ``penalty.homogeneous`` is not
         declared.
       x: a floating-point array, or a list of arrays; finite, and of the shape that the prox has.
       step: a number >= 0, or an array of x's shape (a list for a list).
@@ -56,7 +56,7 @@ def check_prox(operator: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: fl
     ...         return np.clip(x, -1, 1)
     >>> check_prox(Box(), np.array([3.0, -0.2]))
     """
-    case = _Case(operator, x, step, tolerance, seed)
+    case = _Case(penalty, x, step, tolerance, seed)
     for law in LAWS:
         law(case)
 
@@ -64,8 +64,8 @@ def check_prox(operator: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: fl
 class _Case:
     """One prox problem, seen from NumPy in double precision; points reach the operator in the library and dtype of x."""
 
-    def __init__(self, operator: ProxOperator, x: Any, step: Any, tolerance: float | None, seed: int) -> None:
-        self.operator, self.given_x, self.given_step = operator, x, step
+    def __init__(self, penalty: ProxOperator, x: Any, step: Any, tolerance: float | None, seed: int) -> None:
+        self.penalty, self.given_x, self.given_step = penalty, x, step
         self.arrays, xp = _arrays.as_list(x)
         self.rng = np.random.default_rng(seed)
         self.tolerance = 100 * float(xp.finfo(self.arrays[0].dtype).eps) if tolerance is None else tolerance
@@ -91,11 +91,11 @@ class _Case:
         return [to_numpy(a) for a in _arrays.as_list(self.like(z))[0]]
 
     def prox(self, z: Point, step: Any = None) -> Point:
-        result = self.operator.prox(self.like(z), self.given_step if step is None else step)
+        result = self.penalty.prox(self.like(z), self.given_step if step is None else step)
         return [to_numpy(a) for a in _arrays.as_list(result, "prox(x)")[0]]
 
     def value(self, z: Point) -> float:
-        return float(to_numpy(self.operator.value(self.like(z))))
+        return float(to_numpy(self.penalty.value(self.like(z))))
 
     def objective(self, z: Point) -> float:
         """f(z) + sum((z - x)^2 / (2 step)), over the entries that move."""
@@ -117,13 +117,13 @@ class _Case:
 
 def _in_place(case: _Case) -> None:
     for x in (case.like(case.x), case.given_x):  # a copy first, so that the caller's array is not lost
-        case.operator.prox(x, case.given_step)
+        case.penalty.prox(x, case.given_step)
         kept = _equal([to_numpy(a) for a in _arrays.as_list(x)[0]], case.x)
         _law("in place", kept, "prox(x, step) wrote its result into x; it must leave x as it is and return a new array")
 
 
 def _type(case: _Case) -> None:
-    result, _ = _arrays.as_list(case.operator.prox(case.given_x, case.given_step), "prox(x)")
+    result, _ = _arrays.as_list(case.penalty.prox(case.given_x, case.given_step), "prox(x)")
     _law("type", len(result) == len(case.arrays), f"{len(result)} arrays for {len(case.arrays)}")
     for a, b in zip(case.arrays, result):
         _law("type", type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape, f"{type(b).__name__} {b.dtype} {b.shape}")
@@ -184,12 +184,12 @@ def _moreau(case: _Case) -> None:
 
 
 def _convex(case: _Case) -> bool:
-    return bool(getattr(case.operator, "convex", True))
+    return bool(getattr(case.penalty, "convex", True))
 
 
 def _homogeneous(case: _Case) -> bool:
     """Whether f(c x) = c f(x), as declared or else at the points tried."""
-    declared = getattr(case.operator, "homogeneous", None)
+    declared = getattr(case.penalty, "homogeneous", None)
     if declared is not None:
         return bool(declared)
     points = [case.x, case.p, *case.around(case.p)]

@@ -1,7 +1,7 @@
 """Penalties, one family per file: the equation, value, prox, declared properties.
 
-``shrinkage`` and ``metric`` hold the thresholds that most of them share, ``dual`` what certificates need, ``declared`` how the
-rest of the package asks an operator for its properties.
+``shrinkage`` and ``metric`` implement the thresholds that most of them share, ``dual`` what certificates of solutions need. The
+rest of the package reads the properties of a penalty through ``declared``, so that other operators are served too.
 """
 
 from __future__ import annotations

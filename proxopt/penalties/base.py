@@ -90,7 +90,7 @@ class Penalty:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        KINDS[cls.kind()] = cls
+        KINDS[cls._kind()] = cls
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -140,6 +140,10 @@ class Penalty:
         if any(_arrays.size(a) for a in arrays):
             wide = [_arrays.widen(a) for a in arrays]
             result = self._prox(wide, [_arrays.like(s, a) for s, a in zip(steps, wide)])
+            if len(result) != len(arrays):
+                raise ValueError(
+                    f"{type(self).__name__}._prox must return one array for each of {len(arrays)}, got {len(result)}"
+                )
         else:
             result = [a * 1 for a in arrays]
         result = [_arrays.cast(r, a) for r, a in zip(result, arrays)]
@@ -241,7 +245,7 @@ class Penalty:
     # -- plain data ---------------------------------------------------------------------------
 
     @classmethod
-    def kind(cls) -> str:
+    def _kind(cls) -> str:
         """What plain data calls this class: its qualified name, and the bare name for the classes of this package."""
         return cls.__name__ if cls.__module__.startswith("proxopt.") else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -253,7 +257,7 @@ class Penalty:
         if not is_dataclass(self):
             raise TypeError(f"{type(self).__name__} must be a dataclass to be written as plain data")
         plain = {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "strength"}
-        return {"kind": self.kind(), **plain}
+        return {"kind": self._kind(), **plain}
 
     @classmethod
     def _from_dict(cls: type[P], data: dict[str, Any], strength: Any) -> P:
@@ -270,7 +274,7 @@ class Penalty:
         return mine == others and np.array_equal(np.asarray(self.strength), np.asarray(other.strength))
 
     def __hash__(self) -> int:
-        return hash((self.kind(), *sorted(vars(self))))
+        return hash(self._kind())
 
     # -- checks -------------------------------------------------------------------------------
 
@@ -303,10 +307,13 @@ def plain_data(operator: Any) -> dict[str, Any] | None:
         return None
     try:
         data = operator.to_dict()
-        same = from_dict(data, operator.strength) == operator
+        again = from_dict(data, operator.strength)
     except TypeError:
         return None
-    return data if same else None
+    if again != operator:
+        return None
+    pairs = [(getattr(operator, f.name), getattr(again, f.name)) for f in fields(again) if f.name not in ("strength", "weights")]
+    return data if all(type(a) is type(b) or (_arrays.is_number(a) and _arrays.is_number(b)) for a, b in pairs) else None
 
 
 def match_steps(step: Any, arrays: Sequence[Array]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What an operator declares of itself, for operators that are no subclass of ``Penalty`` too: those declare what they have."""
+"""The declared properties of any operator: those of ``Penalty``, with a default for an object that does not have them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def has_dual(operator: Any, problems: int = 0) -> bool:
 
 
 def check_fit(operator: Any, arrays: Sequence[Array]) -> None:
-    """Raise where it does not fit the arrays, as far as it can tell before it is applied."""
+    """Raise where it does not fit the arrays, if it has such a check."""
     if hasattr(operator, "_check"):
         operator._check(arrays)

@@ -83,7 +83,10 @@ def _raised(strength: float, problems: Sequence[tuple[Any, Penalty]]) -> float:
     if strength == 0 or all(_zeroes(strength, g, penalty) for g, penalty in problems):
         return strength
     unit = strength * max(_eps(g) for g, _ in problems) / 2
-    good = lambda units: all(_zeroes(strength + units * unit, g, penalty) for g, penalty in problems)
+
+    def good(units: int) -> bool:
+        return all(_zeroes(strength + units * unit, g, penalty) for g, penalty in problems)
+
     low, high = 0, 1
     while not good(high):
         low, high = high, 2 * high
@@ -117,8 +120,10 @@ def largest_scale(penalty: Penalty, c: Array, problems: int = 0) -> Array:
     xp = _arrays.namespace(c)
     axes = tuple(range(problems, c.ndim))
     one = xp.sum(c * 0, axis=axes) + 1  # NaN where c is not finite
-    wide = lambda s: xp.reshape(s, (*s.shape, *(1 for _ in axes)))
-    inside = lambda s: ~xp.any(penalty.prox(wide(s) * c) != 0, axis=axes)
+
+    def inside(s: Array) -> Array:
+        wide = xp.reshape(s, (*s.shape, *(1 for _ in axes)))
+        return ~xp.any(penalty.prox(wide * c) != 0, axis=axes)
 
     def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = state

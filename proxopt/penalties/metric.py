@@ -51,7 +51,10 @@ def metric_shrink(xp: Any, xs: list[Array], steps: list[Array], groups: Groups, 
     anchored = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(fixed, size)], xp) != 0
     ratio = [xp.where(f, xp.zeros_like(yi), yi / xp.where(f, xp.ones_like(ai), ai)) for f, yi, ai in zip(fixed, size, shift)]
     zeroed = groups.spread(~anchored & (norms(xp, ratio, groups) <= 1), xs, xp)
-    replaced = lambda values, fill: [xp.where(z, xp.full_like(v, fill), v) for z, v in zip(zeroed, values)]
+
+    def replaced(values: list[Array], fill: float) -> list[Array]:
+        return [xp.where(z, xp.full_like(v, fill), v) for z, v in zip(zeroed, values)]
+
     y, size = replaced(y, 1.0), replaced(size, 1.0)  # a problem with r > 0 in place of one whose solution is 0
     a, shift = replaced(a, 0.0), replaced(shift, 0.0)
 

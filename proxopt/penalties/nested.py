@@ -101,8 +101,9 @@ class Nested(Penalty):
             return None
         if len(forms) == 2 and not (first.l2 is None and last.l1 is None):
             return None
-        scaled = lambda strength: None if strength is None else self.strength * strength
-        return Shrinkage(scaled(first.l1), scaled(last.l2), last.groups, last.weights, last.metric)
+        l1 = None if first.l1 is None else self.strength * first.l1
+        l2 = None if last.l2 is None else self.strength * last.l2
+        return Shrinkage(l1, l2, last.groups, last.weights, last.metric)
 
     @classmethod
     def _from_dict(cls, data: dict[str, Any], strength: Any) -> Nested:
@@ -188,7 +189,7 @@ def _constant_inside(groups: Groups, step: Any, xs: list[Array]) -> bool:
 
 
 def _nested(inner: Groups, outer: Groups, xs: Sequence[Array]) -> bool:
-    """Whether the kinds of groups alone tell that `inner` lies inside `outer`."""
+    """Whether `inner` lies inside `outer` by the kinds of groups alone."""
     if inner.kind == outer.kind == "along":
         return set(inner.axes(xs[0].ndim)) <= set(outer.axes(xs[0].ndim))
     return outer.kind == "whole"

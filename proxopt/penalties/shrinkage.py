@@ -172,7 +172,7 @@ def share_left(xp: Any, size: Array, t: Any) -> Array:
 
 
 def constant(steps: Sequence[Any], groups: Groups, xs: Sequence[Array]) -> bool:
-    """Whether the steps are the same inside each group, as far as their shapes tell."""
+    """Whether the steps are the same inside each group, by their shapes alone."""
     first = steps[0]
     return all(s is first or (isinstance(s, float) and s == first) for s in steps) and not groups.varies(first, xs[0])
 

@@ -183,3 +183,17 @@ def test_levels_must_compose():
     with pytest.raises(ValueError, match="Log must come first"):
         Nested(GroupL2(0.1, Groups.along(0)), Log(0.2))
     assert Nested(L1(0.1), GroupL2(0.2)).with_metric("median").penalties[1].metric is not None
+
+
+def test_a_prox_that_loses_an_array_is_refused():
+    class Lossy(Log):
+        def _prox(self, xs, steps):
+            return super()._prox(xs, steps)[:1]
+
+    with pytest.raises(ValueError, match=r"Lossy\._prox must return one array for each of 2, got 1"):
+        Lossy(0.1).prox([np.ones(2), np.ones(3)])
+
+
+def test_a_negative_strength_is_refused_in_a_subclass_too():
+    with pytest.raises(ValueError, match=r"strength must be finite and >= 0, got -1"):
+        Log(-1.0)

@@ -203,6 +203,21 @@ def test_a_penalty_that_is_no_plain_data_stays_an_object():
     assert isinstance(optimizer.param_groups[0]["penalty"], Weighed)
 
 
+def test_a_penalty_with_a_tensor_among_its_fields_stays_an_object():
+    @dataclass(frozen=True, eq=False)
+    class Scaled(Ridge):
+        scale: torch.Tensor | None = None
+
+        def _prox(self, xs, steps):
+            return [x / (1 + s * self.strength * self.scale) for x, s in zip(xs, steps)]
+
+    w = nn.Parameter(torch.ones(2))
+    optimizer = HAPG([w], lr=1.0, penalty=Scaled(1.0, torch.tensor([1.0, 3.0])))
+    w.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.tensor([0.5, 0.25]))
+
+
 def test_updates_take_any_operator():
     x = torch.tensor([1.0, -3.0])
     new, _ = updates.hapg(x, torch.zeros(2), updates.HAPGState(x, 0), Ridge(1.0), lr=0.5, extrapolation=0.0)
