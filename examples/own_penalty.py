@@ -84,9 +84,9 @@ def log_prox(xp: Any, size: Any, weight: Any, epsilon: float) -> Any:
     discriminant = far * far - 4 * weight
     real = discriminant >= 0
     z = size - 2 * weight / (far + xp.sqrt(xp.where(real, discriminant, xp.ones_like(size))))
-    # z is a local minimum; it beats 0 where this is positive
-    gain = z * (size - z / 2) - weight * xp.log1p(z / epsilon)
-    return xp.where(real & (z > 0) & (gain > 0), z, xp.zeros_like(size))
+    z = xp.where(real & (z > 0), z, xp.zeros_like(size))
+    gain = z * (size - z / 2) - weight * xp.log1p(z / epsilon)  # z is a local minimum: is it better than 0?
+    return xp.where(gain > 0, z, xp.zeros_like(size))
 
 
 def main() -> None:

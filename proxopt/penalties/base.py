@@ -141,9 +141,8 @@ class Penalty:
             wide = [_arrays.widen(a) for a in arrays]
             result = self._prox(wide, [_arrays.like(s, a) for s, a in zip(steps, wide)])
             if len(result) != len(arrays):
-                raise ValueError(
-                    f"{type(self).__name__}._prox must return one array for each of {len(arrays)}, got {len(result)}"
-                )
+                name = type(self).__name__
+                raise ValueError(f"{name}._prox must return one array for each of {len(arrays)}, got {len(result)}")
         else:
             result = [a * 1 for a in arrays]
         result = [_arrays.cast(r, a) for r, a in zip(result, arrays)]
@@ -310,10 +309,10 @@ def plain_data(operator: Any) -> dict[str, Any] | None:
         again = from_dict(data, operator.strength)
     except TypeError:
         return None
-    if again != operator:
-        return None
-    pairs = [(getattr(operator, f.name), getattr(again, f.name)) for f in fields(again) if f.name not in ("strength", "weights")]
-    return data if all(type(a) is type(b) or (_arrays.is_number(a) and _arrays.is_number(b)) for a, b in pairs) else None
+    names = [name for name in data if name not in ("kind", "weights")]  # weights may come back as a list
+    pairs = [(getattr(operator, name), getattr(again, name)) for name in names]
+    same = all(type(a) is type(b) or (_arrays.is_number(a) and _arrays.is_number(b)) for a, b in pairs)
+    return data if again == operator and same else None
 
 
 def match_steps(step: Any, arrays: Sequence[Array]) -> list[Any]:
