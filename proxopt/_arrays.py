@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
 
-Array = Any  # an array of NumPy, torch, JAX or any other array API library
+Array: TypeAlias = Any
+"""An array of NumPy, torch, JAX or any other library of the array API standard."""
+
+ArrayOrList: TypeAlias = Array | Sequence[Array]
+"""An array, or a list of arrays that form one problem."""
 
 
 def namespace(*xs: Array) -> Any:

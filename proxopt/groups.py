@@ -77,7 +77,7 @@ class Groups:
         return cls("along", tuple(int(a) for a in axes) if isinstance(axis, (tuple, list)) else int(axis))
 
     @classmethod
-    def labels(cls, labels: Any, axis: int | tuple[int, ...] | None = 0) -> Groups:
+    def labels(cls, labels: Sequence[Any] | Array, axis: int | tuple[int, ...] | None = 0) -> Groups:
         """Slices along ``axis`` with the same label share a group, with all entries of the other axes.
 
         The attribute ``names`` holds the labels in order of first occurrence. Arrays of weights follow that order.
@@ -215,7 +215,7 @@ class Groups:
             found = sum(n * slices for n, slices in zip(inner, self._slices))
         return found
 
-    def weights(self, xs: Sequence[Array], weights: Any) -> Any:
+    def weights(self, xs: Sequence[Array], weights: str | Array) -> Any:
         """One weight per group, of a shape that multiplies what ``total`` returns. ``weights`` is as in ``GroupL2``."""
         if isinstance(weights, str):
             if weights == "none":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from proxopt import _arrays
+from proxopt._arrays import ArrayOrList
 from proxopt.groups import Groups
 
 
@@ -31,7 +32,7 @@ class Sparsity(NamedTuple):
         return self.zeros / self.entries if self.entries else 0.0
 
 
-def zeros(x: Any) -> int:
+def zeros(x: ArrayOrList) -> int:
     """The number of entries of an array (or of a list of arrays) that equal 0.
 
     Raises TypeError unless x holds floating-point arrays.
@@ -43,7 +44,7 @@ def zeros(x: Any) -> int:
     return sum(int(np.sum(support == 0)) for support in _supports(x))
 
 
-def support(x: Any) -> Any:
+def support(x: ArrayOrList) -> np.ndarray | list[np.ndarray]:
     """Where the entries are nonzero: a boolean NumPy array of x's shape, or a list of them.
 
     Raises TypeError unless x holds floating-point arrays.
@@ -53,10 +54,11 @@ def support(x: Any) -> Any:
     array([False,  True, False])
     """
     arrays, _ = _arrays.as_list(x)
-    return _arrays.like_input(x, _supports(arrays))
+    found: np.ndarray | list[np.ndarray] = _arrays.like_input(x, _supports(arrays))
+    return found
 
 
-def living_groups(x: Any, groups: Groups | None = None) -> np.ndarray:
+def living_groups(x: ArrayOrList, groups: Groups | None = None) -> np.ndarray:
     """Which groups have a nonzero entry.
 
     Args:
@@ -85,7 +87,7 @@ def living_groups(x: Any, groups: Groups | None = None) -> np.ndarray:
     return nonzero.reshape(-1)
 
 
-def summary(x: Any, groups: Groups | None = None) -> Sparsity:
+def summary(x: ArrayOrList, groups: Groups | None = None) -> Sparsity:
     """The counts of zeros and of nonzero groups of x, a ``Sparsity``. The arguments are those of ``living_groups``.
 
     >>> import numpy as np

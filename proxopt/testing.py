@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from proxopt import _arrays
+from proxopt._arrays import ArrayOrList
 from proxopt.penalties import ProxOperator
 from proxopt.penalties.dual import to_numpy
 
@@ -17,7 +18,14 @@ Point = list[np.ndarray]  # the entries of x, of p, of any z: double precision a
 SCALES = (1e-6, 1e-3, 1e-1, 1.0, 10.0)  # distances from p at which points are tried, in units of max|x|
 
 
-def check_prox(penalty: ProxOperator, x: Any, step: Any = 1.0, *, tolerance: float | None = None, seed: int = 0) -> None:
+def check_prox(
+    penalty: ProxOperator,
+    x: ArrayOrList,
+    step: float | ArrayOrList = 1.0,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> None:
     r"""Raise AssertionError, naming the law and the gap, where ``penalty.prox(x, step)`` breaks one.
 
     With :math:`p = \operatorname{prox}(x)`, :math:`q = \operatorname{prox}(y)`, :math:`u = (x - p) / \text{step}` and

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from proxopt import _arrays, _checks
-from proxopt._arrays import Array
+from proxopt._arrays import Array, ArrayOrList
 from proxopt.groups import Groups
 from proxopt.penalties.dual import largest_scale, unpenalised_entries
 from proxopt.penalties.shrinkage import Shrinkage
@@ -34,10 +34,10 @@ class ProxOperator(Protocol):
     True
     """
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: ArrayOrList) -> Any:
         """f(x), a number."""
 
-    def prox(self, x: Any, step: Any = 1.0) -> Any:
+    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0) -> ArrayOrList:
         """The minimiser; it has the library, dtype, shape and device of x, which stays as it was."""
 
 
@@ -82,7 +82,7 @@ class Penalty:
     array([ 0.5, -1. ])
     """
 
-    strength: Any
+    strength: float | Array
     convex: bool = True
     homogeneous: bool = True
     elementwise: bool = False
@@ -97,7 +97,7 @@ class Penalty:
 
     # -- the public methods -------------------------------------------------------------------
 
-    def value(self, x: Any) -> Array:
+    def value(self, x: ArrayOrList) -> Array:
         """f(x), a zero-dimensional array; summed over the problems of a batch.
 
         Its gradient at x = 0, and at a group of zeros, is the symmetric subgradient 0 in every library.
@@ -113,7 +113,7 @@ class Penalty:
         self._check(arrays)
         return self._value([_arrays.widen(a) for a in arrays])
 
-    def prox(self, x: Any, step: Any = 1.0, *, out: Any = None) -> Any:
+    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0, *, out: ArrayOrList | None = None) -> ArrayOrList:
         r"""The proximal operator, in the library, dtype, shape and device of x.
 
         .. math::
@@ -188,7 +188,7 @@ class Penalty:
         """This penalty with these groups; one that has no field for them stays as it is."""
         return replace(self, groups=groups) if hasattr(self, "groups") else self  # type: ignore[type-var]
 
-    def with_strength(self: P, strength: Any) -> P:
+    def with_strength(self: P, strength: float | Array) -> P:
         """This penalty at another strength."""
         return replace(self, strength=strength)  # type: ignore[type-var]
 
@@ -215,7 +215,7 @@ class Penalty:
         """Whether ``dual`` has an answer for arrays whose first ``problems`` axes are a batch."""
         return self.convex and self.homogeneous and (self.elementwise or not problems)
 
-    def dual(self, c: Array, problems: int = 0) -> tuple[Array, Any]:
+    def dual(self, c: Array, problems: int = 0) -> tuple[Array, float | Array]:
         r"""A feasible point for a duality gap, and the convex conjugate there.
 
         Returns ``(s, f*(s c))`` with the largest s in [0, 1] for which the conjugate
@@ -259,7 +259,7 @@ class Penalty:
         return {"kind": self._kind(), **plain}
 
     @classmethod
-    def _from_dict(cls: type[P], data: dict[str, Any], strength: Any) -> P:
+    def _from_dict(cls: type[P], data: dict[str, Any], strength: float | Array) -> P:
         options = {k: restored(v) for k, v in data.items() if k != "kind"}
         return cls(strength=strength, **options)  # type: ignore[call-arg]
 
@@ -288,7 +288,7 @@ class Penalty:
 KINDS: dict[str, type[Penalty]] = {}
 
 
-def from_dict(data: dict[str, Any], strength: Any) -> Penalty:
+def from_dict(data: dict[str, Any], strength: float | Array) -> Penalty:
     """The penalty that ``Penalty.to_dict`` described, at the given strength.
 
     Raises ValueError for a class that no imported module has defined: data never leads to an import.
@@ -326,7 +326,7 @@ def match_steps(step: Any, arrays: Sequence[Array]) -> list[Any]:
     return [float(s) if _arrays.is_number(s) else s for s in steps]
 
 
-def check_strength(strength: Any) -> None:
+def check_strength(strength: float | Array) -> None:
     """Raise unless strength is a number >= 0 or an array of such."""
     if isinstance(strength, (list, tuple)):
         raise TypeError(f"strength must be a number or an array, got a {type(strength).__name__}")

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import is_jax_array
 
 from proxopt import _arrays
-from proxopt._arrays import Array, as_list, is_number, like_input
+from proxopt._arrays import Array, ArrayOrList, as_list, is_number, like_input
 from proxopt._loops import repeat
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SAFE = 1e100  # up to here, and down to its inverse, squares stay inside double 
 PROBE = 1e20  # a step at which the prox at strength 1 zeroes every entry of size 1 whose weight is not negligible
 
 
-def max_strength(gradient: Any, penalty: Penalty) -> float:
+def max_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
     r"""The smallest strength at which x = 0 is a stationary point of f + penalty, given the gradient g of f there.
 
     .. math::
@@ -47,12 +47,12 @@ def max_strength(gradient: Any, penalty: Penalty) -> float:
     return zeroing_strength([(gradient, penalty)])
 
 
-def zeroing_strength(problems: Sequence[tuple[Any, Penalty]]) -> float:
+def zeroing_strength(problems: Sequence[tuple[ArrayOrList, Penalty]]) -> float:
     """The largest `max_strength` of pairs (gradient, penalty), at which the prox of each gradient is all zeros."""
     return _raised(max(_smallest_strength(gradient, penalty) for gradient, penalty in problems), problems)
 
 
-def _smallest_strength(gradient: Any, penalty: Penalty) -> float:
+def _smallest_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
     """`max_strength` as double precision has it."""
     arrays, _ = as_list(gradient, "gradient")
     if not is_number(penalty.strength):
@@ -78,7 +78,7 @@ def _smallest_strength(gradient: Any, penalty: Penalty) -> float:
     return high * scale
 
 
-def _raised(strength: float, problems: Sequence[tuple[Any, Penalty]]) -> float:
+def _raised(strength: float, problems: Sequence[tuple[ArrayOrList, Penalty]]) -> float:
     """The strength, plus the fewest units in the last place with which every prox is all zeros in its own dtype."""
     if strength == 0 or all(_zeroes(strength, g, penalty) for g, penalty in problems):
         return strength
@@ -98,7 +98,7 @@ def _raised(strength: float, problems: Sequence[tuple[Any, Penalty]]) -> float:
     return strength + high * unit
 
 
-def _zeroes(strength: float, gradient: Any, penalty: Penalty) -> bool:
+def _zeroes(strength: float, gradient: ArrayOrList, penalty: Penalty) -> bool:
     """Whether the prox at this strength is all zeros."""
     p = penalty.with_strength(strength).prox(gradient)
     parts = p if isinstance(p, (list, tuple)) else [p]

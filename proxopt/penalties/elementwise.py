@@ -17,7 +17,7 @@ from proxopt.penalties.shrinkage import Shrinkage, soft
 class _EntryStrengths:
     """What the penalties of this file share: a strength for each entry, and a dual in closed form."""
 
-    strength: Any
+    strength: float | Array
     elementwise = True
 
     def has_dual(self, problems: int = 0) -> bool:
@@ -51,7 +51,7 @@ class L1(_EntryStrengths, Penalty):
     array([-2.5,  0. ,  1.5])
     """
 
-    strength: Any
+    strength: float | Array
 
     def shrinkage(self) -> Shrinkage:
         return Shrinkage(l1=self.strength)
@@ -59,7 +59,7 @@ class L1(_EntryStrengths, Penalty):
     def entries(self, x: Array) -> Array:
         return _arrays.like(self.strength, x) * _arrays.modulus(_arrays.namespace(x), x)
 
-    def dual(self, c: Array, problems: int = 0) -> tuple[Array, Any]:
+    def dual(self, c: Array, problems: int = 0) -> tuple[Array, float | Array]:
         return _scale_into_box(c, self.strength, problems)
 
 
@@ -83,7 +83,7 @@ class ElasticNet(_EntryStrengths, Penalty):
     array([-2.,  0.,  1.])
     """
 
-    strength: Any
+    strength: float | Array
     l1_ratio: float = 0.5
     homogeneous = False
 
@@ -104,7 +104,7 @@ class ElasticNet(_EntryStrengths, Penalty):
             out.append(soft(xp, x, s * self.l1_ratio) / (1 + s * (1 - self.l1_ratio)))
         return out
 
-    def dual(self, c: Array, problems: int = 0) -> tuple[Array, Any]:
+    def dual(self, c: Array, problems: int = 0) -> tuple[Array, float | Array]:
         if self.l1_ratio == 1:
             return _scale_into_box(c, self.strength, problems)
         xp = _arrays.namespace(c)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from proxopt._arrays import Array
 from proxopt.groups import Groups
 from proxopt.penalties.base import Penalty, check_strength
 from proxopt.penalties.shrinkage import Shrinkage, check_group_options
@@ -38,9 +38,9 @@ class GroupL2(Penalty):
     array([2.4, 3.2])
     """
 
-    strength: Any
+    strength: float | Array
     groups: Groups | None = None
-    weights: Any = "sqrt_size"
+    weights: str | Array = "sqrt_size"
     metric: str | None = None
     radial = True
 

@@ -54,9 +54,9 @@ class Nested(Penalty):
     """
 
     penalties: tuple[Penalty, ...]
-    strength: Any
+    strength: float | Array
 
-    def __init__(self, *penalties: Penalty, strength: Any = 1.0) -> None:
+    def __init__(self, *penalties: Penalty, strength: float | Array = 1.0) -> None:
         if not penalties:
             raise ValueError("penalties must hold at least one level, got none")
         for i, level in enumerate(penalties):
@@ -73,7 +73,7 @@ class Nested(Penalty):
     def with_metric(self, default: str) -> Nested:
         return Nested(*(p.with_metric(default) for p in self.penalties), strength=self.strength)
 
-    def with_strength(self, strength: Any) -> Nested:
+    def with_strength(self, strength: float | Array) -> Nested:
         return Nested(*self.penalties, strength=strength)
 
     @property
@@ -106,7 +106,7 @@ class Nested(Penalty):
         return Shrinkage(l1, l2, last.groups, last.weights, last.metric)
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any], strength: Any) -> Nested:
+    def _from_dict(cls, data: dict[str, Any], strength: float | Array) -> Nested:
         return cls(*restored(data["penalties"]), strength=strength)
 
     def _check(self, xs: Sequence[Array]) -> None:
@@ -174,7 +174,7 @@ def _check_level(level: Any, i: int, last: bool) -> None:
 
 
 def _batched(x: Array, levels: list[Penalty]) -> Array:
-    shapes = [tuple(level.strength.shape) for level in levels if _arrays.ndim(level.strength)]
+    shapes = [np.shape(level.strength) for level in levels if _arrays.ndim(level.strength)]
     return _arrays.namespace(x).broadcast_to(x, np.broadcast_shapes(tuple(x.shape), *shapes))
 
 

@@ -51,10 +51,10 @@ class Shrinkage:
     array([2.4, 3.2])
     """
 
-    l1: Any = None
-    l2: Any = None
+    l1: float | Array | None = None
+    l2: float | Array | None = None
     groups: Groups | None = None
-    weights: Any = "sqrt_size"
+    weights: str | Array = "sqrt_size"
     metric: str | None = None
 
     def value(self, xs: list[Array]) -> Array:
@@ -104,7 +104,7 @@ class Shrinkage:
         return groups.from_right(xs), _arrays.like(groups.constant("strength", self.l2, xs), xs[0])
 
 
-def soft_threshold(x: Array, threshold: Any) -> Array:
+def soft_threshold(x: Array, threshold: float | Array) -> Array:
     r"""The prox of ``threshold * ||x||_1``.
 
     .. math::

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from proxopt import _checks
+from proxopt._arrays import Array
 from proxopt.groups import Groups
 from proxopt.penalties.base import Penalty, check_strength
 from proxopt.penalties.shrinkage import Shrinkage, check_group_options
@@ -41,10 +41,10 @@ class SparseGroupLasso(Penalty):
            [3.6, 0. ]])
     """
 
-    strength: Any
+    strength: float | Array
     l1_ratio: float = 0.5
     groups: Groups | None = None
-    weights: Any = "sqrt_size"
+    weights: str | Array = "sqrt_size"
     metric: str | None = None
 
     def __post_init__(self) -> None:
