@@ -9,7 +9,6 @@ nothing. The two of a pair step in turn, round after round, in one process on on
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from optimizer_step import build, seconds_of
+from optimizer_step import build, seconds_of, write_table
 from own_penalty import GroupLog, Log
 
 from proxopt import L1, GroupL2, Groups, ProxOperator
@@ -88,11 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             numbers = "{own_ms:8.2f} {built_in_ms:9.2f} {ratio:6.2f}   {ratio_min:.2f} - {ratio_max:.2f}".format(**row)
             print(f"{name:10} {pair:28} {numbers}", flush=True)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(args.out, rows)
 
 
 if __name__ == "__main__":
