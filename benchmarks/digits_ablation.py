@@ -5,7 +5,7 @@ zeros are removed, and what is left is trained from fresh weights. Curves over t
 ProxAdam under the sparse group lasso, lasso and group lasso under HAPG. All strengths and seeds of a curve are one batch of
 networks, and all sparse networks are retrained as one batch.
 
-`--framework jax` trains with the JAX twin, `digits_ablation_jax.py`, on the device that JAX finds; torch trains on `--device`.
+`--framework jax` trains with `digits_ablation_jax.py`, the same in JAX, on the device that JAX finds; torch trains on `--device`.
 Writes ablation.csv, ablation.json and ablation.png into --out. Finished stages are kept there too: a run that was stopped goes on
 where it was.
 """
@@ -309,7 +309,7 @@ def plain(settings: Settings) -> dict:
 
 
 def trainings(framework: str) -> tuple[Callable, Callable]:
-    """`search` and `retrain`, of this file or of its JAX twin."""
+    """`search` and `retrain`, of this file or of `digits_ablation_jax`."""
     if framework == "torch":
         return search, retrain
     import digits_ablation_jax
@@ -363,7 +363,7 @@ def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, b
     for n, strength in enumerate(settings.strength_grid()):
         for seed in range(settings.seeds):
             own = [w[seed, n] for w in weights]
-            living = [int((w != 0).any(0).sum()) for w in own]
+            nonzero = [int((w != 0).any(0).sum()) for w in own]
             yield {
                 "method": curve.method,
                 "penalty": curve.penalty,
@@ -372,8 +372,8 @@ def records(curve: Curve, settings: Settings, found: dict, accuracies: Tensor, b
                 "seed": seed,
                 "accuracy": float(accuracies[seed, n]),
                 "sparsity": sum(int((w == 0).sum()) for w in own) / sum(w.numel() for w in own),
-                "features": living[0],
-                "neurons": sum(living[1:]),
+                "features": nonzero[0],
+                "neurons": sum(nonzero[1:]),
                 "accuracy_before_retraining": float(before[seed, n]),
                 "dense_accuracy": float(dense[seed, 0]),
             }

@@ -1,15 +1,15 @@
-"""The commands of this project on a device that is there for minutes: python benchmarks/gpu.py --minutes 8
+"""Run the commands of this project on a device that is available for minutes: python benchmarks/gpu.py --minutes 8
 
-Runs the parts of `PARTS` in order of worth, each in a process of its own with a share of the time that is left, and appends a row
-to OUT/runs.jsonl (OUT is benchmarks/results/gpu) as soon as it is known: date, machine, command, seconds, peak memory of the
-device, and what the part gave, or the last lines of its error, or that its time was over. All output goes to OUT/log.txt. Stopped
-at any time, what is finished stays; started again, parts that are done with the present code are left out (--again runs all).
-`python benchmarks/last_runs.py` then turns the rows into the table of the README. --device cpu fills its column of the CPU in the
-same way, with --threads 1 and more minutes; --device tpu runs what is written in JAX. --dry goes through all parts on a CPU in
-about a minute, with small sizes and random images.
+Runs the parts in `PARTS`, the most important first, each in a process of its own with a share of the remaining time. Each appends
+a row to OUT/runs.jsonl (OUT is benchmarks/results/gpu) as soon as it ends: date, machine, command, seconds, peak memory of the
+device, and its result, or the last lines of its error, or that its time was over. All output goes to OUT/log.txt. It may be
+stopped at any time without losing what is finished; when it is started again, parts that are done with the present code are left
+out (--again runs all). `python benchmarks/last_runs.py` then writes the table of the README from the rows. --device cpu measures
+the CPU in the same way, with --threads 1 and more minutes; --device tpu runs what is written in JAX. --dry runs all parts on a
+CPU in about a minute, with small sizes and random images.
 
-A later part is one entry of `PARTS`, where its worth is: the words of its command, the words that make it small for --dry, its
-share of the time, and which lines of its output say what it gave (`runner.Part`).
+To add a part, add an entry to `PARTS` by its importance: its command line, the options for a small run with --dry, its share of
+the time, and the patterns that find its results in the output (`runner.Part`).
 
 A machine without internet needs this checkout, Python 3.12 with torch or JAX, and two things from elsewhere:
 
@@ -103,7 +103,7 @@ PARTS = (
         more=IMAGES,
         dry=DRY_SEARCH,
         share=0.3,
-        says=SEARCHED,
+        patterns=SEARCHED,
         keeps=("search.csv",),
     ),
     Part(
@@ -112,7 +112,7 @@ PARTS = (
         more=TEXT,
         dry=DRY_TEXT,
         share=0.3,
-        says=FOUND_CELL,
+        patterns=FOUND_CELL,
         keeps=("search.csv",),
     ),
     Part(
@@ -121,7 +121,7 @@ PARTS = (
         more=("--out", "{out}", "--device", "{device}"),
         dry=DRY_DIGITS,
         share=0.3,
-        says=ABLATION,
+        patterns=ABLATION,
         keeps=("ablation.csv",),
     ),
     # what it costs at full size
@@ -139,7 +139,7 @@ PARTS = (
         more=("--device", "{device}", "--out", "{out}/optimizer_step.csv"),
         dry=("--rounds", "1", "--small", "20", "--only", "ProxSGD"),
         share=0.3,
-        says=OPTIMIZERS,
+        patterns=OPTIMIZERS,
         keeps=("optimizer_step.csv",),
     ),
     Part(
@@ -148,7 +148,7 @@ PARTS = (
         more=STEPS,
         dry=DRY_STEPS,
         share=0.4,
-        says=STEP,
+        patterns=STEP,
         keeps=("search_step.csv",),
     ),
     Part(
@@ -157,7 +157,7 @@ PARTS = (
         more=STEPS,
         dry=DRY_STEPS,
         share=0.4,
-        says=STEP,
+        patterns=STEP,
         devices=("gpu",),
     ),
     Part(
@@ -165,7 +165,7 @@ PARTS = (
         words=("-m", "pytest", "-m", "gpu"),
         more=("tests/gpu/test_gpu.py", "-o", "addopts=--strict-markers", "-v", "--tb=short", "{workers}"),
         dry=("-k", "scaler"),
-        says=TESTED,
+        patterns=TESTED,
         counts=("PASSED", "FAILED", "ERROR", "SKIPPED"),
         devices=("gpu",),
     ),
@@ -174,7 +174,7 @@ PARTS = (
         words=("benchmarks/search_step.py", "--compiled", "--only", "darts first"),
         more=STEPS,
         dry=DRY_STEPS,
-        says=STEP,
+        patterns=STEP,
         devices=("gpu",),
     ),
     # the other commands
@@ -183,50 +183,50 @@ PARTS = (
         words=("examples/nas_cifar10.py", "--method", "ista", "--preset", "small"),
         more=IMAGES,
         dry=DRY_SEARCH,
-        says=SEARCHED,
+        patterns=SEARCHED,
     ),
     Part(
         name="nas_cifar10 one-stage",
         words=("examples/nas_cifar10.py", "--method", "ista", "--one-stage", "--preset", "small"),
         more=IMAGES,
         dry=(*DRY_SEARCH, "--search-epochs", "1", "--valid-images", "16"),
-        says=SEARCHED,
+        patterns=SEARCHED,
     ),
     Part(
         name="nas_cifar10 gsparsity",
         words=("examples/nas_cifar10.py", "--method", "gsparsity", "--preset", "small"),
         more=IMAGES,
         dry=DRY_SEARCH,
-        says=SEARCHED,
+        patterns=SEARCHED,
     ),
     Part(
         name="nas_cifar10 darts",
         words=("examples/nas_cifar10.py", "--method", "darts", "--preset", "small"),
         more=IMAGES,
         dry=DRY_SEARCH,
-        says=SEARCHED,
+        patterns=SEARCHED,
     ),
     Part(
         name="train_cifar10",
         words=("examples/train_cifar10.py", "--preset", "small"),
         more=IMAGES,
         dry=DRY_IMAGES,
-        says=TRAINED,
+        patterns=TRAINED,
     ),
-    Part(name="train_ptb", words=("examples/train_ptb.py", "--preset", "small"), more=TEXT, dry=DRY_TEXT, says=TRAINED),
+    Part(name="train_ptb", words=("examples/train_ptb.py", "--preset", "small"), more=TEXT, dry=DRY_TEXT, patterns=TRAINED),
     Part(
         name="prune_operations",
         words=("examples/prune_operations.py", "--preset", "small"),
         more=IMAGES,
         dry=(*DRY_IMAGES, "--retrain-epochs", "0"),
-        says=PRUNED,
+        patterns=PRUNED,
     ),
     Part(
         name="digits example",
         words=("examples/digits_pruning.py",),
         more=("--out", "{out}"),
         dry=("--epochs", "2", "--retrain-epochs", "1"),
-        says=((r"^compact, retrained +(\S+) +(\d+) +(\d+) +(\d+)", "{0}, {1} pixels, {2} neurons, {3} parameters"),),
+        patterns=((r"^compact, retrained +(\S+) +(\d+) +(\d+) +(\d+)", "{0}, {1} pixels, {2} neurons, {3} parameters"),),
         devices=("cpu",),
     ),
     Part(
@@ -234,14 +234,14 @@ PARTS = (
         words=("benchmarks/digits_ablation.py", "--framework", "jax", "--quick"),
         more=("--out", "{out}"),
         dry=DRY_DIGITS[:-1],
-        says=ABLATION,
+        patterns=ABLATION,
         devices=("cpu", "gpu", "tpu"),
     ),
     Part(
         name="digits example jax",
         words=("examples/digits_pruning_jax.py",),
         dry=("--epochs", "2"),
-        says=((r"^cut, retrained +(\S+) +(\d+) +\d+ +(\S+)", "{2}, layers {0}, {1} weights"),),
+        patterns=((r"^cut, retrained +(\S+) +(\d+) +\d+ +(\S+)", "{2}, layers {0}, {1} weights"),),
         devices=("cpu", "gpu", "tpu"),
     ),
 )
@@ -279,8 +279,8 @@ def run_all(
             with lock:
                 append(file, row)
                 rows.append(row)
-            said = f"{row['state']}, {row['seconds']} s, {row.get('peak_mib')} MiB: {row['result']}"
-            print(f"  {part.name}: {said}", flush=True)
+            summary = f"{row['state']}, {row['seconds']} s, {row.get('peak_mib')} MiB: {row['result']}"
+            print(f"  {part.name}: {summary}", flush=True)
 
     waiting = chosen(parts, place.device, only, done)
     if jobs == 1:

@@ -1,6 +1,6 @@
-"""The README's table of the last run of each command, from the rows that `gpu.py` wrote: python benchmarks/last_runs.py [--check]
+"""Write the README's table of the last run of each command from the rows of `gpu.py`: python benchmarks/last_runs.py [--check]
 
-Reads benchmarks/results/*/runs.jsonl and rewrites what stands between the two markers in README.md. --check only says whether the
+Reads benchmarks/results/*/runs.jsonl and replaces the text between the two markers in README.md. --check only reports whether the
 README is up to date.
 """
 

@@ -1,10 +1,10 @@
-"""Commands in processes of their own, each with a time limit and a row of what came of it: the machinery behind `gpu.py`.
+"""Run commands in processes of their own, each with a time limit, and report the result of each as a row. Used by `gpu.py`.
 
     place = Place("cpu", out, data, work)
     for row in run(Part("name", ("script.py", "--option", "1")), place, seconds=60): ...
 
-As a script, `python benchmarks/runner.py REPORT WORDS`, it is what such a process runs: `python WORDS`, and at its end a file
-REPORT that says what the process has used of a device.
+As a script, `python benchmarks/runner.py REPORT WORDS`, it is the program of such a process: it runs `python WORDS`, and at the
+end writes the device that the process has used, and its memory, to the file REPORT.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ ROOT = Path(__file__).parent.parent
 SITE = ROOT / "runs" / "site"  # packages for these commands alone
 DEVICES = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # by column of the table: what torch and JAX call it
 LEAST = 20.0  # seconds; a part is not worth starting with less
-GRACE = 5.0  # seconds that a process gets to end once it was told to
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 LONGEST = 400  # characters of a result
 LOG = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and what is to be known of it.
+    """A command, and how its output becomes a row.
 
     Args:
-      name: for --only, and for files.
-      words: the command behind `python`, as a user types it: what the table calls it.
-      more: words that it takes here too; {data}, {out}, {device} and {workers} are filled in.
-      dry: words that make it small, in place of the same options in `words` and `more`.
-      share: of the time that is left.
-      says: (pattern, form) pairs; every line in which the pattern is found is reported as the form, filled with its groups.
-      counts: words to count lines with, for an output that may end before it sums up.
+      name: for --only, and for file names.
+      words: the command line after `python`, as a user types it and as the table shows it.
+      more: further options; {data}, {out}, {device} and {workers} are filled in.
+      dry: options for a small run, in place of the same options in `words` and `more`.
+      share: the largest share of the remaining time that it may take.
+      patterns: (pattern, form) pairs. A line of output that matches the pattern is reported as the form, filled with its groups.
+      counts: words whose lines are counted, for a command that may be stopped before it prints a summary.
       keeps: files of {out} to copy to --out.
       shows: the commands of the rows that it prints itself, as lines `ROW {...}`.
-      devices: where it runs.
+      devices: the devices on which it runs.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Part:
     more: tuple[str, ...] = ()
     dry: tuple[str, ...] = ()
     share: float = 0.9
-    says: tuple[tuple[str, str], ...] = ()
+    patterns: tuple[tuple[str, str], ...] = ()
     counts: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Part:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """All that this part tells of."""
+        """The commands of its rows."""
         return self.shows or (self.command,)
 
     @property
@@ -90,7 +90,7 @@ class Place:
       data: images, for --data-dir.
       threads: of the CPU; 0 leaves the choice to the commands.
       dry: whether the commands are made small.
-      code, machine, versions: what the rows say of them.
+      code, machine, versions: written into each row.
     """
 
     device: str
@@ -117,7 +117,7 @@ class Place:
         return self.work / part.file
 
     def environment(self) -> dict[str, str]:
-        """For commands: this checkout and its packages can be imported, and no device but the one asked for is found."""
+        """Variables with which this checkout can be imported, and no other device than the chosen one is found."""
         found = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         found["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, (SITE, ROOT, os.environ.get("PYTHONPATH")))))
         if self.device == "cpu":
@@ -163,12 +163,10 @@ class Ended:
     peak: float = 0.0
 
 
-def carry_out(
-    words: Sequence[str], seconds: float, log: Path, environment: dict[str, str], report: Path
-) -> Iterator[str | Ended]:
+def launch(words: Sequence[str], seconds: float, log: Path, environment: dict[str, str], report: Path) -> Iterator[str | Ended]:
     """Run `python WORDS`: lines of output as they come, then how it ended. Whatever happens here, nothing of it runs on.
 
-    log: takes its output. report: takes what `device_report` says at its end.
+    log: file for its output. report: file for the result of `device_report` at its end.
     """
     with log.open("ab") as file:
         place = file.seek(0, os.SEEK_END)
@@ -250,9 +248,9 @@ def device_report() -> dict[str, Any]:
 
 
 def host_peak() -> float:
-    """MiB: the most that this process, or one that it has waited for, has held.
+    """Peak memory in MiB of this process, or of a child that has ended.
 
-    Not `ru_maxrss` of this process: it begins with what the process held that started it.
+    `ru_maxrss` of this process is no measure of it: at the start it is the memory of the process that launched this one.
     """
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     try:
@@ -279,15 +277,15 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     shared |= {"code": place.code, "versions": place.versions, "dry": place.dry}
     stamped = lambda: {**shared, "date": datetime.now().isoformat(timespec="seconds")}
     lines: list[str] = []
-    told: set[str] = set()
+    reported: set[str] = set()
     ended = Ended(None, 0.0)
     try:
-        for line in carry_out(words, seconds, log, place.environment(), report):
+        for line in launch(words, seconds, log, place.environment(), report):
             if isinstance(line, Ended):
                 ended = line
             elif line.startswith("ROW {"):
                 row = {**stamped(), **json.loads(line[4:])}
-                told.add(row["command"])
+                reported.add(row["command"])
                 yield row
             else:
                 lines.append(line)
@@ -300,19 +298,19 @@ def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
             shutil.copy(place.folder(part) / name, place.out / f"{part.file}{Path(name).suffix}")
     known = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     state = "timeout" if ended.code is None else "done" if ended.code == 0 else "failed"
-    untold = [command for command in part.commands if command not in told]
-    if told and (state == "done" or not untold):
+    unreported = [command for command in part.commands if command not in reported]
+    if reported and (state == "done" or not unreported):
         return
     peak = known.get("peak_mib") or (round(ended.peak) if place.device == "cpu" else None)
-    row = {**stamped(), "command": untold[0], "state": state, "seconds": round(ended.seconds, 1)}
+    row = {**stamped(), "command": unreported[0], "state": state, "seconds": round(ended.seconds, 1)}
     row |= {"cpu_seconds": round(ended.cpu, 1), "peak_mib": peak}
     yield row | {"machine": known.get("machine", place.machine), "result": result(part, state, ended, lines)}
 
 
 def result(part: Part, state: str, ended: Ended, lines: Sequence[str]) -> str:
     """What a part gave, in one line; of one that failed or was stopped also how."""
-    said = (form.format(*m.groups()) for line in lines for pattern, form in part.says if (m := re.search(pattern, line)))
-    found = list(dict.fromkeys(said))
+    matches = ((form, re.search(pattern, line)) for line in lines for pattern, form in part.patterns)
+    found = list(dict.fromkeys(form.format(*m.groups()) for form, m in matches if m))
     counted = {word: sum(word in line.split() for line in lines) for word in part.counts}
     found = found or [f"{n} {word}" for word, n in counted.items() if n]
     last = [re.sub(r"\|[^|]*\|", " ", line).strip() for line in lines if line.strip()][-3:]  # without bars of progress

@@ -1,7 +1,7 @@
 """Prune a digits classifier to a smaller one: python examples/digits_pruning.py --strength 1e-3 --out runs/digits
 
 Trains 64-40-20-10 on scikit-learn's digits with a penalty on the outgoing weights of every input pixel and neuron, removes
-what died, retrains the smaller network, prints a table and draws weights and living pixels into OUT/digits.png. Of 3630
+what became zero, retrains the smaller network, prints a table and draws weights and used pixels into OUT/digits.png. Of 3630
 parameters about 570 are left, at 97 % validation accuracy, after some ten seconds.
 """
 
@@ -58,9 +58,10 @@ def accuracy(net, data):
 def row(name, net, valid):
     report = sparsity_report(net)
     weights = [p for n, p in net.named_parameters() if "weight" in n]
-    living = [int((w != 0).any(0).sum()) for w in weights]
+    nonzero = [int((w != 0).any(0).sum()) for w in weights]
     print(
-        f"{name:22} {accuracy(net, valid):8.4f} {living[0]:9} {sum(living[1:]):8} {report.entries:10} {100 * report.share:9.1f} %"
+        f"{name:22} {accuracy(net, valid):8.4f} {nonzero[0]:9} {sum(nonzero[1:]):8} {report.entries:10} "
+        f"{100 * report.share:9.1f} %"
     )
 
 
@@ -74,9 +75,9 @@ def draw(weights, pixels, path):
         axis.imshow(shown.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros", xlabel="from", ylabel="to")
     axes[3].imshow(pixels.reshape(8, 8).numpy(), cmap="Greys", vmin=0, interpolation="nearest")
-    axes[3].set(title=f"outgoing weight of each pixel\n{int((pixels > 0).sum())} of 64 live", xticks=[], yticks=[])
-    for dead in (pixels == 0).nonzero().flatten().tolist():
-        axes[3].text(dead % 8, dead // 8, "x", ha="center", va="center", color="firebrick", fontsize=11)
+    axes[3].set(title=f"outgoing weight of each pixel\n{int((pixels > 0).sum())} of 64 used", xticks=[], yticks=[])
+    for unused in (pixels == 0).nonzero().flatten().tolist():
+        axes[3].text(unused % 8, unused // 8, "x", ha="center", va="center", color="firebrick", fontsize=11)
     figure.savefig(path, dpi=110)
 
 

@@ -1,7 +1,7 @@
-"""Prune a digit classifier with optax, for real: python examples/digits_pruning_jax.py
+"""Prune a digit classifier with optax: python examples/digits_pruning_jax.py
 
 A network 64-40-20-10 on scikit-learn's 8x8 digits learns under a group lasso with one group per neuron and pixel, in one
-jitted scan. What became exactly zero is cut out of the weights, and the smaller network is trained once more without penalty.
+jitted scan. What became exactly zero is removed from the weights, and the smaller network is trained once more without penalty.
 Expected: 97 % of the test digits right as with the full network, with 39 of 64 pixels, 34 of 60 neurons and a third of the
 weights; 12 seconds on one core.
 """
@@ -56,17 +56,17 @@ def train(params: Params, tx: optax.GradientTransformation, data: tuple, epochs:
 
 
 def sparse_adam(strength: float, rate: float) -> optax.GradientTransformation:
-    """Adam, and behind it in Adam's metric a group lasso: the weights out of each pixel or neuron live or die together."""
+    """Adam, then the prox of a group lasso in Adam's metric: the weights out of each pixel or neuron are a group."""
     outgoing = GroupL2(strength, Groups.along(1))
     return optax.chain(optax.clip_by_global_norm(1.0), proxopt_jax.proximal(optax.adam(rate), [("*/w", outgoing)]))
 
 
 def compact(params: Params) -> tuple[np.ndarray, Params]:
-    """The living pixels, and the network without dead pixels and neurons: it computes the same."""
-    living = [np.any(np.asarray(layer["w"]), axis=1) for layer in params]
-    outputs = [*living[1:], np.ones(params[-1]["w"].shape[1], bool)]
-    small = [{"w": layer["w"][i][:, o], "b": layer["b"][o]} for layer, i, o in zip(params, living, outputs)]
-    return np.flatnonzero(living[0]), small
+    """The used pixels, and the network without zeroed pixels and neurons, which computes the same."""
+    used = [np.any(np.asarray(layer["w"]), axis=1) for layer in params]
+    outputs = [*used[1:], np.ones(params[-1]["w"].shape[1], bool)]
+    small = [{"w": layer["w"][i][:, o], "b": layer["b"][o]} for layer, i, o in zip(params, used, outputs)]
+    return np.flatnonzero(used[0]), small
 
 
 def main() -> list[tuple]:

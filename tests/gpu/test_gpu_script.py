@@ -63,7 +63,7 @@ def test_every_part_names_what_exists_and_has_a_small_form():
     assert len(set(commands)) == len(commands)
     for p in gpu.PARTS:
         assert p.words[0] == "-m" or (ROOT / p.words[0]).is_file()
-        assert p.dry and (p.says or p.shows) and 0 < p.share < 1 and set(p.devices) <= set(runner.DEVICES)
+        assert p.dry and (p.patterns or p.shows) and 0 < p.share < 1 and set(p.devices) <= set(runner.DEVICES)
 
 
 SAID = {
@@ -134,7 +134,7 @@ def test_tests_that_were_stopped_are_counted():
 
 def test_a_part_that_ends_is_a_row(place):
     code = "import sys; print('loss 0.5'); print('other'); print(sys.argv[1:]); open(sys.argv[1] + '/t.csv', 'w').write('a')"
-    one = part(place, code, more=("{out}", "--device", "{device}"), says=((r"^loss (\S+)", "{0} left"),), keeps=("t.csv",))
+    one = part(place, code, more=("{out}", "--device", "{device}"), patterns=((r"^loss (\S+)", "{0} left"),), keeps=("t.csv",))
     (row,) = runner.run(one, place, 60)
     assert (row["state"], row["result"], row["device"], row["machine"]) == ("done", "0.5 left", "cpu", "a machine")
     assert row["command"] == one.command and row["seconds"] > 0 and row["cpu_seconds"] > 0 and 1 < row["peak_mib"] < 1000
@@ -143,7 +143,7 @@ def test_a_part_that_ends_is_a_row(place):
 
 
 def test_a_part_that_fails_leaves_the_last_lines_of_its_error(place):
-    one = part(place, "print('fine'); raise SystemExit('no more memory')", says=((r"^loss (\S+)", "{0}"),))
+    one = part(place, "print('fine'); raise SystemExit('no more memory')", patterns=((r"^loss (\S+)", "{0}"),))
     (row,) = runner.run(one, place, 60)
     assert (row["state"], row["result"]) == ("failed", "exit code 1: fine; no more memory")
 
@@ -156,7 +156,7 @@ print("child", child.pid, flush=True)
 child.wait()
 """
     words, report = place.words(part(place, code)), place.work / "report.json"
-    lines = runner.carry_out(words, 1000.0, place.out / "log.txt", place.environment(), report)
+    lines = runner.launch(words, 1000.0, place.out / "log.txt", place.environment(), report)
     pid = int(next(line for line in lines if line.startswith("child")).split()[1])
     assert running(pid)
     real = time.monotonic
@@ -179,7 +179,7 @@ def running(pid):
 
 def test_a_part_whose_time_is_over_is_a_row(place, monkeypatch):
     ended = runner.Ended(None, 12.3)
-    monkeypatch.setattr(runner, "carry_out", lambda *args: iter(["epoch 1\r", " 50%|##   | 3/6", ended]))
+    monkeypatch.setattr(runner, "launch", lambda *args: iter(["epoch 1\r", " 50%|##   | 3/6", ended]))
     (row,) = runner.run(part(place, ""), place, 12.0)
     assert (row["state"], row["result"], row["seconds"]) == ("timeout", "not done after 12 s: 50%  3/6", 12.3)
 
