@@ -8,11 +8,12 @@ import re
 import pytest
 
 import proxopt_jax
-from proxopt import schedules, updates
+from proxopt import schedules, solvers, updates
 
 TRANSFORMATIONS = [n for n in proxopt_jax.__all__ if n not in ("ProximalState", "tree_labels")]
 OTHERS = [proxopt_jax.tree_labels, updates.prox_sgd, updates.hapg, updates.prox_adam, updates.adam_hapg, updates.momentum]
 OTHERS += [schedules.constant, schedules.linear, schedules.warmup, schedules.cosine, schedules.geometric]
+OTHERS += [solvers.ista, solvers.fista, solvers.sparse_code, solvers.LeastSquares]
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
