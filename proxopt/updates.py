@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
-from proxopt.penalties import declared
+from proxopt.penalties import ProxOperator, declared
 
 Arrays: TypeAlias = Array | Sequence[Array]
 """One array, or a list of arrays that form a joint problem."""
@@ -104,7 +104,7 @@ def prox_sgd(
     x: Arrays,
     grad: Arrays,
     state: ProxSGDState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
     lr: float | Array,
     rho: float | Array = 0.8,
@@ -159,7 +159,7 @@ def hapg(
     x: Arrays,
     grad: Arrays,
     state: HAPGState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
     lr: float | Array,
     extrapolation: str | float | Array = EXTRAPOLATION,
@@ -213,7 +213,7 @@ def prox_adam(
     x: Arrays,
     grad: Arrays,
     state: ProxAdamState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
     lr: float | Array,
     betas: tuple[float | Array, float | Array] = (0.9, 0.999),
@@ -263,7 +263,7 @@ def adam_hapg(
     x: Arrays,
     grad: Arrays,
     state: AdamHAPGState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
     lr: float | Array,
     betas: tuple[float | Array, float | Array] = (0.5, 0.999),
@@ -386,7 +386,7 @@ def _extrapolate(point: Any, previous: Any, count: Any, extrapolation: Any) -> A
     return _each(lambda p, q: p + _arrays.like(u, p) * (p - q), point, previous)
 
 
-def _prox(penalty: Any, z: Any, step: Any, metric: str) -> Any:
+def _prox(penalty: ProxOperator | None, z: Any, step: Any, metric: str) -> Any:
     """The prox of the penalty at z, with ``metric`` where it leaves the metric to its caller."""
     if penalty is None:
         return z

@@ -71,7 +71,7 @@ def undifferentiable(x: Array, sources: Sequence[Any]) -> Array:
 
 
 def optimal_value(objective: Callable[..., Array], x: Array, sources: Sequence[Array]) -> Array:
-    """Evaluate objective(x, *sources) at a minimiser x, differentiable once with respect to the sources, with x constant.
+    """Evaluate ``objective(x, *sources)`` at a minimiser x, differentiable once with respect to the sources, with x constant.
 
     The objective must consist of operations that torch.func and JAX can differentiate.
     """

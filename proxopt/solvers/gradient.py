@@ -14,6 +14,7 @@ from array_api_compat import is_jax_array
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_while
+from proxopt.penalties import ProxOperator
 from proxopt.solvers.derivatives import arrays_of, optimal_value_of
 from proxopt.solvers.least_squares import LeastSquares, check_finite
 from proxopt.solvers.result import OptimizeResult, report
@@ -50,7 +51,7 @@ class State(NamedTuple):
 
 def fista(
     f: Callable[[Array], tuple[Array, Array]],
-    penalty: Any,
+    penalty: ProxOperator,
     x0: Array,
     *,
     step: float | None = None,
@@ -71,8 +72,8 @@ def fista(
     Args:
       f: function from x to (f(x), gradient). A scalar value means one problem; values of shape (B, ...) mean a batch, whose
         axes are the leading axes of x. ``LeastSquares(A, b)`` is such a function.
-      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; ``L1`` and
-        ``ElasticNet`` may hold a strength for each problem, in a shape that broadcasts against x.
+      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; one that
+        acts on entries, such as ``L1``, may have a strength for each problem, in a shape that broadcasts against x.
       x0: the starting point, a floating-point array of NumPy, torch or JAX.
       step: the step length. None takes 1 / f.lipschitz() if f has that method, and otherwise a line search, described below.
       tol: the tolerance of the certificate. None means 1e-6 in double precision, 1e-4 in single precision.
@@ -95,12 +96,12 @@ def fista(
     .. math:: f(x) \le f(y) + \langle \nabla f(y), x - y \rangle + \frac{1}{2 s} \|x - y\|^2
 
     and doubles it after an iteration with :math:`\langle \nabla f(x) - \nabla f(y), x - y \rangle \le \|x - y\|^2 / (2 s)`, in
-    which twice the step would have been accepted. Where rounding errors dominate the first inequality, :math:`\langle \nabla
-    f(x) - \nabla f(y), x - y \rangle \le \|x - y\|^2 / s` replaces it.
+    which twice the step would have been accepted. Where rounding errors dominate the first inequality,
+    :math:`\langle \nabla f(x) - \nabla f(y), x - y \rangle \le \|x - y\|^2 / s` replaces it.
 
-    **Certificates.** ``gap``, for ``LeastSquares`` with a convex penalty of proxopt (in a batch ``L1`` or ``ElasticNet``), is
-    an upper bound on the distance of the objective from its minimum, relative to the objective, or to eps times the objective
-    at 0 if that is larger. ``LeastSquares.gap`` states the effect of rounding.
+    **Certificates.** ``gap``, for ``LeastSquares`` with a penalty that has a dual (in a batch one that acts on entries, such
+    as ``L1``), is an upper bound on the distance of the objective from its minimum, relative to the objective, or to eps times
+    the objective at 0 if that is larger. ``LeastSquares.gap`` states the effect of rounding.
 
     ``residual``, for everything else, is the length of a prox-gradient step with a step length s of its own, plus a bound on
     rounding errors, relative to the gradient:
@@ -109,8 +110,8 @@ def fista(
 
     Here :math:`G = \|\nabla f(x)\|`. For penalties that do not declare ``convex = True``, s is at most the step length of the
     solver; at x = 0 it is that step length. If nothing is penalised, the gradient vanishes at the solution. Therefore G is at
-    least :math:`\epsilon^{1/4}` times the length of the gradient at x0 and, unless ``step`` is given, :math:`\epsilon^{3/8}
-    \|x\|` / step.
+    least :math:`\epsilon^{1/4}` times the length of the gradient at x0 and, unless ``step`` is given,
+    :math:`\epsilon^{3/8} \|x\|` / step.
 
     **Derivatives.** ``fun`` can be differentiated once with respect to everything that f and the penalty depend on, with x
     constant (see ``proxopt.solvers.derivatives``). Differentiating through x raises NotImplementedError if x is seen to depend
@@ -137,7 +138,7 @@ def fista(
 
 def ista(
     f: Callable[[Array], tuple[Array, Array]],
-    penalty: Any,
+    penalty: ProxOperator,
     x0: Array,
     *,
     step: float | None = None,
@@ -153,8 +154,8 @@ def ista(
     Args:
       f: function from x to (f(x), gradient). A scalar value means one problem; values of shape (B, ...) mean a batch, whose
         axes are the leading axes of x. ``LeastSquares(A, b)`` is such a function.
-      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; ``L1`` and
-        ``ElasticNet`` may hold a strength for each problem, in a shape that broadcasts against x.
+      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; one that
+        acts on entries, such as ``L1``, may have a strength for each problem, in a shape that broadcasts against x.
       x0: the starting point, a floating-point array of NumPy, torch or JAX.
       step: the step length. None takes 1 / f.lipschitz() if f has that method, and otherwise a line search.
       tol: the tolerance of the certificate. None means 1e-6 in double precision, 1e-4 in single precision.
@@ -260,7 +261,7 @@ class _Problems:
         return self._each(lambda a, _: self.penalty.value(a), x, self.ones)
 
     def _each(self, work: Callable[[Array, Array], Array], x: Array, step: Array) -> Array:
-        """Apply ``work(x, step)`` to one problem after another: a penalty knows nothing of batches."""
+        """Apply ``work(x, step)`` to one problem after another, as a penalty does not support batches."""
         rows = self.xp.reshape(x, (-1, *x.shape[len(self.batch) :]))
         steps = self.xp.reshape(step, (-1,))
         results = self.xp.stack([work(rows[i, ...], steps[i]) for i in range(rows.shape[0])])
