@@ -52,7 +52,5 @@ def any_sharding(f: Callable[P, R], like: Any) -> Callable[P, R]:
 
 
 def _is_explicit(a: Any) -> bool:
-    if not hasattr(jax, "typeof"):  # JAX before 0.6 has no explicit axes
-        return False
     mesh = getattr(getattr(jax.typeof(a), "sharding", None), "mesh", None)
     return any("Explicit" in str(kind) for kind in getattr(mesh, "axis_types", None) or ())
