@@ -1,62 +1,93 @@
 """One step of ProxSGD, HAPG, ProxAdam and AdamHAPG as pure functions of arrays.
 
-Each takes the point `x` where the gradient `grad` was taken, the state of the last step (None before the first), a
-penalty (None means none), and returns the next `x` and the next state. Arrays are of any array API library; a
-list of arrays is one joint problem. Half precision is computed in float32, states are float32 then. `lr` is a number or
-an array that broadcasts; `count` in a state counts the steps taken and may be traced.
+Each function takes the point ``x``, the gradient ``grad`` at that point, the state returned by the previous step (None before
+the first) and a penalty, and returns the next ``x`` and the next state. Arrays are those of any array API library; a list of
+arrays is one joint problem. Half precision is computed in float32, and its states are float32. The field ``count`` of a state
+is the number of steps taken; JAX may trace it.
 
-The torch optimizers and the optax transformations are these functions; whatever is faster there must equal them.
+The torch optimizers and the optax transformations apply these functions; fused implementations there must equal them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from proxopt import _arrays, _checks
-from proxopt.penalties import declared
+from proxopt._arrays import Array
+from proxopt.penalties import ProxOperator, declared
+
+Arrays: TypeAlias = Array | Sequence[Array]
+"""One array, or a list of arrays that form a joint problem."""
 
 EXTRAPOLATION = 0.9
-"""Default of HAPG and AdamHAPG here, in torch and in JAX: u_t is capped, because without a cap minibatch noise accumulates."""
+"""Default cap of the extrapolation u_t in HAPG and AdamHAPG, in torch and JAX too: without a cap minibatch noise accumulates."""
 
 
 class ProxSGDState(NamedTuple):
-    """velocity: smoothed gradient v. point: prox point w_hat."""
+    """State of ``prox_sgd``.
+
+    Attributes:
+      velocity: the smoothed gradient v.
+      point: the prox point w_hat, exactly sparse.
+      count: the number of steps taken.
+    """
 
     velocity: Any
     point: Any
     count: Any
 
     @classmethod
-    def init(cls, x: Any, count: Any = 0) -> ProxSGDState:
+    def init(cls, x: Arrays, count: Any = 0) -> ProxSGDState:
+        """The state before the first step from ``x``."""
         return cls(zeros(x), start(x), count)
 
 
 class HAPGState(NamedTuple):
-    """point: prox point p_t, exactly sparse. count: t."""
+    """State of ``hapg``.
+
+    Attributes:
+      point: the prox point p_t, exactly sparse.
+      count: the number of steps taken, t.
+    """
 
     point: Any
     count: Any
 
     @classmethod
-    def init(cls, x: Any, count: Any = 0) -> HAPGState:
+    def init(cls, x: Arrays, count: Any = 0) -> HAPGState:
+        """The state before the first step from ``x``."""
         return cls(start(x), count)
 
 
 class ProxAdamState(NamedTuple):
-    """mean, square: Adam's moments, not bias-corrected."""
+    """State of ``prox_adam``.
+
+    Attributes:
+      mean: Adam's first moment, without bias correction.
+      square: Adam's second moment, without bias correction.
+      count: the number of steps taken.
+    """
 
     mean: Any
     square: Any
     count: Any
 
     @classmethod
-    def init(cls, x: Any, count: Any = 0) -> ProxAdamState:
+    def init(cls, x: Arrays, count: Any = 0) -> ProxAdamState:
+        """The state before the first step from ``x``."""
         return cls(zeros(x), zeros(x), count)
 
 
 class AdamHAPGState(NamedTuple):
-    """point: prox point p_t, exactly sparse. mean, square: Adam's moments. count: t."""
+    """State of ``adam_hapg``.
+
+    Attributes:
+      point: the prox point p_t, exactly sparse.
+      mean: Adam's first moment, without bias correction.
+      square: Adam's second moment, without bias correction.
+      count: the number of steps taken, t.
+    """
 
     point: Any
     mean: Any
@@ -64,17 +95,44 @@ class AdamHAPGState(NamedTuple):
     count: Any
 
     @classmethod
-    def init(cls, x: Any, count: Any = 0) -> AdamHAPGState:
+    def init(cls, x: Arrays, count: Any = 0) -> AdamHAPGState:
+        """The state before the first step from ``x``."""
         return cls(start(x), zeros(x), zeros(x), count)
 
 
 def prox_sgd(
-    x: Any, grad: Any, state: ProxSGDState | None, penalty: Any, *, lr: Any, rho: Any = 0.8, tau: Any = None
+    x: Arrays,
+    grad: Arrays,
+    state: ProxSGDState | None,
+    penalty: ProxOperator | None,
+    *,
+    lr: float | Array,
+    rho: float | Array = 0.8,
+    tau: float | Array | None = None,
 ) -> tuple[Any, ProxSGDState]:
-    """v <- (1 - rho) v + rho g,   w_hat = prox(w - v / tau, 1 / tau),   w <- w + lr (w_hat - w)
+    r"""One step of proximal SGD with momentum.
 
-    With `tau=None` the full step: w <- prox(w - lr v, lr), plain proximal SGD with momentum 1 - rho. Otherwise w only
-    decays towards zero, and `state.point`, which is w_hat, is the sparse iterate.
+    .. math::
+
+        v_t &= (1 - \rho) v_{t-1} + \rho \, \nabla f(w_{t-1}) \\
+        \hat w_t &= \mathrm{prox}(w_{t-1} - v_t / \tau, \; 1 / \tau) \\
+        w_t &= w_{t-1} + \eta (\hat w_t - w_{t-1})
+
+    with :math:`\eta` = ``lr``. Here w only decays towards zero; the sparse iterate is ``state.point``, which is :math:`\hat w`.
+    With ``tau=None`` the full step is taken, :math:`w_t = \hat w_t = \mathrm{prox}(w_{t-1} - \eta v_t, \eta)`: proximal SGD
+    with momentum 1 - rho.
+
+    Args:
+      x: the parameters w, an array or a list of arrays (one joint problem).
+      grad: the gradient of f at x.
+      state: what the previous step returned; None before the first.
+      penalty: an object with ``prox(x, step)``; None for the identity. A penalty whose metric is None uses "exact".
+      lr: the learning rate, a number or an array that broadcasts against x; epsilon in GSparsity when ``tau`` is given.
+      rho: weight of the new gradient, in (0, 1]; 1 is no momentum.
+      tau: curvature of the quadratic model, > 0, or None.
+
+    Returns:
+      The next x, in its dtype and container, and the next state.
 
     Source: GSparsity, Eq. 1; Yang et al., "ProxSGD", ICLR 2020.
 
@@ -98,20 +156,43 @@ def prox_sgd(
 
 
 def hapg(
-    x: Any, grad: Any, state: HAPGState | None, penalty: Any, *, lr: Any, extrapolation: str | float = EXTRAPOLATION
+    x: Arrays,
+    grad: Arrays,
+    state: HAPGState | None,
+    penalty: ProxOperator | None,
+    *,
+    lr: float | Array,
+    extrapolation: str | float | Array = EXTRAPOLATION,
 ) -> tuple[Any, HAPGState]:
-    """p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = min(cap, max(0, (t-2)/(t+1)))
+    r"""One step of HAPG, the hierarchical accelerated proximal gradient method.
 
-    x is the search point A, `state.point` the sparse prox point p. It equals the recursion printed in the paper, with p in
-    place of v, so that zeros stay exact under fused multiply-add.
+    .. math::
+
+        p_t &= \mathrm{prox}(A_{t-1} - \eta \, \nabla f(A_{t-1}), \; \eta) \\
+        A_t &= p_t + u_t (p_t - p_{t-1}), \qquad
+        u_t = \min\Big(\mathrm{cap}, \max\Big(0, \frac{t-2}{t+1}\Big)\Big)
+
+    with :math:`\eta` = ``lr``. x is the search point A, and ``state.point`` the sparse prox point p. This equals the recursion
+    printed in the paper. It stores p in place of the paper's v, so that zeros stay exact under fused multiply-add.
 
     Args:
-      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
-        u_1 = -1/2 as well. With gradient noise of variance s^2 and curvature h, the stationary variance is about
-        lr s^2 / (2 h (1 - cap)); without a cap it tends to s^2 / (2 h^2), whatever the lr. Pass "nesterov" to reproduce the
-        paper, or where gradients are exact and the problem is ill-conditioned.
+      x: the search point A, an array or a list of arrays (one joint problem).
+      grad: the gradient of f at x.
+      state: what the previous step returned; None before the first.
+      penalty: an object with ``prox(x, step)``; None for the identity.
+      lr: the learning rate, a number or an array that broadcasts against x.
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", in which
+        also u_1 = -1/2. Under gradient noise of variance s^2 and curvature h, the stationary variance is about lr s^2 / (2 h (1
+        - cap)); without a cap it tends to s^2 / (2 h^2) for every lr. Use "nesterov" to reproduce the paper, or where gradients
+        are exact and the problem is ill-conditioned.
 
-    Source: SparseNAS Eq. 6-8.
+    Returns:
+      The next x, in its dtype and container, and the next state.
+
+    Raises:
+      ValueError: ``extrapolation`` is out of its domain.
+
+    Source: SparseNAS, Eq. 6-8.
 
     >>> import numpy as np
     >>> from proxopt import L1
@@ -129,21 +210,42 @@ def hapg(
 
 
 def prox_adam(
-    x: Any,
-    grad: Any,
+    x: Arrays,
+    grad: Arrays,
     state: ProxAdamState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
-    lr: Any,
-    betas: tuple[Any, Any] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: Any = 0.0,
+    lr: float | Array,
+    betas: tuple[float | Array, float | Array] = (0.9, 0.999),
+    eps: float | Array = 1e-8,
+    weight_decay: float | Array = 0.0,
 ) -> tuple[Any, ProxAdamState]:
-    """z = (1 - lr weight_decay) x - eta m_hat,   x <- prox(z, eta),   eta_i = lr / (sqrt(v_hat_i) + eps)
+    r"""One step of Adam or AdamW, followed by the prox in Adam's own metric.
 
-    Adam (AdamW with decay), then the prox in Adam's own metric, exact unless the penalty says otherwise.
+    .. math::
 
-    Source: Kingma and Ba, "Adam", 2015, Algorithm 1; Yun, Lozano, Yang, "Adaptive proximal gradient methods", 2021.
+        z = (1 - \eta \, \mathrm{wd}) \, x_{t-1} - \eta_t \hat m_t, \qquad
+        x_t = \mathrm{prox}(z, \eta_t), \qquad
+        \eta_{t,i} = \frac{\eta}{\sqrt{\hat v_{t,i}} + \epsilon}
+
+    with :math:`\eta` = ``lr``, :math:`\mathrm{wd}` = ``weight_decay`` and the bias-corrected moments :math:`\hat m, \hat v` of
+    Adam.
+
+    Args:
+      x: the parameters, an array or a list of arrays (one joint problem).
+      grad: the gradient of f at x.
+      state: what the previous step returned; None before the first.
+      penalty: an object with ``prox(x, step)``; None for the identity. A penalty whose metric is None uses "exact".
+      lr: the learning rate, a number or an array that broadcasts against x.
+      betas: the decay of the two moments, each in [0, 1).
+      eps: added to the root of the second moment, >= 0.
+      weight_decay: decoupled weight decay, >= 0.
+
+    Returns:
+      The next x, in its dtype and container, and the next state.
+
+    Source: Kingma and Ba, "Adam", 2015, Algorithm 1; Yun, Lozano, Yang, "Adaptive proximal gradient methods for structured neural
+    networks", 2021.
 
     >>> import numpy as np
     >>> from proxopt import L1
@@ -158,24 +260,43 @@ def prox_adam(
 
 
 def adam_hapg(
-    x: Any,
-    grad: Any,
+    x: Arrays,
+    grad: Arrays,
     state: AdamHAPGState | None,
-    penalty: Any,
+    penalty: ProxOperator | None,
     *,
-    lr: Any,
-    betas: tuple[Any, Any] = (0.5, 0.999),
-    eps: float = 1e-8,
-    extrapolation: str | float = EXTRAPOLATION,
+    lr: float | Array,
+    betas: tuple[float | Array, float | Array] = (0.5, 0.999),
+    eps: float | Array = 1e-8,
+    extrapolation: str | float | Array = EXTRAPOLATION,
 ) -> tuple[Any, AdamHAPGState]:
-    """p_t = prox(A_{t-1} - eta m_hat, eta),   A_t = p_t + u_t (p_t - p_{t-1}),   eta_i = lr / (sqrt(v_hat_i) + eps)
+    r"""One step of HAPG with the gradient step of Adam.
 
-    HAPG with Adam's gradient step. Unless the penalty says otherwise its metric is "median", as published: each entry's own
-    step in the soft threshold, the group's median step in the group shrink.
+    .. math::
+
+        p_t = \mathrm{prox}(A_{t-1} - \eta_t \hat m_t, \; \eta_t), \qquad
+        A_t = p_t + u_t (p_t - p_{t-1}), \qquad
+        \eta_{t,i} = \frac{\eta}{\sqrt{\hat v_{t,i}} + \epsilon}
+
+    with :math:`\eta` = ``lr``, the bias-corrected moments :math:`\hat m, \hat v` of Adam and :math:`u_t` as in ``hapg``.
 
     Args:
-      extrapolation: as in `hapg`. Without a cap the error under gradient noise grows without bound: at u = 1 and b1 = 1/2 the lag
-        of the first moment cancels the damping that the gradient step gives.
+      x: the search point A, an array or a list of arrays (one joint problem).
+      grad: the gradient of f at x.
+      state: what the previous step returned; None before the first.
+      penalty: an object with ``prox(x, step)``; None for the identity. A penalty whose metric is None uses "median", as
+        published: the step of each entry in the soft threshold, the median step of the group in the group shrinkage.
+      lr: the learning rate, a number or an array that broadcasts against x.
+      betas: the decay of the two moments, each in [0, 1).
+      eps: added to the root of the second moment, >= 0.
+      extrapolation: as in ``hapg``. Without a cap the error under gradient noise grows without bound: for u = 1 and beta_1 =
+        1/2 the lag of the first moment cancels the damping by the gradient step.
+
+    Returns:
+      The next x, in its dtype and container, and the next state.
+
+    Raises:
+      ValueError: ``extrapolation`` is out of its domain.
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 
@@ -192,8 +313,23 @@ def adam_hapg(
     return _cast(_extrapolate(point, state.point, count, extrapolation), x), AdamHAPGState(point, mean, square, count)
 
 
-def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
-    """u_t of SparseNAS: max(0, (t-2)/(t+1)) with a cap, or without ("nesterov"), or as printed (u_1 = -1/2)."""
+def momentum(count: Any, extrapolation: str | float | Array = EXTRAPOLATION) -> Any:
+    r"""The extrapolation coefficient u_t of HAPG at step t.
+
+    .. math:: u_t = \min\Big(\mathrm{cap}, \max\Big(0, \frac{t-2}{t+1}\Big)\Big)
+
+    Args:
+      count: the number t of the step, from 1; JAX may trace it.
+      extrapolation: the cap; "nesterov" for none; "as_printed" for none, and without the lower bound 0.
+
+    Raises:
+      ValueError: ``extrapolation`` is out of its domain.
+
+    Source: SparseNAS, Eq. 6-8.
+
+    >>> momentum(10), momentum(100), momentum(1, "as_printed")
+    (0.7272727272727273, 0.9, -0.5)
+    """
     check_extrapolation(extrapolation)
     u = (count - 2) / (count + 1)
     if isinstance(extrapolation, str):
@@ -202,25 +338,25 @@ def momentum(count: Any, extrapolation: str | float = EXTRAPOLATION) -> Any:
 
 
 def check_extrapolation(extrapolation: Any) -> None:
-    """Raise unless it is "nesterov", "as_printed" or a number in [0, 1]."""
+    """Raise an error unless ``extrapolation`` is "nesterov", "as_printed" or a number in [0, 1]."""
     if isinstance(extrapolation, str):
         _checks.one_of("extrapolation", extrapolation, ("nesterov", "as_printed"))
     else:
         _checks.in_range("extrapolation", extrapolation, 0, 1)
 
 
-def zeros(x: Any) -> Any:
-    """Zeros of x's shape in the precision that states have."""
+def zeros(x: Arrays) -> Any:
+    """Zeros of the shape of x, in the precision of states."""
     return _each(lambda a: _arrays.namespace(a).zeros_like(a), _wide(x))
 
 
-def start(x: Any) -> Any:
-    """p_0 = A_0, a copy in the precision that states have."""
+def start(x: Arrays) -> Any:
+    """The prox point p_0 = A_0 before the first step: a copy of x in the precision of states."""
     return _each(lambda a: a * 1, _wide(x))
 
 
-def _adam(grad: Any, state: Any, lr: Any, betas: tuple[Any, Any], eps: float) -> tuple[Any, Any, Any, Any, Any]:
-    """Adam's moments, the step of each entry, and the bias-corrected mean."""
+def _adam(grad: Any, state: Any, lr: Any, betas: tuple[Any, Any], eps: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """(mean, square, count, eta, m_hat): Adam's moments, the step of each entry and the bias-corrected first moment."""
     b1, b2 = betas
     count = state.count + 1
     grad = _wide(grad)
@@ -235,7 +371,7 @@ def _at_least_0(u: Any) -> Any:
 
 
 def _at_most(u: Any, cap: Any) -> Any:
-    """min(u, cap), where either may be a traced array."""
+    """min(u, cap); JAX may trace either."""
     arrays = [v for v in (u, cap) if not _arrays.is_number(v)]
     if not arrays:
         return min(u, float(cap))
@@ -244,25 +380,29 @@ def _at_most(u: Any, cap: Any) -> Any:
     return xp.where(u < cap, u * one, cap * one)
 
 
-def _extrapolate(point: Any, last: Any, count: Any, extrapolation: str | float) -> Any:
+def _extrapolate(point: Any, previous: Any, count: Any, extrapolation: Any) -> Any:
+    """p_t + u_t (p_t - p_{t-1})"""
     u = momentum(count, extrapolation)
-    return _each(lambda p, q: p + _arrays.like(u, p) * (p - q), point, last)
+    return _each(lambda p, q: p + _arrays.like(u, p) * (p - q), point, previous)
 
 
-def _prox(penalty: Any, z: Any, step: Any, metric: str) -> Any:
+def _prox(penalty: ProxOperator | None, z: Any, step: Any, metric: str) -> Any:
+    """The prox of the penalty at z, with ``metric`` where it leaves the metric to its caller."""
     if penalty is None:
         return z
     return declared.with_metric(penalty, metric).prox(z, step)
 
 
 def _each(f: Callable[..., Any], first: Any, *rest: Any) -> Any:
-    """f of an array, or of the arrays of matching lists."""
+    """Apply f to arrays, or to the corresponding arrays of lists."""
     return [f(*xs) for xs in zip(first, *rest)] if isinstance(first, (list, tuple)) else f(first, *rest)
 
 
 def _wide(x: Any) -> Any:
+    """x with half precision in float32."""
     return _each(_arrays.widen, x)
 
 
 def _cast(new: Any, x: Any) -> Any:
+    """``new`` in the dtypes and the container of x."""
     return type(x)(_each(_arrays.cast, new, x)) if isinstance(x, (list, tuple)) else _arrays.cast(new, x)

@@ -1,10 +1,10 @@
-"""Proximal optimisation for JAX: optax transformations whose steps land on exact zeros."""
+"""Proximal optimisation for JAX: optax transformations whose updates produce exact zeros."""
 
 try:
     import jax as _jax  # noqa: F401
     import optax as _optax  # noqa: F401
 except ModuleNotFoundError as error:
-    missing = error.name or getattr(error.__cause__, "name", None)  # jax names jaxlib in the cause only
+    missing = error.name or getattr(error.__cause__, "name", None)  # without jaxlib, jax raises an error whose cause names it
     if missing not in ("jax", "jaxlib", "optax"):
         raise
     raise ModuleNotFoundError(

@@ -1,39 +1,60 @@
-"""Last links of an `optax.chain`: sparse group lasso, lasso, group lasso."""
+"""Sparse group lasso, lasso and group lasso as the last link of an ``optax.chain``."""
 
-from typing import Any
+# no deferred annotations in this module: tools for optax compare them with optax.ScalarOrSchedule
 
 import optax
+from jax.typing import ArrayLike
 
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
 from proxopt_jax.proximal import proximal
 
 
 def sgl(
-    strength: Any,
-    l1_ratio: Any = 0.5,
+    strength: optax.ScalarOrSchedule,
+    l1_ratio: float = 0.5,
     groups: Groups | None = None,
-    weights: Any = "sqrt_size",
+    weights: str | ArrayLike = "sqrt_size",
     *,
     learning_rate: optax.ScalarOrSchedule,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The sparse group lasso as last link of an `optax.chain`: turns an update u of x into prox(x + u) - x.
+    r"""Sparse group lasso as the last link of an ``optax.chain``.
 
-        penalty(x) = strength * (l1_ratio * ||x||_1 + (1 - l1_ratio) * sum_g w_g ||x_g||_2)
-        x + u'     = argmin_z penalty(z) + ||z - (x + u)||^2 / (2 learning_rate)
+    The update u of the preceding transformations is replaced by u', with which ``optax.apply_updates`` yields the prox:
 
-    `optax.apply_updates` then lands exactly on the zeros of the prox. It must come last: whatever scales updates after it
-    undoes the zeros.NOTE
+    .. math::
+
+        f(x) = \lambda \Big(\alpha \|x\|_1 + (1 - \alpha) \sum_g w_g \|x_g\|_2\Big), \qquad
+        x + u' = \mathrm{prox}_{\eta f}(x + u)
+               = \mathrm{argmin}_z \; f(z) + \frac{1}{2 \eta} \|z - (x + u)\|^2
+
+    with :math:`\lambda` = ``strength``, :math:`\alpha` = ``l1_ratio``, :math:`w_g` = ``weights`` and :math:`\eta` =
+    ``learning_rate``. The link must come last: a transformation that scales the update afterwards destroys the zeros.
+
+    The link uses the learning rate, not the metric of Adam. After SGD this is the exact proximal gradient step. After Adam, whose
+    steps are larger where gradients are small, the threshold is too small for those entries: with full-batch gradients it may
+    produce few or no zeros at strengths at which ``prox_adam`` and ``proximal(optax.adam(...), penalty)`` produce many.
 
     Args:
-      strength: a number >= 0, a traced number or a schedule.
+      strength: a number >= 0, a traced number, or a schedule.
       l1_ratio: share of the L1 part, in [0, 1].
-      groups: a `proxopt.Groups`; None makes each leaf one group.
-      weights: w_g: "sqrt_size", "inverse_sqrt_size", "none", or an array with one number per group.SHARED
+      groups: a ``proxopt.Groups``; None makes each leaf one group.
+      weights: "sqrt_size", "inverse_sqrt_size", "none", or an array with one number per group.
+      learning_rate: that of the preceding optimizer: a number >= 0 or the same schedule.
+      joint: treat all leaves as one problem, so that ``Groups.whole()`` and ``Groups.labels`` span them. By default each leaf
+        is a problem of its own.
 
-    Source: Simon, Friedman, Hastie, Tibshirani, "A sparse-group lasso", 2013; SparseNAS Eq. 3, 9, 10.
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. To penalise some leaves only, see
+      ``proximal`` with path patterns, or ``optax.masked``.
 
-    A badly scaled regression with full gradients, where the link behind Adam finds few of the zeros and `prox_adam` all:
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, the groups do not fit a leaf, which is named by its path.
+      TypeError: at ``init``, a leaf is not floating point.
+
+    Source: Simon, Friedman, Hastie, Tibshirani, "A sparse-group lasso", 2013; SparseNAS, Eq. 3, 9, 10.
+
+    A badly scaled regression with full gradients, where the link after Adam produces no zeros and ``prox_adam`` all five:
 
     >>> import jax, jax.numpy as jnp, optax, proxopt_jax
     >>> from proxopt import SparseGroupLasso
@@ -55,18 +76,36 @@ def sgl(
     return proximal(penalty, learning_rate=learning_rate, strength=strength, joint=joint)
 
 
-def l1(strength: Any, *, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """The lasso as last link of an `optax.chain`: turns an update u of x into soft_threshold(x + u) - x.
+def l1(strength: optax.ScalarOrSchedule, *, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    r"""Lasso as the last link of an ``optax.chain``.
 
-        penalty(x) = strength * ||x||_1
-        x + u'     = sign(x + u) max(|x + u| - learning_rate * strength, 0)
+    The update u of the preceding transformations is replaced by u', with which ``optax.apply_updates`` yields the soft threshold:
 
-    `optax.apply_updates` then lands exactly on zeros. It must come last.NOTE
+    .. math::
+
+        f(x) = \lambda \|x\|_1, \qquad
+        x + u' = \mathrm{sign}(x + u) \max(|x + u| - \eta \lambda, 0)
+
+    with :math:`\lambda` = ``strength`` and :math:`\eta` = ``learning_rate``. The link must come last: a transformation that
+    scales the update afterwards destroys the zeros.
+
+    The link uses the learning rate, not the metric of Adam. After SGD this is the exact proximal gradient step. After Adam, whose
+    steps are larger where gradients are small, the threshold is too small for those entries: with full-batch gradients it may
+    produce few or no zeros at strengths at which ``prox_adam`` and ``proximal(optax.adam(...), penalty)`` produce many.
 
     Args:
-      strength: a number >= 0, a traced number or a schedule.SHARED
+      strength: a number >= 0, a traced number, or a schedule.
+      learning_rate: that of the preceding optimizer: a number >= 0 or the same schedule.
 
-    Source: Tibshirani, "Regression shrinkage and selection via the lasso", 1996; SparseNAS Eq. 9.
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. To penalise some leaves only, see
+      ``proximal`` with path patterns, or ``optax.masked``.
+
+    Raises:
+      ValueError: an argument is out of its domain.
+      TypeError: at ``init``, a leaf is not floating point.
+
+    Source: Tibshirani, "Regression shrinkage and selection via the lasso", 1996; SparseNAS, Eq. 9.
 
     >>> import jax.numpy as jnp, optax, proxopt_jax
     >>> w = jnp.array([1.0, 0.01])
@@ -79,24 +118,44 @@ def l1(strength: Any, *, learning_rate: optax.ScalarOrSchedule) -> optax.Gradien
 
 
 def group_l2(
-    strength: Any,
+    strength: optax.ScalarOrSchedule,
     groups: Groups | None = None,
-    weights: Any = "sqrt_size",
+    weights: str | ArrayLike = "sqrt_size",
     *,
     learning_rate: optax.ScalarOrSchedule,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The group lasso as last link of an `optax.chain`: turns an update u of x into prox(x + u) - x.
+    r"""Group lasso as the last link of an ``optax.chain``.
 
-        penalty(x)  = strength * sum_g w_g ||x_g||_2
-        (x + u')_g  = max(1 - learning_rate * strength * w_g / ||(x + u)_g||, 0) (x + u)_g
+    The update u of the preceding transformations is replaced by u', with which ``optax.apply_updates`` yields the prox:
 
-    `optax.apply_updates` then lands exactly on groups of zeros. It must come last.NOTE
+    .. math::
+
+        f(x) = \lambda \sum_g w_g \|x_g\|_2, \qquad
+        (x + u')_g = \max\Big(1 - \frac{\eta \lambda w_g}{\|(x + u)_g\|_2}, 0\Big) \, (x + u)_g
+
+    with :math:`\lambda` = ``strength``, :math:`w_g` = ``weights`` and :math:`\eta` = ``learning_rate``. The link must come
+    last: a transformation that scales the update afterwards destroys the zeros.
+
+    The link uses the learning rate, not the metric of Adam. After SGD this is the exact proximal gradient step. After Adam, whose
+    steps are larger where gradients are small, the threshold is too small for those entries: with full-batch gradients it may
+    produce few or no zeros at strengths at which ``prox_adam`` and ``proximal(optax.adam(...), penalty)`` produce many.
 
     Args:
-      strength: a number >= 0, a traced number or a schedule.
-      groups: a `proxopt.Groups`; None makes each leaf one group.
-      weights: w_g: "sqrt_size", "inverse_sqrt_size", "none", or an array with one number per group.SHARED
+      strength: a number >= 0, a traced number, or a schedule.
+      groups: a ``proxopt.Groups``; None makes each leaf one group.
+      weights: "sqrt_size", "inverse_sqrt_size", "none", or an array with one number per group.
+      learning_rate: that of the preceding optimizer: a number >= 0 or the same schedule.
+      joint: treat all leaves as one problem, so that ``Groups.whole()`` and ``Groups.labels`` span them. By default each leaf
+        is a problem of its own.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. To penalise some leaves only, see
+      ``proximal`` with path patterns, or ``optax.masked``.
+
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, the groups do not fit a leaf, which is named by its path.
+      TypeError: at ``init``, a leaf is not floating point.
 
     Source: Yuan and Lin, "Model selection and estimation in regression with grouped variables", 2006.
 
@@ -111,25 +170,3 @@ def group_l2(
     """
     penalty = GroupL2(0.0, groups=groups, weights=weights)
     return proximal(penalty, learning_rate=learning_rate, strength=strength, joint=joint)
-
-
-_NOTE = """
-
-    The link sees the learning rate, not Adam's metric. Behind SGD it is the exact proximal gradient step. Behind Adam, whose own
-    steps are larger where gradients are small, the threshold is too small there: with full gradients few or no zeros may
-    come at strengths where `prox_adam` and `proximal(optax.adam(...), penalty)` give many."""
-_SHARED = """
-      learning_rate: the learning rate of the optimizer in front, a number >= 0 or the same schedule.
-      joint: all leaves are one problem: `Groups.whole()` and labels then span them. Each leaf is its own otherwise.
-
-    Returns:
-      An `optax.GradientTransformationExtraArgs`, whose `update` needs `params`. For a penalty on some leaves only, see
-      `proximal` with path patterns, or `optax.masked`.
-
-    Raises:
-      ValueError: an argument out of its domain; at `init`, groups that do not fit a leaf, named by its path.
-      TypeError: at `init`, a leaf that is not floating point."""
-
-for _f in (sgl, l1, group_l2):
-    shared = _SHARED if _f is not l1 else "\n".join(line for line in _SHARED.split("\n") if "joint:" not in line)
-    _f.__doc__ = (_f.__doc__ or "").replace("NOTE", _NOTE).replace("SHARED", shared)

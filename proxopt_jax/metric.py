@@ -1,4 +1,4 @@
-"""The steps that an optimizer took, read from its state."""
+"""The step of each entry, read from the state of an optimizer: Adam scales every entry on its own."""
 
 from __future__ import annotations
 
@@ -13,52 +13,59 @@ from proxopt import _arrays
 
 
 class Adam(NamedTuple):
-    """What Adam's state does not say of Adam."""
+    """The hyperparameters of Adam, which its state does not hold."""
 
     b1: Any
     b2: Any
     eps: Any
 
-    def steps(self, rate: Any, params: Any, state: Any, plain_update: Callable[[], Any]) -> list:
-        """Per leaf of `params` learning_rate / (sqrt(nu_hat) + eps) where `state` holds its nu, else `rate`.
+    def steps(
+        self, rate: Any, params: optax.Params, state: optax.OptState, plain_update: Callable[[], optax.Updates]
+    ) -> list[Any]:
+        """For each leaf lr / (sqrt(nu_hat) + eps) where ``state`` holds its nu, else ``rate``.
 
         Args:
-          rate: the learning rate; None measures it in `plain_update()`, an update by Adam alone.
+          rate: the learning rate lr; None estimates it from ``plain_update()``, an update by Adam alone.
+          params: the parameters.
+          state: the state of the optimizer, in which the states of Adam are searched for.
+          plain_update: returns the update of the optimizer without weight decay.
         """
         treedef: Any = jax.tree.structure(params)
-        number = treedef.unflatten(range(treedef.num_leaves))
+        numbers = treedef.unflatten(range(treedef.num_leaves))
         steps = [rate] * treedef.num_leaves
         for moments in _nodes(state, _is_adam):
-            owned = _owned(moments.nu, number)
-            if not owned:
+            second = _by_leaf(moments.nu, numbers)
+            if not second:
                 continue
-            known = self._injected(state)
-            nu = {i: known._scale(v, moments.count) for i, v in owned.items()}
-            here = rate
-            if here is None:
-                mu = {i: _debias(v, known.b1, moments.count) for i, v in _owned(moments.mu, number).items()}
+            adam = self._injected(state)
+            scales = {i: adam._scale(v, moments.count) for i, v in second.items()}
+            lr = rate
+            if lr is None:
+                first = {i: _debias(v, adam.b1, moments.count) for i, v in _by_leaf(moments.mu, numbers).items()}
                 updates = treedef.flatten_up_to(plain_update())
-                here = _measured([updates[i] for i in owned], [mu[i] / nu[i] for i in owned])
-            for i, scale in nu.items():
-                steps[i] = jnp.asarray(here, scale.dtype) / scale
+                lr = _estimated_rate([updates[i] for i in second], [first[i] / scales[i] for i in second])
+            for i, scale in scales.items():
+                steps[i] = jnp.asarray(lr, scale.dtype) / scale
         return steps
 
-    def _scale(self, nu: jax.Array, count: Any) -> jax.Array:
+    def _scale(self, nu: jax.Array, count: jax.Array) -> jax.Array:
         """sqrt(nu_hat) + eps"""
-        return _arrays.root(_debias(nu, self.b2, count)) + self.eps
+        scale: jax.Array = _arrays.root(_debias(nu, self.b2, count)) + self.eps
+        return scale
 
-    def _injected(self, state: Any) -> Adam:
-        """With the numbers that `optax.inject_hyperparams` holds, where it does."""
-        told: dict = {}
+    def _injected(self, state: optax.OptState) -> Adam:
+        """Replace those hyperparameters that ``optax.inject_hyperparams`` holds in the state."""
+        injected: dict[str, Any] = {}
         for node in _nodes(state, _is_injected):
-            told |= {k: v for k, v in node.hyperparams.items() if k in self._fields}
-        return self._replace(**told)
+            injected |= {k: v for k, v in node.hyperparams.items() if k in self._fields}
+        return self._replace(**injected)
 
 
-def injected_rate(state: Any) -> Any:
-    """The one learning rate in states of `optax.inject_hyperparams`; None where there is none.
+def injected_rate(state: optax.OptState) -> Any:
+    """The learning rate in the states of ``optax.inject_hyperparams``; None if there is none.
 
-    Raises ValueError where there are several.
+    Raises:
+      ValueError: there are several.
     """
     rates = [n.hyperparams["learning_rate"] for n in _nodes(state, _is_injected) if "learning_rate" in n.hyperparams]
     if len(rates) > 1:
@@ -66,31 +73,33 @@ def injected_rate(state: Any) -> Any:
     return rates[0] if rates else None
 
 
-def _measured(updates: list, directions: list) -> jax.Array:
-    """The rate for which -rate * directions is closest to updates; 0 where all directions are."""
-    wide = [(_arrays.widen(jnp.asarray(u)), d) for u, d in zip(updates, directions)]
-    square = sum(jnp.sum(d * d) for _, d in wide)
-    return -sum(jnp.sum(u * d) for u, d in wide) / jnp.where(square > 0, square, 1)
+def _estimated_rate(updates: list[Any], directions: list[jax.Array]) -> jax.Array:
+    """The number r that minimises ||updates + r directions||; 0 if all directions are 0."""
+    pairs = [(_arrays.widen(jnp.asarray(u)), d) for u, d in zip(updates, directions)]
+    square = sum(jnp.sum(d * d) for _, d in pairs)
+    inner = sum(jnp.sum(u * d) for u, d in pairs)
+    return -inner / jnp.where(square > 0, square, 1)
 
 
-def _debias(moment: jax.Array, decay: Any, count: Any) -> jax.Array:
-    wide = _arrays.widen(jnp.asarray(moment))
-    done = jnp.maximum(count, 1)  # at init no step was taken
-    return wide / (1 - jnp.asarray(decay) ** done).astype(wide.dtype)
+def _debias(moment: jax.Array, decay: Any, count: jax.Array) -> jax.Array:
+    """moment / (1 - decay^count)"""
+    wide: jax.Array = _arrays.widen(jnp.asarray(moment))
+    steps = jnp.maximum(count, 1)  # at init no step was taken, and 0 / 0 would result
+    return wide / (1 - jnp.asarray(decay) ** steps).astype(wide.dtype)
 
 
-def _owned(moments: Any, number: Any) -> dict[int, jax.Array]:
-    """Leaf number of params -> its moment; nothing where the moments have another structure."""
+def _by_leaf(moments: Any, numbers: Any) -> dict[int, jax.Array]:
+    """Map the number of each leaf of the parameters to its moment; empty if the moments have another structure."""
     found: dict[int, jax.Array] = {}
     try:
-        jax.tree.map(lambda v, i: None if _is_masked(v) else found.setdefault(i, v), moments, number, is_leaf=_is_masked)
+        jax.tree.map(lambda v, i: None if _is_masked(v) else found.setdefault(i, v), moments, numbers, is_leaf=_is_masked)
     except (ValueError, TypeError):
         return {}
     return found
 
 
-def _nodes(state: Any, kind: Callable[[Any], bool]) -> list:
-    """All nodes of that kind, also inside one another."""
+def _nodes(state: optax.OptState, kind: Callable[[Any], bool]) -> list[Any]:
+    """All nodes for which ``kind`` holds, also those inside one another."""
     found = [n for n in jax.tree.leaves(state, is_leaf=kind) if kind(n)]
     return found + [m for n in found if not _is_adam(n) for m in _nodes(tuple(n), kind)]
 

@@ -1,8 +1,10 @@
 """ProxSGD, HAPG, ProxAdam and AdamHAPG as optax transformations.
 
-The maths is `proxopt.updates`: its states are the states here, with trees for arrays. Each leaf of the parameters, or each
-joint set of leaves, goes through its pure function.
+The mathematics is that of ``proxopt.updates``: the states here are the states defined there, with trees in place of arrays. Its
+pure functions are applied to each leaf of the parameters, or to each set of leaves that form a joint problem.
 """
+
+# no deferred annotations in this module: tools for optax compare them with optax.ScalarOrSchedule
 
 import warnings
 from collections.abc import Callable
@@ -21,25 +23,41 @@ from proxopt_jax.trees import Penalties, paths
 def prox_sgd(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Any,
-    rho: Any = 0.8,
-    tau: Any = None,
+    rho: float | jax.Array = 0.8,
+    tau: float | jax.Array | None = None,
     *,
-    strength: Any = None,
+    strength: optax.ScalarOrSchedule | None = None,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Proximal SGD with momentum: minimises f(w) + penalty(w), with exact zeros.
+    r"""Proximal SGD with momentum for min f(w) + penalty(w), with exact zeros.
 
-        v <- (1 - rho) v + rho g
-        tau=None:  w <- prox(w - lr v, lr)
-        tau > 0:   w_hat = prox(w - v / tau, 1 / tau),   w <- w + lr (w_hat - w)
+    .. math::
 
-    With `tau=None` the parameters themselves are sparse. With `tau` (GSparsity) w only decays towards zero, and `prox_point`
-    gives w_hat. At rest exactly at the stationary points of f + penalty.
+        v_t &= (1 - \rho) v_{t-1} + \rho \, \nabla f(w_{t-1}) \\
+        \text{without } \tau: \quad w_t &= \mathrm{prox}(w_{t-1} - \eta v_t, \; \eta) \\
+        \text{with } \tau: \quad \hat w_t &= \mathrm{prox}(w_{t-1} - v_t / \tau, \; 1 / \tau), \quad
+        w_t = w_{t-1} + \eta (\hat w_t - w_{t-1})
+
+    with :math:`\eta` = ``learning_rate``. With ``tau=None`` the parameters themselves are sparse. With ``tau`` (GSparsity) they
+    only decay towards zero, and ``prox_point`` returns the sparse :math:`\hat w_t`. The fixed points are exactly the stationary
+    points of f + penalty.
 
     Args:
-      learning_rate: a number >= 0 or a schedule; epsilon in GSparsity when tau is given.
+      learning_rate: a number >= 0 or a schedule; epsilon in GSparsity when ``tau`` is given.
+      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``.
       rho: weight of the new gradient, in (0, 1]; 1 is no momentum.
-      tau: curvature of the model step, > 0, or None.SHARED
+      tau: curvature of the quadratic model, > 0, or None.
+      strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
+        span them.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
+      parameters.
+
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not floating point.
 
     Source: GSparsity, Eq. 1; Yang et al., "ProxSGD", ICLR 2020.
 
@@ -62,25 +80,42 @@ def prox_sgd(
 def hapg(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Any,
-    extrapolation: Any = updates.EXTRAPOLATION,
+    extrapolation: str | float | jax.Array = updates.EXTRAPOLATION,
     *,
-    strength: Any = None,
+    strength: optax.ScalarOrSchedule | None = None,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Hierarchical accelerated proximal gradient: minimises f(A) + penalty(A), with exact zeros.
+    r"""Hierarchical accelerated proximal gradient (HAPG) for min f(A) + penalty(A), with exact zeros.
 
-        p_t = prox(A_{t-1} - lr g_{t-1}, lr),   A_t = p_t + u_t (p_t - p_{t-1}),   u_t = min(cap, max(0, (t-2)/(t+1)))
+    .. math::
 
-    The parameters are the search point A; `prox_point` gives p, which is exactly sparse: evaluate, report and prune that. A
-    leaf without penalty follows the same recursion with prox = identity. At rest exactly at the stationary points of f + penalty.
+        p_t &= \mathrm{prox}(A_{t-1} - \eta \, \nabla f(A_{t-1}), \; \eta) \\
+        A_t &= p_t + u_t (p_t - p_{t-1}), \qquad
+        u_t = \min\Big(\mathrm{cap}, \max\Big(0, \frac{t-2}{t+1}\Big)\Big)
+
+    with :math:`\eta` = ``learning_rate``. The parameters are the search point A; ``prox_point`` returns p, which is exactly
+    sparse: evaluate, report and prune that. A leaf without penalty follows the same recursion with the identity for the prox.
+    The fixed points are exactly the stationary points of f + penalty.
 
     Args:
       learning_rate: a number >= 0 or a schedule.
-      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
-        u_1 = -1/2 as well. Without a cap minibatch noise accumulates: the error it leaves does not fall with the lr. Pass
-        "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.SHARED
+      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``.
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", in which
+        also u_1 = -1/2. Without a cap minibatch noise accumulates: the error that it causes does not fall with the learning
+        rate. Use "nesterov" to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
+      strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
+        span them.
 
-    Source: SparseNAS Eq. 6-8.
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
+      parameters.
+
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not floating point.
+
+    Source: SparseNAS, Eq. 6-8.
 
     >>> import jax.numpy as jnp, optax, proxopt_jax
     >>> from proxopt import GroupL2, Groups
@@ -100,29 +135,46 @@ def hapg(
 def prox_adam(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    weight_decay: float | jax.Array = 0.0,
     *,
-    strength: Any = None,
+    strength: optax.ScalarOrSchedule | None = None,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam or AdamW, then the prox in Adam's own metric: exact zeros, the everyday choice.
+    r"""Adam or AdamW followed by the prox in Adam's own metric, with exact zeros: the everyday choice.
 
-        z = (1 - lr weight_decay) w - eta m_hat,   w <- prox(z, eta),   eta_i = lr / (sqrt(v_hat_i) + eps)
+    .. math::
 
-    The parameters themselves are sparse after each step. At rest exactly at the stationary points of f + penalty with the exact
-    metric (what a penalty's `metric=None` means here) and no decay.
+        z = (1 - \eta \, \mathrm{wd}) \, w_{t-1} - \eta_t \hat m_t, \qquad
+        w_t = \mathrm{prox}(z, \eta_t), \qquad
+        \eta_{t,i} = \frac{\eta}{\sqrt{\hat v_{t,i}} + \epsilon}
+
+    with :math:`\eta` = ``learning_rate``, :math:`\mathrm{wd}` = ``weight_decay`` and the bias-corrected moments :math:`\hat m,
+    \hat v` of Adam. The parameters themselves are sparse after each step. The fixed points are exactly the stationary points of
+    f + penalty with the exact metric (the meaning of ``metric=None`` here) and without weight decay.
 
     Args:
       learning_rate: a number >= 0 or a schedule.
+      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``.
       b1: decay of the first moment, in [0, 1).
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the second moment, >= 0.
-      weight_decay: decoupled, as in AdamW.SHARED
+      weight_decay: decoupled, as in AdamW, >= 0.
+      strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
+        span them.
 
-    Source: Kingma and Ba, "Adam", 2015; Yun, Lozano, Yang, "Adaptive proximal gradient methods for structured neural
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
+      parameters.
+
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not real floating point.
+
+    Source: Kingma and Ba, "Adam", 2015, Algorithm 1; Yun, Lozano, Yang, "Adaptive proximal gradient methods for structured neural
     networks", 2021.
 
     >>> import jax.numpy as jnp, optax, proxopt_jax
@@ -143,30 +195,48 @@ def prox_adam(
 def adam_hapg(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Any,
-    b1: Any = 0.5,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    extrapolation: Any = updates.EXTRAPOLATION,
+    b1: float | jax.Array = 0.5,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    extrapolation: str | float | jax.Array = updates.EXTRAPOLATION,
     *,
-    strength: Any = None,
+    strength: optax.ScalarOrSchedule | None = None,
     joint: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """HAPG with Adam's gradient step: minimises f(A) + penalty(A), with exact zeros.
+    r"""HAPG with the gradient step of Adam, for min f(A) + penalty(A), with exact zeros.
 
-        p_t = prox(A_{t-1} - eta m_hat, eta),   A_t = p_t + u_t (p_t - p_{t-1}),   eta_i = lr / (sqrt(v_hat_i) + eps)
+    .. math::
 
-    The parameters are the search point A; `prox_point` gives p, which is exactly sparse. A penalty's `metric=None` means
-    "median" here, the published rule; with "exact" the method rests exactly at the stationary points of f + penalty.
+        p_t = \mathrm{prox}(A_{t-1} - \eta_t \hat m_t, \; \eta_t), \qquad
+        A_t = p_t + u_t (p_t - p_{t-1}), \qquad
+        \eta_{t,i} = \frac{\eta}{\sqrt{\hat v_{t,i}} + \epsilon}
+
+    with :math:`\eta` = ``learning_rate``, the bias-corrected moments :math:`\hat m, \hat v` of Adam and :math:`u_t` as in
+    ``hapg``. The parameters are the search point A; ``prox_point`` returns p, which is exactly sparse. A penalty with
+    ``metric=None`` uses the "median" metric here, the published rule; with "exact" the fixed points are exactly the stationary
+    points of f + penalty.
 
     Args:
       learning_rate: a number >= 0 or a schedule.
-      b1: decay of the first moment, in [0, 1). The extrapolation is momentum already: b1 above 0.8 with uncapped extrapolation
-        warns, it may diverge.
+      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``.
+      b1: decay of the first moment, in [0, 1). The extrapolation already acts as momentum: b1 above 0.8 with uncapped
+        extrapolation may diverge, and a warning is issued.
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the second moment, >= 0.
-      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", which has
-        u_1 = -1/2 as well. Without a cap minibatch noise accumulates without bound, at any lr. Pass "nesterov" to reproduce the
-        paper, or where gradients are exact and the problem is ill-conditioned.SHARED
+      extrapolation: the cap, a number in [0, 1]; or "nesterov", the rule of the paper without a cap; or "as_printed", in which
+        also u_1 = -1/2. Without a cap minibatch noise accumulates without bound, at any learning rate. Use "nesterov" to
+        reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
+      strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
+        span them.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
+      parameters.
+
+    Raises:
+      ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not real floating point.
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 
@@ -182,7 +252,7 @@ def adam_hapg(
     updates.check_extrapolation(extrapolation)
     if _arrays.is_number(b1) and b1 > 0.8 and isinstance(extrapolation, str):
         warnings.warn(
-            f"b1 = {b1} with uncapped extrapolation may diverge, the extrapolation is momentum already: take b1=0.5",
+            f"b1 = {b1} with uncapped extrapolation may diverge, as the extrapolation already acts as momentum: use b1=0.5",
             stacklevel=2,
         )
     options = {"betas": (b1, b2), "eps": eps, "extrapolation": extrapolation}
@@ -194,24 +264,27 @@ def _optimizer(
     step: Callable[..., tuple[Any, Any]],
     state_type: Any,
     kept: tuple[str, ...],
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     penalties: Penalties,
-    options: dict,
+    options: dict[str, Any],
 ) -> optax.GradientTransformationExtraArgs:
-    """`step` of `proxopt.updates` over the leaves of a tree; of its state the fields in `kept` are stored."""
+    """Apply ``step`` of ``proxopt.updates`` to the leaves of a tree, storing the fields ``kept`` of its state."""
     if not callable(learning_rate):
         _checks.in_range("learning_rate", learning_rate)
     adam = "square" in kept
+    # fields that are not stored hold None: the state of prox_sgd without tau needs no copy of the parameters
     state_of = partial(state_type, **dict.fromkeys(set(state_type._fields) - {*kept, "count"}))
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         _check_dtypes(params, real=adam)
         penalties.check(params, lambda problem, x: step(x, x, None, problem.penalty, lr=1.0, **options))
         arrays = jax.tree.map(jnp.asarray, params)
         fields = {f: jax.tree.map(updates.start if f == "point" else updates.zeros, arrays) for f in kept}
         return state_of(**fields, count=jnp.zeros((), jnp.int32))
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        grads: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
         del extra
         if params is None:
             raise ValueError(NO_PARAMS)
@@ -219,7 +292,7 @@ def _optimizer(
         xs = [jnp.asarray(x) for x in jax.tree.leaves(params)]
         gs = [None if g is None else jnp.asarray(g) for g in treedef.flatten_up_to(grads)]
         fields = {f: treedef.flatten_up_to(getattr(state, f)) for f in kept}
-        deltas: list = [None] * len(xs)
+        deltas: list[Any] = [None] * len(xs)
         count = optax.safe_increment(state.count)
         lr = at(learning_rate, state.count)
         for problem in penalties.problems(params, state.count):
@@ -228,7 +301,7 @@ def _optimizer(
             x, g = problem.take(xs), problem.take(gs)
             old = {f: problem.take(fields[f]) for f in kept}
 
-            def one(x: Any, g: Any, old: dict, penalty: Any = problem.penalty) -> tuple[Any, dict]:
+            def one(x: Any, g: Any, old: dict[str, Any], penalty: Any = problem.penalty) -> tuple[Any, dict[str, Any]]:
                 before = state_of(**old, count=like_state(count - 1, x))
                 new, after = step(x, g, before, penalty, lr=like_state(lr, x), **options)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
@@ -243,34 +316,18 @@ def _optimizer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_dtypes(params: Any, *, real: bool) -> None:
+def _check_dtypes(params: optax.Params, *, real: bool) -> None:
     for name, leaf in zip(paths(params), jax.tree.leaves(params)):
         x = jnp.asarray(leaf)
         if not _arrays.is_floating(x):
-            raise TypeError(f"params leaf {name!r} must be floating point, got {x.dtype}: hide it with optax.masked")
+            raise TypeError(f"params leaf {name!r} must be floating point, got {x.dtype}: exclude it with optax.masked")
         if real and _arrays.is_complex(x):
-            raise TypeError(f"params leaf {name!r} must be real for Adam's moments, got {x.dtype}: take hapg or prox_sgd")
+            raise TypeError(f"params leaf {name!r} must be real for the moments of Adam, got {x.dtype}: use hapg or prox_sgd")
 
 
-def _check_adam(b1: Any, b2: Any, eps: Any) -> None:
+def _check_adam(b1: float | jax.Array, b2: float | jax.Array, eps: float | jax.Array) -> None:
     for name, beta in (("b1", b1), ("b2", b2)):
         _checks.in_range(name, beta, 0, 1)
         if _arrays.is_number(beta) and beta == 1:
             raise ValueError(f"{name} must lie in [0, 1), got {beta}")
     _checks.in_range("eps", eps)
-
-
-_SHARED = """
-      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see `proxopt_jax.trees`.
-      strength: a number or a schedule that replaces the strength of every penalty.
-      joint: leaves that share one penalty object are one problem: `Groups.whole()` and labels then span leaves.
-
-    Returns:
-      An `optax.GradientTransformationExtraArgs`, whose `update` needs `params`. States are float32 for half-precision parameters.
-
-    Raises:
-      ValueError: an argument out of its domain; at `init`, groups that do not fit a leaf and patterns that decide none.
-      TypeError: a penalty that is none; at `init`, a leaf that is not floating point."""
-
-for _f in (prox_sgd, hapg, prox_adam, adam_hapg):
-    _f.__doc__ = (_f.__doc__ or "").replace("SHARED", _SHARED)

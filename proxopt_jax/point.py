@@ -1,4 +1,4 @@
-"""The exactly sparse parameters behind a state."""
+"""The exactly sparse parameters that belong to the state of an optimizer."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from proxopt.updates import AdamHAPGState, HAPGState, ProxAdamState, ProxSGDState
 from proxopt_jax.proximal import ProximalState
-from proxopt_jax.trees import paths
+from proxopt_jax.trees import PyTree, paths
 
 STATES = (AdamHAPGState, HAPGState, ProxAdamState, ProxSGDState, ProximalState)
 
 
-def prox_point(state: Any, params: Any) -> Any:
-    """The parameters at the prox point, exactly sparse: what to evaluate, report, save and prune.
+def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
+    """The parameters at the prox point, exactly sparse: evaluate, report, save and prune these.
 
-    For `hapg`, `adam_hapg` and `prox_sgd` with tau it is the last output of the prox, p_t or w_hat, which the state holds. For
-    all others the parameters are that already. Leaves that a mask hides from the optimizer stay as they are.
+    For ``hapg``, ``adam_hapg`` and ``prox_sgd`` with ``tau`` it is the last output of the prox, p_t or w_hat, which the state
+    holds. For all other transformations the parameters themselves are that point. Leaves that a mask excludes are returned as
+    they are.
 
     Args:
-      state: the optimizer's state, also inside `optax.chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`,
-        `apply_if_finite` and other wrappers.
+      state: the state of the optimizer, also inside ``optax.chain``, ``masked``, ``partition``, ``inject_hyperparams``,
+        ``MultiSteps``, ``apply_if_finite`` and other wrappers.
       params: the present parameters.
 
     Returns:
-      A tree like `params`, in their dtypes.
+      A tree like ``params``, in their dtypes.
 
     Raises:
-      ValueError: there is no transformation of proxopt_jax in the state, or it belongs to other parameters.
+      ValueError: the state contains no state of a transformation of proxopt_jax, or belongs to other parameters.
 
     Source: SparseNAS, Eq. 6-8 (p_t); GSparsity, Eq. 1 (w_hat).
 
@@ -44,18 +46,18 @@ def prox_point(state: Any, params: Any) -> Any:
     >>> prox_point(state, w).round(3)
     Array([0.537, 0.   ], dtype=float32)
     """
-    found = [s for s in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(s)]
+    found = [s for s in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(s)]
     if not found:
         raise ValueError(f"state must hold the state of a proxopt_jax transformation, got {jax.tree.structure(state)}")
     for s in found:
         point = getattr(s, "point", None)
         if point is not None:
-            params = _laid_over(point, params)
+            params = _overlay(point, params)
     return params
 
 
-def _laid_over(point: Any, params: Any) -> Any:
-    """`point` where it has leaves, else `params`; by path, since wrappers may hold the point in containers of their own."""
+def _overlay(point: PyTree, params: PyTree) -> PyTree:
+    """Replace the leaves of ``params`` that ``point`` has too, by path: wrappers may hold the point in other containers."""
     leaves, treedef = jax.tree.flatten(params)
     here = dict(zip(paths(params), leaves))
     there = dict(zip(paths(point), jax.tree.leaves(point)))
@@ -63,12 +65,9 @@ def _laid_over(point: Any, params: Any) -> Any:
         if path not in here or jnp.shape(p) != jnp.shape(here[path]):
             found = f"shape {jnp.shape(here[path])}" if path in here else "no such leaf"
             raise ValueError(f"params must be like those of the state, with {path!r} of shape {jnp.shape(p)}, got {found}")
-    return jax.tree.unflatten(treedef, [_like(there.get(path, x), x) for path, x in here.items()])
+    merged = [jnp.asarray(there.get(path, x)).astype(jnp.asarray(x).dtype) for path, x in here.items()]
+    return jax.tree.unflatten(treedef, merged)
 
 
-def _like(p: Any, x: Any) -> jax.Array:
-    return jnp.asarray(p).astype(jnp.asarray(x).dtype)
-
-
-def _is_ours(node: Any) -> bool:
+def _is_state(node: Any) -> bool:
     return isinstance(node, STATES)

@@ -1,4 +1,6 @@
-"""A prox behind any optax optimizer."""
+"""A prox after any optax optimizer."""
+
+# no deferred annotations in this module: tools for optax compare them with optax.ScalarOrSchedule
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +17,15 @@ from proxopt_jax.trees import Penalties, Problem, paths
 
 
 class ProximalState(NamedTuple):
-    """inner_state: of the optimizer in front of the prox. count: steps taken."""
+    """State of ``proximal``.
 
-    inner_state: Any
-    count: Any
+    Attributes:
+      inner_state: the state of the optimizer before the prox.
+      count: the number of steps taken, a 0-dimensional integer array.
+    """
+
+    inner_state: optax.OptState
+    count: Any  # an array; the name is also a method of tuples, of another type
 
 
 def proximal(
@@ -26,44 +33,58 @@ def proximal(
     penalty: Any = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    strength: Any = None,
+    strength: optax.ScalarOrSchedule | None = None,
     joint: bool = False,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer, then the prox of a penalty: its update u of x becomes one that lands on the prox.
+    r"""Any optax optimizer followed by the prox of a penalty.
 
-        x + u'  =  prox(x + u, eta)  =  argmin_z penalty(z) + sum((z - x - u)^2 / (2 eta))
+    The update u of ``inner`` is replaced by u', with which ``optax.apply_updates`` yields the prox:
 
-    Where the inner state holds Adam's moments (`optax.ScaleByAdamState`, as in `optax.adam` and `optax.adamw`) eta is Adam's own
-    step, one for each entry, and `proximal(optax.adam(lr), penalty)` takes the steps of `prox_adam(lr, penalty)`:
+    .. math::
 
-        eta_i = learning_rate / (sqrt(nu_i / (1 - b2^t)) + eps)
+        x + u' = \mathrm{prox}(x + u, \eta)
+               = \mathrm{argmin}_z \; \mathrm{penalty}(z) + \sum_i \frac{(z_i - x_i - u_i)^2}{2 \eta_i}
 
-    Behind every other optimizer eta is `learning_rate` itself. Behind `optax.sgd(lr, momentum=m)` pass lr / (1 - m), the step
-    that momentum takes in the long run: with lr it converges as if the strength were (1 - m) times as large. Without `inner`,
-    `proximal(penalty, learning_rate=...)` is a last link for `optax.chain`, like `sgl`, for any penalty; it sees no moments.
-    Nothing may scale the update after the prox.
+    If the inner state holds the moments of Adam (``optax.ScaleByAdamState``, as in ``optax.adam`` and ``optax.adamw``),
+    :math:`\eta` is Adam's own step, one for each entry, and ``proximal(optax.adam(lr), penalty)`` takes the steps of
+    ``prox_adam(lr, penalty)``:
+
+    .. math::
+
+        \eta_i = \frac{\mathrm{lr}}{\sqrt{\nu_i / (1 - b_2^t)} + \epsilon}
+
+    For every other optimizer :math:`\eta` = ``learning_rate``. With ``optax.sgd(lr, momentum=m)`` pass ``lr / (1 - m)``, the
+    effective step of momentum: with ``lr`` it converges as if the strength were (1 - m) times as large. Without ``inner``,
+    ``proximal(penalty, learning_rate=...)`` is the last link of an ``optax.chain``, like ``sgl``, for any penalty; it has no
+    access to moments. No transformation may scale the update after the prox.
 
     Args:
-      inner: an optax optimizer. Accumulate outside, `MultiSteps(proximal(...))`, not inside: the prox acts in every call.
-      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see `proxopt_jax.trees`. Its
-        `metric=None` means "exact".
-      learning_rate: that of `inner`: a number >= 0 or a schedule. None reads it from the state of `optax.inject_hyperparams` (and
-        follows later edits there). Where there is none either, but Adam's moments are, it is measured: the number that
-        explains Adam's update best, <-u, d> / <d, d> with d = mu_hat / (sqrt(nu_hat) + eps) and decay left out.
-      strength: a number or a schedule that replaces the strength of every penalty.
-      joint: leaves that share one penalty object are one problem: `Groups.whole()` and labels then span leaves.
-      b1, b2, eps: those of `inner`, which its state does not hold; read from `optax.inject_hyperparams` where that is used.
+      inner: an optax optimizer. To accumulate gradients, wrap the result, ``MultiSteps(proximal(...))``, not ``inner``: the
+        prox is applied at every call.
+      penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``. Its
+        ``metric=None`` means "exact".
+      learning_rate: that of ``inner``: a number >= 0 or a schedule. None reads it from the state of
+        ``optax.inject_hyperparams`` (and follows later changes there). If that is not used but Adam's moments are present, it
+        is estimated by least squares from Adam's update: <-u, d> / <d, d> with d = mu_hat / (sqrt(nu_hat) + eps), without
+        weight decay.
+      strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
+        span them.
+      b1: decay of the first moment of ``inner``, which its state does not hold; read from ``optax.inject_hyperparams`` if that
+        is used.
+      b2: decay of the second moment of ``inner``; likewise.
+      eps: added to the root of the second moment in ``inner``; likewise.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`, whose `update` needs `params`.
+      An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``.
 
     Raises:
-      ValueError: an argument out of its domain; at `init`, a learning rate that nothing tells, groups that do not fit a leaf, and
-        patterns that decide none.
-      TypeError: a penalty that is none; at `init`, a leaf with a penalty that is not floating point.
+      ValueError: an argument is out of its domain; at ``init``, the learning rate cannot be determined, groups do not fit a
+        leaf, or a pattern decides no leaf.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point.
 
     Source: Parikh and Boyd, "Proximal algorithms", 2014, section 4.2; Yun, Lozano, Yang, "Adaptive proximal gradient methods for
     structured neural networks", 2021 (the prox in Adam's metric).
@@ -79,7 +100,8 @@ def proximal(
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         if penalty is not None or learning_rate is None:
             raise TypeError(
-                "proximal without an inner optimizer takes a penalty and a keyword: proximal(penalty, learning_rate=...)"
+                "proximal without an inner optimizer takes a penalty and the keyword learning_rate: "
+                "proximal(penalty, learning_rate=...)"
             )
         inner, penalty = optax.identity(), inner
     if learning_rate is not None and not callable(learning_rate):
@@ -88,37 +110,39 @@ def proximal(
     penalties = Penalties(penalty, strength, joint)
     adam = metric.Adam(b1, b2, eps)
 
-    def steps(rate: Any, params: Any, state: Any, plain_update: Callable[[], Any]) -> list:
-        """Per leaf: a number, an array of steps, or None where nothing tells."""
+    def steps(rate: Any, params: optax.Params, state: optax.OptState, plain_update: Callable[[], optax.Updates]) -> list[Any]:
+        """For each leaf a number or an array of steps, or None if the learning rate cannot be determined."""
         rate = metric.injected_rate(state) if rate is None else rate
         return adam.steps(rate, params, state, plain_update)
 
-    def init(params: Any) -> ProximalState:
+    def init(params: optax.Params) -> ProximalState:
         inner_state = inner.init(params)
         count = jnp.zeros((), jnp.int32)
-        known = steps(at(learning_rate, count), params, inner_state, lambda: optax.tree.zeros_like(params))
+        found = steps(at(learning_rate, count), params, inner_state, lambda: jax.tree.map(jnp.zeros_like, params))
         names = paths(params)
         for problem in penalties.problems(params, count):
             for i in problem.where:
-                if problem.penalty is not None and known[i] is None:
+                if problem.penalty is not None and found[i] is None:
                     raise ValueError(
                         f"learning_rate must be given for the penalty on params leaf {names[i]!r}: the state of the inner "
-                        "optimizer holds neither it nor Adam's moments. Pass learning_rate=, or use optax.inject_hyperparams"
+                        "optimizer holds neither it nor the moments of Adam. Pass learning_rate=, or use optax.inject_hyperparams"
                     )
 
         def attempt(problem: Problem, x: Any) -> Any:
-            return exact(problem.penalty).prox(x, jax.tree.map(lambda eta: jnp.ones(jnp.shape(eta)), problem.take(known)))
+            return exact(problem.penalty).prox(x, jax.tree.map(lambda eta: jnp.ones(jnp.shape(eta)), problem.take(found)))
 
         penalties.check(params, attempt)
         return ProximalState(inner_state, count)
 
-    def update(updates: Any, state: ProximalState, params: Any = None, **extra: Any) -> tuple[Any, ProximalState]:
+    def update(
+        updates: optax.Updates, state: ProximalState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, ProximalState]:
         if params is None:
             raise ValueError(NO_PARAMS)
         moved, inner_state = inner.update(updates, state.inner_state, params, **extra)
 
-        def plain_update() -> Any:  # without decay, which acts on the parameters
-            return inner.update(updates, state.inner_state, optax.tree.zeros_like(params), **extra)[0]
+        def plain_update() -> optax.Updates:  # at parameters 0, where weight decay adds nothing
+            return inner.update(updates, state.inner_state, jax.tree.map(jnp.zeros_like, params), **extra)[0]
 
         etas = steps(at(learning_rate, state.count), params, inner_state, plain_update)
         treedef: Any = jax.tree.structure(params)
@@ -137,5 +161,5 @@ def proximal(
 
 
 def exact(penalty: Any) -> Any:
-    """The penalty in the exact metric, unless it says otherwise."""
+    """The penalty with the exact metric, unless it specifies another."""
     return declared.with_metric(penalty, "exact")

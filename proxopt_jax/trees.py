@@ -1,13 +1,15 @@
-"""Which leaves of a pytree a penalty sees: path patterns, trees of penalties, labels that span leaves.
+"""Which leaves of a pytree a penalty applies to: path patterns, trees of penalties, labels that span leaves.
 
-`penalty` may be
-  - one penalty: every leaf has it;
-  - a list of (path pattern, penalty): the first pattern that fits a leaf's path decides, leaves that none fits have no
-    penalty. A path is the keys joined by "/", as in `layers/0/kernel`; a pattern is a shell glob over all of it, in which
-    `*` also crosses "/", as in `*/kernel` or `fc[12]/*`;
-  - a tree of penalties and None with the structure of the parameters, or a prefix of it;
-  - None: nothing has a penalty.
-An object from elsewhere with `value(x)` and `prox(x, step)` is a penalty too, if JAX can trace its prox.
+The argument ``penalty`` of the transformations may be
+
+- one penalty: it applies to every leaf;
+- a list of (path pattern, penalty): the first pattern that matches the path of a leaf decides; leaves that none matches have no
+  penalty. A path is the keys joined by "/", as in ``layers/0/kernel``; a pattern is a shell glob for the whole path, in which
+  ``*`` also matches "/", as in ``*/kernel`` or ``fc[12]/*``;
+- a tree of penalties and None with the structure of the parameters, or a prefix of it;
+- None: no leaf has a penalty.
+
+Any object with ``value(x)`` and ``prox(x, step)`` is a penalty, if JAX can trace its prox.
 """
 
 from __future__ import annotations
@@ -25,33 +27,35 @@ import numpy as np
 from proxopt import Groups, _arrays, _checks
 from proxopt_jax.steps import at
 
+PyTree = Any  # nested dicts, lists, tuples, dataclasses, ... registered with JAX
+
 
 @dataclass(frozen=True)
 class Problem:
-    """The leaves that a penalty (None: no penalty) sees together: one leaf alone, or several when joint."""
+    """A penalty (None: no penalty) and the numbers of the leaves to which it applies at once: one leaf, or several if joint."""
 
     penalty: Any
     where: tuple[int, ...]
     joint: bool
 
     def take(self, leaves: Sequence[Any]) -> Any:
-        """Its part of `leaves`: an array, or a list of arrays when joint."""
+        """Select its entries of ``leaves``: an array, or a list of arrays if joint."""
         return [leaves[i] for i in self.where] if self.joint else leaves[self.where[0]]
 
-    def put(self, leaves: list, values: Any) -> None:
-        """Write its part into `leaves`."""
+    def put(self, leaves: list[Any], values: Any) -> None:
+        """Write ``values``, in the form that ``take`` returns, to its entries of ``leaves``."""
         for i, value in zip(self.where, values if self.joint else [values]):
             leaves[i] = value
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """What the user said about penalties, and what it means for given parameters.
+    """The penalties of a transformation, as passed by the user, and their application to given parameters.
 
     Args:
-      spec: one of the forms above.
-      strength: a number, a traced array or a schedule that replaces the strength of every penalty; None keeps them.
-      joint: leaves that share one penalty object are one problem, so that groups may span them.
+      spec: one of the forms listed in the docstring of this module.
+      strength: a number, a traced array or a schedule that replaces the strength of every penalty; None leaves them as they are.
+      joint: treat the leaves that share one penalty object as one problem, so that groups may span them.
     """
 
     spec: Any
@@ -71,24 +75,25 @@ class Penalties:
         if self.strength is not None and not callable(self.strength):
             _checks.in_range("strength", self.strength)
 
-    def problems(self, params: Any, count: Any) -> list[Problem]:
-        """Every leaf of `params` in exactly one problem, at the strength of step `count`."""
+    def problems(self, params: PyTree, count: Any) -> list[Problem]:
+        """Assign every leaf of ``params`` to exactly one problem, with the strength of step ``count``."""
         chosen = self._chosen(params)
-        alone = [Problem(self._now(p, count), (i,), False) for i, p in enumerate(chosen) if p is None or not self.joint]
+        single = [Problem(self._at(p, count), (i,), False) for i, p in enumerate(chosen) if p is None or not self.joint]
         shared: dict[int, list[int]] = {}
         for i, p in enumerate(chosen):
-            if p is not None and self.joint:
+            if p is not None and self.joint:  # by identity: equal penalties may be meant for separate problems
                 shared.setdefault(id(p), []).append(i)
-        return alone + [Problem(self._now(chosen[w[0]], count), tuple(w), True) for w in shared.values()]
+        return single + [Problem(self._at(chosen[w[0]], count), tuple(w), True) for w in shared.values()]
 
-    def check(self, params: Any, attempt: Callable[[Problem, Any], Any]) -> None:
-        """Raise, naming the path, where `attempt(problem, x)`, the use that is made of a penalty, does not fit its leaves x.
+    def check(self, params: PyTree, attempt: Callable[[Problem, Any], Any]) -> None:
+        """Raise an error that names the path where ``attempt(problem, x)`` fails for the leaves x of a problem.
 
-        Only shapes are looked at, nothing is computed.
+        ``attempt`` uses the penalty as an update will. It is traced with the shapes and dtypes only; nothing is computed.
         """
         names = paths(params)
         arrays = [jnp.asarray(x) for x in jax.tree.leaves(params)]
-        leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+        shape_of: Any = jax.ShapeDtypeStruct  # without the sharding, which tracing would have to satisfy
+        shapes = [shape_of(a.shape, a.dtype) for a in arrays]
         for problem in self.problems(params, jnp.zeros((), jnp.int32)):
             where = ", ".join(repr(names[i]) for i in problem.where)
             if problem.penalty is None:
@@ -96,19 +101,19 @@ class Penalties:
             for i in problem.where:
                 if not _arrays.is_floating(arrays[i]):
                     raise TypeError(
-                        f"params leaf {names[i]!r} must be floating point to have a penalty, got {leaves[i].dtype}: "
-                        "leave it out with a path pattern, or hide it with optax.masked"
+                        f"params leaf {names[i]!r} must be floating point to have a penalty, got {arrays[i].dtype}: "
+                        "exclude it with a path pattern or with optax.masked"
                     )
             try:
-                jax.eval_shape(partial(attempt, problem), problem.take(leaves))
+                jax.eval_shape(partial(attempt, problem), problem.take(shapes))
             except (ValueError, TypeError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"penalty must fit params leaf {where}: {error}") from error
 
-    def _chosen(self, params: Any) -> list[Any]:
-        """The penalty, or None, of each leaf."""
+    def _chosen(self, params: PyTree) -> list[Any]:
+        """The penalty of each leaf, or None."""
         n = len(jax.tree.leaves(params))
-        if not n:  # everything is masked, or optax looks at the state's structure with a placeholder
+        if not n:  # everything is masked, or optax passes a placeholder to find the structure of the state
             return []
         if self.spec is None or _is_penalty(self.spec):
             return [self.spec] * n
@@ -123,7 +128,7 @@ class Penalties:
                 raise ValueError(f"penalty pattern must decide at least one leaf, got {pattern!r} (pattern {k}); leaves: {known}")
         return [None if k is None else self.spec[k][1] for k in hits]
 
-    def _by_tree(self, params: Any) -> list[Any]:
+    def _by_tree(self, params: PyTree) -> list[Any]:
         penalties, treedef = jax.tree.flatten(self.spec, is_leaf=_is_node)
         structure: Any = treedef
         try:
@@ -135,32 +140,33 @@ class Penalties:
             ) from error
         return [p for p, subtree in zip(penalties, subtrees) for _ in jax.tree.leaves(subtree)]
 
-    def _now(self, penalty: Any, count: Any) -> Any:
+    def _at(self, penalty: Any, count: Any) -> Any:
         if penalty is None or self.strength is None:
             return penalty
         return penalty.with_strength(at(self.strength, count))
 
 
-def paths(params: Any) -> list[str]:
-    """The path of each leaf: its keys joined by "/"; "" where `params` is one array."""
+def paths(params: PyTree) -> list[str]:
+    """The path of each leaf: its keys joined by "/"; "" if ``params`` is one array."""
     return ["/".join(map(_key, path)) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
 
-def tree_labels(labels: Any, axis: Any = 0) -> Groups:
-    """Groups over the leaves of a pytree: slices with equal labels, in whichever leaf, are one group.
+def tree_labels(labels: PyTree, axis: PyTree = 0) -> Groups:
+    """Groups that span the leaves of a pytree: slices with equal labels, in whichever leaf, form one group.
 
-    For a penalty with `joint=True`, whose leaves then become zero together: a neuron's weights, bias and outgoing weights.
+    They are for a penalty with ``joint=True``, under which a neuron's bias, incoming and outgoing weights become zero together.
 
     Args:
-      labels: a tree like the parameters that the penalty sees. At each leaf ints or strings, one per slice along `axis`: a
-        list, a range or a NumPy array.
-      axis: the labelled axis, or a tree of axes like `labels`.
+      labels: a tree like the parameters to which the penalty applies. Each leaf holds ints or strings, one per slice along
+        ``axis``: a list, a range or a NumPy array.
+      axis: the labelled axis, or a tree of axes with the structure of ``labels``.
 
     Returns:
-      `Groups.labels` with the leaves in the order of `jax.tree.leaves`.
+      ``Groups.labels`` with the leaves in the order of ``jax.tree.leaves``.
 
     Raises:
-      ValueError: `axis` is a tree of another structure, or there is no leaf.
+      ValueError: ``axis`` is a tree of another structure, or there is no leaf.
+      TypeError: a leaf of ``labels`` does not hold ints or strings.
 
     >>> import jax.numpy as jnp, optax, proxopt_jax
     >>> from proxopt import GroupL2
@@ -201,7 +207,7 @@ def _is_node(p: Any) -> bool:
 
 
 def _is_rules(spec: Any) -> bool:
-    """Whether it is a list of (path pattern, penalty)."""
+    """Whether ``spec`` is a list of (path pattern, penalty)."""
     if not isinstance(spec, (list, tuple)) or not spec:
         return False
     return all(isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str) for rule in spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,22 @@ class Library:
         return np.asarray(x.detach() if hasattr(x, "detach") else x)
 
 
+def jax_precision(double: bool = True) -> AbstractContextManager[Any]:
+    """JAX with 64-bit numbers, or without: `jax.enable_x64`, which was `jax.experimental.enable_x64` before JAX 0.8."""
+    import jax
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(double)
+    from jax import experimental
+
+    return experimental.enable_x64(double)
+
+
 def open_library(name: str) -> Iterator[Library]:
     module = pytest.importorskip(name)
     if name == "torch":
         asarray = lambda a: module.from_numpy(np.array(a))
     else:
         asarray = module.numpy.asarray if name == "jax" else module.asarray
-    with module.enable_x64(True) if name == "jax" else nullcontext():
+    with jax_precision() if name == "jax" else nullcontext():
         yield Library(name, asarray)

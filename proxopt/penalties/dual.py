@@ -182,7 +182,7 @@ def to_numpy(x: Any) -> np.ndarray:
         x = x.cdouble() if x.is_complex() else x.double()
         try:
             x = x.numpy()
-        except RuntimeError:  # inside torch.func
-            x = x.tolist()
+        except RuntimeError:  # inside torch.func, where torch before 2.10 has no tolist() either
+            x = np.reshape([v.item() for v in x.reshape(-1)], tuple(x.shape))
     x = np.asarray(x)
     return np.asarray(x, dtype=np.complex128 if x.dtype.kind == "c" else np.float64)

@@ -1,4 +1,7 @@
-"""Deterministic solvers with certificates: `ista`, `fista` for a smooth function plus a penalty, `sparse_code` for the lasso."""
+"""Deterministic solvers with optimality certificates.
+
+``ista`` and ``fista`` minimise a smooth function plus a penalty; ``sparse_code`` solves batches of lasso problems.
+"""
 
 from proxopt.solvers.gradient import fista, ista
 from proxopt.solvers.lasso import sparse_code

@@ -1,10 +1,15 @@
-"""Automatic differentiation of solved problems: the optimal value has a gradient here, the minimiser has none.
+r"""Automatic differentiation of solved problems: the optimal value has a derivative here, the minimiser has none.
 
-    F(theta) = min_x P(x, theta),    dF/dtheta = the partial derivative of P in theta at a minimiser x    (envelope theorem)
+By the envelope theorem, with a minimiser :math:`x^*(\theta)` of :math:`P(\cdot, \theta)`,
 
-The minimiser is held constant in F. Its own derivative is not implemented: where it is asked for, the transformation raises
-`NotImplementedError` instead of returning zeros, in reverse mode only when a cotangent arrives at x, in forward mode when x is
-read. Second derivatives of F contain the derivative of x, and raise too.
+.. math::
+
+    F(\theta) = \min_x P(x, \theta), \qquad
+    \frac{d F}{d \theta} = \frac{\partial P}{\partial \theta}(x^*, \theta)
+
+so that the minimiser is a constant in the derivative of F. Its own derivative is not implemented: differentiating through it
+raises ``NotImplementedError`` instead of returning zeros, in reverse mode when a cotangent reaches x, in forward mode when x is
+read. Second derivatives of F contain the derivative of x, and raise the error too.
 
 Sources: Danskin, "The theory of max-min, with applications", 1966; Milgrom and Segal, "Envelope theorems for arbitrary choice
 sets", 2002.
@@ -33,7 +38,7 @@ SECOND = (
 
 
 def is_traced(x: Any) -> bool:
-    """Whether JAX knows no value of x yet, or tracks its derivative."""
+    """Whether x is an array that JAX traces: one without a value yet, or one that is being differentiated."""
     if _arrays.is_numpy_array(x) or not is_jax_array(x):
         return False
     import jax
@@ -41,34 +46,34 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def watched(sources: Sequence[Any]) -> bool:
-    """Whether a derivative with respect to one of the arrays may be asked for."""
-    return any(_tracked_by_torch(s) if _arrays.is_torch_array(s) else is_traced(s) for s in sources)
+def is_differentiated(sources: Sequence[Any]) -> bool:
+    """Whether a derivative with respect to one of the arrays may be requested."""
+    return any(_is_tracked_by_torch(s) if _arrays.is_torch_array(s) else is_traced(s) for s in sources)
 
 
-def held_by(penalty: Any) -> list[Array]:
-    """The arrays of torch, and those that JAX traces, among the attributes of a penalty and of the penalties it consists of."""
+def arrays_of(penalty: Any) -> list[Array]:
+    """The torch tensors and traced JAX arrays among the attributes of a penalty and of the penalties it is composed of."""
     found = []
     for value in getattr(penalty, "__dict__", {}).values():
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]:
             if _arrays.is_torch_array(item) or is_traced(item):
                 found.append(item)
             elif hasattr(item, "prox"):
-                found += held_by(item)
+                found += arrays_of(item)
     return found
 
 
 def undifferentiable(x: Array, sources: Sequence[Any]) -> Array:
-    """x as a function of the sources, arrays of its library, whose derivative raises."""
+    """Return x as a function of the sources, arrays of its library, whose derivative raises ``NotImplementedError``."""
     if _arrays.is_torch_array(x):
         return _torch_functions()[0].apply(x, *sources)
     return _jax_point()(x, *sources)
 
 
 def optimal_value(objective: Callable[..., Array], x: Array, sources: Sequence[Array]) -> Array:
-    """objective(x, *sources) at a constant minimiser x, differentiable once with respect to the sources.
+    """Evaluate ``objective(x, *sources)`` at a minimiser x, differentiable once with respect to the sources, with x constant.
 
-    objective must be made of operations that torch.func and JAX differentiate.
+    The objective must consist of operations that torch.func and JAX can differentiate.
     """
     if _arrays.is_torch_array(x):
         return _torch_functions()[1].apply(objective, x, *sources)
@@ -76,14 +81,17 @@ def optimal_value(objective: Callable[..., Array], x: Array, sources: Sequence[A
 
 
 def optimal_value_of(objective: Callable[[Array], Array], x: Array, sources: Sequence[Any]) -> Array:
-    """objective(x) at a constant minimiser x, differentiable once with respect to all arrays that `objective` closes over.
+    """Evaluate objective(x) at a minimiser x, differentiable once with respect to all arrays that ``objective`` closes over.
 
-    sources: arrays among them by which JAX shows whether it traces.
+    Args:
+      objective: a function of x.
+      x: the minimiser, a constant.
+      sources: those of the arrays that are known; they show whether JAX is tracing.
     """
     if _arrays.is_torch_array(x):
         with _once_in_torch():
             return objective(_arrays.detach(x))
-    if is_jax_array(x) and watched([x, *sources]):
+    if is_jax_array(x) and is_differentiated([x, *sources]):
         import jax
 
         explicit, closed_over = jax.closure_convert(objective, x)
@@ -94,13 +102,14 @@ def optimal_value_of(objective: Callable[[Array], Array], x: Array, sources: Seq
 # -- torch ------------------------------------------------------------------------------------
 
 
-def _tracked_by_torch(x: Any) -> bool:
+def _is_tracked_by_torch(x: Any) -> bool:
     import torch
     from torch.autograd import forward_ad
 
+    dual: Any = forward_ad  # torch gives no types
     if not (x.is_floating_point() or x.is_complex()):
         return False
-    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None
+    return (x.requires_grad and torch.is_grad_enabled()) or dual.unpack_dual(x).tangent is not None
 
 
 @functools.cache
@@ -116,7 +125,7 @@ def _torch_functions() -> tuple[Any, Any]:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            """Nothing to remember: there is no derivative."""
+            """Save nothing: there is no derivative."""
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Any) -> Any:
@@ -125,6 +134,8 @@ def _torch_functions() -> tuple[Any, Any]:
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
             raise NotImplementedError(REFUSAL)
+
+    point: Any = Point  # torch gives no types
 
     class Value(torch.autograd.Function):
         generate_vmap_rule = True
@@ -142,30 +153,32 @@ def _torch_functions() -> tuple[Any, Any]:
         @staticmethod
         def backward(ctx: Any, cotangent: Any) -> Any:
             x, *sources = ctx.saved_tensors
-            x = Point.apply(x, *sources)  # the second derivative would go through here
-            pull = torch.func.vjp(lambda *s: ctx.objective(x, *s), *sources)[1]
-            return None, None, *pull(cotangent)
+            x = point.apply(x, *sources)  # the second derivative contains that of x, which raises
+            vjp = torch.func.vjp(lambda *s: ctx.objective(x, *s), *sources)[1]
+            return None, None, *vjp(cotangent)
 
         @staticmethod
         def jvp(ctx: Any, _: Any, dx: Any, *tangents: Any) -> Any:
             x, *sources = ctx.saved_tensors
-            moved = tuple(torch.zeros_like(s) if t is None else t for s, t in zip(sources, tangents))
-            back = torch.func.vjp(lambda *s: ctx.objective(x, *s), *sources)
-            push = torch.func.vjp(back[1], torch.zeros_like(back[0]))[1]  # torch cannot nest forward mode
-            return push(moved)[0]
+            directions = tuple(torch.zeros_like(s) if t is None else t for s, t in zip(sources, tangents))
+            # torch cannot nest forward mode: J t is obtained from two transpositions, as (J^T)^T t
+            evaluated = torch.func.vjp(lambda *s: ctx.objective(x, *s), *sources)
+            value, vjp = evaluated[0], evaluated[1]
+            jvp = torch.func.vjp(vjp, torch.zeros_like(value))[1]
+            return jvp(directions)[0]
 
     return Point, Value
 
 
 @contextlib.contextmanager
 def _once_in_torch() -> Iterator[None]:
-    """What is computed inside can be differentiated once; inside torch.func, which takes no hooks, that is not enforced."""
+    """Let what is computed inside be differentiated only once; not enforced inside torch.func, which has no such hooks."""
     import torch
 
     computed = False
 
     def unpack(saved: Any) -> Any:
-        if computed and torch.is_grad_enabled():  # this backward pass builds a graph of itself
+        if computed and torch.is_grad_enabled():  # this backward pass is itself being recorded
             raise NotImplementedError(SECOND)
         return saved
 
@@ -189,7 +202,7 @@ def _jax_value(objective: Callable[..., Array], x: Array, sources: Sequence[Arra
     @value.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         x, *sources = primals
-        x = undifferentiable(x, sources)  # the second derivative would go through here
+        x = undifferentiable(x, sources)  # the second derivative contains that of x, which raises
         return jax.jvp(lambda *s: objective(x, *s), tuple(sources), tuple(tangents[1:]))
 
     return value(_arrays.detach(x), *sources)
@@ -197,15 +210,18 @@ def _jax_value(objective: Callable[..., Array], x: Array, sources: Sequence[Arra
 
 @functools.cache
 def _jax_point() -> Callable[..., Array]:
-    """The identity in its first argument as a primitive, whose tangent is a primitive that can only be dropped.
+    """The identity in its first argument, as a JAX primitive whose tangent is a primitive that raises when it is evaluated.
 
-    A rule of `jax.custom_jvp` would raise for every derivative of a function that computes x, also where x goes unused.
+    JAX removes the tangent if nothing depends on it. A rule of ``jax.custom_jvp`` would raise for every derivative of a
+    function that computes x, even if the result does not depend on x.
     """
     from jax.core import ShapedArray
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 
-    point, tangent = Primitive("proxopt_solution"), Primitive("proxopt_derivative_of_solution")
+    # Any: JAX gives no types for primitives
+    point: Any = Primitive("proxopt_solution")
+    tangent: Any = Primitive("proxopt_derivative_of_solution")
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise NotImplementedError(REFUSAL)
@@ -238,4 +254,5 @@ def _jax_point() -> Callable[..., Array]:
     ad.primitive_jvps[tangent] = jvp_of_tangent
     ad.primitive_transposes[tangent] = transpose
     batching.primitive_batchers[tangent] = batch_tangent
-    return point.bind
+    bind: Callable[..., Array] = point.bind
+    return bind

@@ -1,48 +1,57 @@
-"""Proximal gradient methods for min_x f(x) + penalty(x): ISTA and FISTA, deterministic and certified.
+"""Proximal gradient methods for min f(x) + penalty(x): ISTA and FISTA, deterministic and with a certificate.
 
-One problem, or a batch of them in which each has its own step length, its own restarts and its own end.
+They solve one problem, or a batch in which each problem has its own step length, restarts and end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from array_api_compat import is_jax_array
 
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_while
-from proxopt.solvers.derivatives import held_by, optimal_value_of
+from proxopt.penalties import ProxOperator
+from proxopt.solvers.derivatives import arrays_of, optimal_value_of
 from proxopt.solvers.least_squares import LeastSquares, check_finite
-from proxopt.solvers.result import report
+from proxopt.solvers.result import OptimizeResult, report
 
-if TYPE_CHECKING:
-    from scipy.optimize import OptimizeResult
-
-CHECK_EVERY = 10  # iterations between two looks at the certificate
-HALVINGS = 60  # of the step, in one iteration
+CHECK_EVERY = 10  # iterations between two evaluations of the certificate
+MAX_HALVINGS = 60  # of the step, in one iteration
 
 
 class State(NamedTuple):
-    """x: prox point; change: from the one before; t: momentum, 0 for none; step; loose: the step may grow; reached: the
-    certificate; over: it is reached, or no finite point or step length was found; nit; count: iterations of the loop."""
+    """State of the iteration, with one row or number for each problem.
+
+    Attributes:
+      x: the prox point.
+      change: x minus the previous prox point.
+      t: the momentum parameter t_k; 0 for no momentum.
+      step: the step length.
+      may_grow: whether twice the step would have satisfied the bound too.
+      reached: the certificate.
+      done: whether the certificate is within its tolerance, or no finite point or step length was found.
+      nit: the number of iterations of the problem.
+      count: the number of iterations of the loop.
+    """
 
     x: Array
     change: Array
     t: Array
     step: Array
-    loose: Array
+    may_grow: Array
     reached: Array
-    over: Array
+    done: Array
     nit: Array
     count: Any
 
 
 def fista(
     f: Callable[[Array], tuple[Array, Array]],
-    penalty: Any,
+    penalty: ProxOperator,
     x0: Array,
     *,
     step: float | None = None,
@@ -50,55 +59,72 @@ def fista(
     max_iter: int = 10_000,
     restart: bool = True,
 ) -> OptimizeResult:
-    """min_x f(x) + penalty(x) by accelerated proximal gradient steps.
+    r"""Minimise f(x) + penalty(x) by accelerated proximal gradient steps (FISTA).
 
-        y_k = x_{k-1} + (t_{k-1} - 1) / t_k (x_{k-1} - x_{k-2}),    x_k = prox(y_k - step_k grad f(y_k), step_k)
-        t_k = (1 + sqrt(1 + 4 (step_{k-1} / step_k) t_{k-1}^2)) / 2,    t_1 = 1
+    .. math::
+
+        y_k &= x_{k-1} + \frac{t_{k-1} - 1}{t_k} (x_{k-1} - x_{k-2}) \\
+        x_k &= \mathrm{prox}(y_k - s_k \nabla f(y_k), \; s_k) \\
+        t_k &= \tfrac{1}{2} \Big(1 + \sqrt{1 + 4 (s_{k-1} / s_k) \, t_{k-1}^2}\Big), \qquad t_1 = 1
+
+    with the step length :math:`s_k`.
 
     Args:
-      f: x -> (f(x), gradient). A scalar value means one problem; values of shape (B, ...) a batch, the leading axes of x
-        being those of the values. `LeastSquares(A, b)` is one.
-      penalty: any object with `value(x)` and `prox(x, step)`. In a batch it applies to each problem alone; `L1` and `ElasticNet`
-        may hold a strength for each, shaped to broadcast against x.
-      x0: where to start, a floating-point array of NumPy, torch or JAX.
-      step: None takes 1 / f.lipschitz() where f has that. Else the step is searched for from 1, for each problem: halved until
-        f(x) <= f(y) + <grad f(y), x - y> + ||x - y||^2 / (2 step), and doubled after an iteration in which
-        <grad f(x) - grad f(y), x - y> <= ||x - y||^2 / (2 step), so that twice the step would have done; where rounding hides
-        the first, <grad f(x) - grad f(y), x - y> <= ||x - y||^2 / step takes its place.
-      tol: of the certificate. None: 1e-6 in double precision, 1e-4 in single.
-      max_iter: the budget; when it ends first, a warning says what was reached.
-      restart: forget the momentum where it points uphill, <y_k - x_k, x_k - x_{k-1}> > 0.
+      f: function from x to (f(x), gradient). A scalar value means one problem; values of shape (B, ...) mean a batch, whose
+        axes are the leading axes of x. ``LeastSquares(A, b)`` is such a function.
+      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; one that
+        acts on entries, such as ``L1``, may have a strength for each problem, in a shape that broadcasts against x.
+      x0: the starting point, a floating-point array of NumPy, torch or JAX.
+      step: the step length. None takes 1 / f.lipschitz() if f has that method, and otherwise a line search, described below.
+      tol: the tolerance of the certificate. None means 1e-6 in double precision, 1e-4 in single precision.
+      max_iter: the iteration budget. If it is exhausted first, a warning reports the certificate that was reached.
+      restart: whether to discard the momentum when it points uphill, <y_k - x_k, x_k - x_{k-1}> > 0.
 
     Returns:
-      A SciPy `OptimizeResult`: x, fun, `gap` or `residual` (the certificate), nit, success, status, message; all but message
-      with one entry for each problem. status is 0 for success, 1 where the budget ended first, 2 where numbers left the range of
-      the dtype: the certificate is NaN then. Under jax.jit nothing is warned of: look at `success`.
-
-      gap: for `LeastSquares` with a convex penalty of proxopt (in a batch `L1` or `ElasticNet`). A bound on the distance of the
-      objective from its minimum, relative to the objective or, where that vanishes, to eps times the objective at 0. See
-      `LeastSquares.gap` for what rounding does to it.
-
-      residual: for all else, ||x - prox(x - s grad f(x), s)|| / (s G) + eps ||x|| / (s G), the length of a prox-gradient step of
-      its own, relative to the length G of grad f(x), and a bound on what rounding hides of it. s = ||x|| / G for penalties that
-      declare `convex = True`, as those of proxopt; for others s is the step of the solver if that is shorter; for all the step of
-      the solver at x = 0. Where nothing is penalised the gradient vanishes at the solution: G is therefore taken to be at least
-      eps^(1/4) times the length of grad f(x0) and, unless `step` is given, eps^(3/8) ||x|| / step.
-
-    Derivatives: `fun` can be differentiated once, with respect to all that f and the penalty depend on, at a constant x (see
-    `proxopt.solvers.derivatives`). Differentiating through x raises NotImplementedError where it is seen that x depends on what
-    is differentiated: the arrays of a `LeastSquares`, tensors that are attributes of the penalty, x0, the gradient that f
-    returns in torch, all that f returns in JAX. What the penalty's methods close over, and what f leaves out of its gradient
-    (`torch.autograd.grad` without create_graph), is not seen; there x is a constant.
+      A SciPy ``OptimizeResult`` with ``x``, ``fun``, ``gap`` or ``residual`` (the certificate), ``nit``, ``success``,
+      ``status`` and ``message``; all but the message have one entry for each problem. The status is 0 for success, 1 if the
+      budget was exhausted, 2 if numbers left the range of the dtype, in which case the certificate is NaN. Under ``jax.jit``
+      there are no warnings: check ``success``.
 
     Raises:
-      TypeError: x0 is not floating point, or of another dtype than the gradient.
-      ValueError: x0 does not fit f or is not finite, f(x0) is not finite, or an argument lies out of its domain. Arrays that JAX
-        traces are not looked into.
+      TypeError: x0 is not floating point, or its dtype is not that of the gradient.
+      ValueError: x0 does not fit f or is not finite, f(x0) is not finite, or an argument is out of its domain. Values that JAX
+        traces cannot be checked.
 
-    Sources: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009; Scheinberg, Goldfarb, Bai, "Fast
-    first-order methods for composite convex optimization with backtracking", 2014 (steps that grow, and t_k for them);
+    **Line search.** From 1, each problem halves its step until
+
+    .. math:: f(x) \le f(y) + \langle \nabla f(y), x - y \rangle + \frac{1}{2 s} \|x - y\|^2
+
+    and doubles it after an iteration with :math:`\langle \nabla f(x) - \nabla f(y), x - y \rangle \le \|x - y\|^2 / (2 s)`, in
+    which twice the step would have been accepted. Where rounding errors dominate the first inequality,
+    :math:`\langle \nabla f(x) - \nabla f(y), x - y \rangle \le \|x - y\|^2 / s` replaces it.
+
+    **Certificates.** ``gap``, for ``LeastSquares`` with a penalty that has a dual (in a batch one that acts on entries, such
+    as ``L1``), is an upper bound on the distance of the objective from its minimum, relative to the objective, or to eps times
+    the objective at 0 if that is larger. ``LeastSquares.gap`` states the effect of rounding.
+
+    ``residual``, for everything else, is the length of a prox-gradient step with a step length s of its own, plus a bound on
+    rounding errors, relative to the gradient:
+
+    .. math:: \frac{\|x - \mathrm{prox}(x - s \nabla f(x), s)\|}{s G} + \frac{\epsilon \|x\|}{s G}, \qquad s = \|x\| / G
+
+    Here :math:`G = \|\nabla f(x)\|`. For penalties that do not declare ``convex = True``, s is at most the step length of the
+    solver; at x = 0 it is that step length. If nothing is penalised, the gradient vanishes at the solution. Therefore G is at
+    least :math:`\epsilon^{1/4}` times the length of the gradient at x0 and, unless ``step`` is given,
+    :math:`\epsilon^{3/8} \|x\|` / step.
+
+    **Derivatives.** ``fun`` can be differentiated once with respect to everything that f and the penalty depend on, with x
+    constant (see ``proxopt.solvers.derivatives``). Differentiating through x raises NotImplementedError if x is seen to depend
+    on what is differentiated: the arrays of a ``LeastSquares``, tensors that are attributes of the penalty, x0, the gradient
+    that f returns in torch, everything that f returns in JAX. Variables that the methods of the penalty close over, and those
+    that the gradient of f does not track (``torch.autograd.grad`` without ``create_graph``), cannot be detected; with respect
+    to them x is a constant.
+
+    Sources: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009, Eq. 4.1-4.3; Scheinberg, Goldfarb,
+    Bai, "Fast first-order methods for composite convex optimization with backtracking", 2014 (growing steps, and t_k for them);
     O'Donoghue and Candès, "Adaptive restart for accelerated gradient schemes", 2015; Hager and Zhang, "A new conjugate gradient
-    method with guaranteed descent and an efficient line search", 2005 (tests by gradients where rounding hides the values).
+    method with guaranteed descent and an efficient line search", 2005 (acceptance by gradients where rounding dominates the
+    values).
 
     >>> import numpy as np
     >>> from proxopt import L1
@@ -112,16 +138,39 @@ def fista(
 
 def ista(
     f: Callable[[Array], tuple[Array, Array]],
-    penalty: Any,
+    penalty: ProxOperator,
     x0: Array,
     *,
     step: float | None = None,
     tol: float | None = None,
     max_iter: int = 10_000,
 ) -> OptimizeResult:
-    """min_x f(x) + penalty(x) by proximal gradient steps, x <- prox(x - step grad f(x), step). All else as in `fista`.
+    r"""Minimise f(x) + penalty(x) by proximal gradient steps (ISTA).
 
-    Sources: Daubechies, Defrise, De Mol, "An iterative thresholding algorithm for linear inverse problems", 2004; ISTA-NAS Eq. 7.
+    .. math:: x_k = \mathrm{prox}(x_{k-1} - s_k \nabla f(x_{k-1}), \; s_k)
+
+    with the step length :math:`s_k`. Line search, certificates and derivatives are those of ``fista``.
+
+    Args:
+      f: function from x to (f(x), gradient). A scalar value means one problem; values of shape (B, ...) mean a batch, whose
+        axes are the leading axes of x. ``LeastSquares(A, b)`` is such a function.
+      penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; one that
+        acts on entries, such as ``L1``, may have a strength for each problem, in a shape that broadcasts against x.
+      x0: the starting point, a floating-point array of NumPy, torch or JAX.
+      step: the step length. None takes 1 / f.lipschitz() if f has that method, and otherwise a line search.
+      tol: the tolerance of the certificate. None means 1e-6 in double precision, 1e-4 in single precision.
+      max_iter: the iteration budget. If it is exhausted first, a warning reports the certificate that was reached.
+
+    Returns:
+      A SciPy ``OptimizeResult``, as ``fista`` does.
+
+    Raises:
+      TypeError: x0 is not floating point, or its dtype is not that of the gradient.
+      ValueError: x0 does not fit f or is not finite, f(x0) is not finite, or an argument is out of its domain. Values that JAX
+        traces cannot be checked.
+
+    Sources: Daubechies, Defrise, De Mol, "An iterative thresholding algorithm for linear inverse problems", 2004; ISTA-NAS, Eq.
+    7.
 
     >>> import numpy as np
     >>> from proxopt import GroupL2
@@ -133,8 +182,10 @@ def ista(
 
 
 class _Problems:
-    """f + penalty over a batch of problems, whose number f's value tells. All that it returns is a constant for differentiation,
-    except for `objective`."""
+    """A batch of problems min f + penalty, whose shape is that of the value of f.
+
+    All results are constants for automatic differentiation, except for that of ``objective``.
+    """
 
     def __init__(self, f: Any, penalty: Any, x0: Array):
         values, gradient = f(_arrays.detach(x0))  # f may set requires_grad on what it gets
@@ -156,38 +207,41 @@ class _Problems:
         self.ones = _arrays.full(self.batch, 1.0, self.x0)
         self.eps = float(self.xp.finfo(self.x0.dtype).eps)
         self.tiny = float(self.xp.finfo(self.x0.dtype).smallest_normal)
-        self.longest = float(self.xp.finfo(self.x0.dtype).max) ** 0.5  # step: f may be linear, and let it grow for ever
+        self.max_step = float(self.xp.finfo(self.x0.dtype).max) ** 0.5  # for a linear f any step is accepted
         self.initial = self.norm(_arrays.detach(gradient))
         self.part = self.f.unpenalised(penalty, x0) if isinstance(f, LeastSquares) else None
         self.resolved = self.ones == 1
         if hasattr(f, "gap"):
-            self.least, self.resolved = self._smallest_objective()
+            self.smallest_objective, self.resolved = self._smallest_objective()
 
-    def wide(self, v: Array) -> Array:
-        """One number for each problem, against x."""
+    def expand(self, v: Array) -> Array:
+        """One number for each problem, in a shape that broadcasts against x."""
         return self.xp.reshape(v, (*self.batch, *(1 for _ in self.axes)))
 
     def sum(self, x: Array) -> Array:
+        """The sum of the entries of each problem."""
         return self.xp.sum(x, axis=self.axes) if self.axes else x
 
     def norm(self, x: Array) -> Array:
-        """||x|| of each problem, whose squares neither overflow nor underflow."""
+        """||x|| of each problem, scaled such that squares neither overflow nor underflow."""
         xp = self.xp
         if not _arrays.size(x):
             return 0 * self.ones
         largest = xp.max(xp.abs(x), axis=self.axes) if self.axes else xp.abs(x)
         unit = xp.where((largest > 0) & (largest < math.inf), largest, 1.0)
-        return unit * xp.sqrt(self.sum((x / self.wide(unit)) ** 2))
+        return unit * xp.sqrt(self.sum((x / self.expand(unit)) ** 2))
 
     def smooth(self, x: Array) -> tuple[Array, Array]:
+        """(f(x), gradient), with one value for each problem."""
         if self.part is not None:
             return self.f(x)
         value, gradient = self.f(_arrays.detach(x))
         return _arrays.detach(value) + 0 * self.ones, _arrays.detach(gradient)
 
     def prox(self, x: Array, step: Array) -> Array:
+        """The prox of the penalty in each problem, with one step for each."""
         if not self.batch or getattr(self.penalty, "elementwise", False):
-            return _arrays.detach(self.penalty.prox(x, self.wide(step)))
+            return _arrays.detach(self.penalty.prox(x, self.expand(step)))
         return self._each(lambda a, s: _arrays.detach(self.penalty.prox(a, s)), x, step)
 
     def value(self, x: Array) -> Array:
@@ -195,7 +249,7 @@ class _Problems:
         return _arrays.detach(self._value(x))
 
     def objective(self, x: Array) -> Array:
-        """f(x) + penalty(x), as a function of all that they depend on."""
+        """f(x) + penalty(x), which can be differentiated with respect to everything that they depend on."""
         return self.original(x)[0] + self._value(x)
 
     def _value(self, x: Array) -> Array:
@@ -206,28 +260,32 @@ class _Problems:
             return self.sum(entries)
         return self._each(lambda a, _: self.penalty.value(a), x, self.ones)
 
-    def _each(self, work: Any, x: Array, step: Array) -> Array:
+    def _each(self, work: Callable[[Array, Array], Array], x: Array, step: Array) -> Array:
+        """Apply ``work(x, step)`` to one problem after another, as a penalty does not support batches."""
         rows = self.xp.reshape(x, (-1, *x.shape[len(self.batch) :]))
         steps = self.xp.reshape(step, (-1,))
-        done = self.xp.stack([work(rows[i, ...], steps[i]) for i in range(rows.shape[0])])
-        return self.xp.reshape(done, (*self.batch, *done.shape[1:]))
+        results = self.xp.stack([work(rows[i, ...], steps[i]) for i in range(rows.shape[0])])
+        return self.xp.reshape(results, (*self.batch, *results.shape[1:]))
 
     def _smallest_objective(self) -> tuple[Array, Array]:
-        """What a gap is at least relative to, where the minimum is 0; and where squares are too small to compute a gap."""
+        """A lower bound of the objective for relative gaps, as its minimum may be 0; and whether squares suffice for a gap."""
         value, gradient = self.smooth(self.xp.zeros_like(self.x0))
         return self.eps * value, (value >= self.tiny / self.eps) | (self.norm(gradient) == 0)
 
     def certificate(self, x: Array, step: Array, trusted: Array) -> tuple[str, Array]:
-        """Its name, and how far each problem is from the solution, relative to its size.
+        """The name and the value of the certificate of each problem.
 
-        trusted: whether the step is about the inverse of the curvature.
+        Args:
+          x: the point.
+          step: the step length of the solver.
+          trusted: whether the step length is known to be about the inverse of the curvature.
         """
         xp = self.xp
         value, gradient = self.smooth(x)
         penalty = self.value(x)
         gap = self._gap(x, penalty)
         if gap is not None:
-            size = xp.where(value + penalty < self.least, self.least, value + penalty)
+            size = xp.where(value + penalty < self.smallest_objective, self.smallest_objective, value + penalty)
             relative = gap / xp.where(size <= self.tiny, self.tiny, size)
             return "gap", xp.where(self.resolved, relative, math.nan)
         return "residual", self._residual(x, gradient, step, trusted)
@@ -239,34 +297,34 @@ class _Problems:
         return None if gap is None else _arrays.detach(gap)
 
     def _residual(self, x: Array, gradient: Array, step: Array, trusted: Array) -> Array:
-        """||x - prox(x - s gradient, s)|| / (s G) as `fista` defines it, and what rounding may have hidden of it.
+        """The residual ||x - prox(x - s gradient, s)|| / (s G) defined in ``fista``, plus a bound on its rounding error.
 
-        With the step of the solver for s, one that is too short would let x stay by rounding alone, and one that is too long
-        would bring a point far from the solution back to it and call the way short, compared with the step.
+        s is not the step length of the solver: if that is too short, x does not change because of rounding; if it is too long,
+        a point far from the solution may return to it, and the distance is small relative to the step.
         """
         xp = self.xp
         length, slope = self.norm(x), self.norm(gradient)
         least, by_length = self.eps**0.25 * self.initial, self.eps**0.375 * length / step
         least = xp.where(trusted & (by_length > least), by_length, least)
         slope = xp.where(slope < least, least, slope)
-        flat = slope == 0  # f is stationary at x and at x0: the prox alone must let x be, with a step as long as can be
-        s = xp.where(flat, self.longest, length / xp.where(flat, 1.0, slope))
-        s = xp.where((s > 0) & (s <= self.longest), s, step)
-        if not getattr(self.penalty, "convex", False):  # the prox of others may not exist for long steps
+        flat = slope == 0  # f is stationary at x and x0: x is a solution if the prox does not change it for the longest step
+        s = xp.where(flat, self.max_step, length / xp.where(flat, 1.0, slope))
+        s = xp.where((s > 0) & (s <= self.max_step), s, step)
+        if not getattr(self.penalty, "convex", False):  # other penalties may have no prox for long steps
             s = xp.where(s < step, s, step)
         size = xp.where(flat, length, s * slope)
-        move = self.norm(x - self.prox(x - self.wide(s) * gradient, s)) + self.eps * length
+        move = self.norm(x - self.prox(x - self.expand(s) * gradient, s)) + self.eps * length
         return move / xp.where(size <= self.tiny, self.tiny, size)
 
 
 def _sources(f: Any, penalty: Any, values: Any, gradient: Array) -> list[Array]:
-    """What of f and the penalty may be differentiated, as far as it shows."""
+    """The arrays of f and the penalty that may be differentiated, as far as they can be found."""
     if _arrays.is_torch_array(gradient):
         parts = [f.A, f.b] if isinstance(f, LeastSquares) else [gradient]
-        return parts + [a for a in held_by(penalty) if _arrays.is_torch_array(a)]
+        return parts + [a for a in arrays_of(penalty) if _arrays.is_torch_array(a)]
     if _arrays.is_numpy_array(gradient) or not is_jax_array(gradient):
         return []
-    return [a for a in (gradient, values, *held_by(penalty)) if is_jax_array(a)]
+    return [a for a in (gradient, values, *arrays_of(penalty)) if is_jax_array(a)]
 
 
 def _solve(
@@ -283,23 +341,23 @@ def _solve(
         f.check_start(x0)
     check_finite("x0", x0)
     problems = _Problems(f, penalty, x0)
-    xp, tol = problems.xp, usual_tolerance(problems.x0) if tol is None else tol
+    xp, tol = problems.xp, default_tolerance(problems.x0) if tol is None else tol
     searches = step is None and not hasattr(f, "lipschitz")
     first = _first_step(problems, step, searches)
     name, state = _start(problems, first, step is None and not searches, tol)
-    goes_on = lambda s: (s.count < max_iter) & ~xp.all(s.over)
+    goes_on = lambda s: (s.count < max_iter) & ~xp.all(s.done)
 
     def advance(s: State) -> State:
-        times, over = _least(CHECK_EVERY, int(max_iter) - s.count), s.over
+        times, done = _minimum(CHECK_EVERY, int(max_iter) - s.count), s.done
         s = repeat(times, lambda s: _iterate(problems, s, searches, accelerated, restart), s)
-        trusted = ~s.loose if step is None else over & ~over
-        reached = xp.where(over, s.reached, problems.certificate(s.x, s.step, trusted)[1])
-        over = (reached <= tol) | s.over | (problems.sum(s.x * 0) != 0)
-        return s._replace(reached=reached, over=over, count=s.count + times)
+        trusted = ~s.may_grow if step is None else done & ~done
+        reached = xp.where(done, s.reached, problems.certificate(s.x, s.step, trusted)[1])
+        done = (reached <= tol) | s.done | (problems.sum(s.x * 0) != 0)
+        return s._replace(reached=reached, done=done, count=s.count + times)
 
     end = repeat_while(goes_on, advance, state)
     ok = end.reached <= tol
-    reached = xp.where(end.over & ~ok, math.nan, end.reached)
+    reached = xp.where(end.done & ~ok, math.nan, end.reached)
     sources = [*([] if _arrays.is_numpy_array(origin) else [origin]), *problems.sources]
     fun = optimal_value_of(problems.objective, end.x, sources)
     return report(end.x, sources, lambda x: x, fun, name, reached, ok, end.nit, depth=4)
@@ -317,108 +375,116 @@ def _start(problems: _Problems, step: Array, trusted: bool, tol: float) -> tuple
     xp, x0, ones = problems.xp, problems.x0, problems.ones
     no = ones != ones
     name, reached = problems.certificate(x0, step, ~no if trusted else no)
-    if name == "residual" and not trusted:  # at x0 = 0 it may depend on a step that is not known to fit
+    if name == "residual" and not trusted:  # at x0 = 0 it may depend on a step length not yet accepted
         reached = xp.where(reached <= tol, math.inf, reached)
-    over = (reached <= tol) | (problems.sum(x0 * 0) != 0)
+    done = (reached <= tol) | (problems.sum(x0 * 0) != 0)
     return name, State(
         x=x0,
         change=x0 * 0,
         t=ones * 0,
         step=step,
-        loose=no,
+        may_grow=no,
         reached=reached,
-        over=over | ~problems.resolved if name == "gap" else over,
+        done=done | ~problems.resolved if name == "gap" else done,
         nit=xp.astype(no, xp.int32),
         count=0,
     )
 
 
-def _least(a: int, b: Any) -> Any:
-    """min(a, b), where JAX may trace b."""
+def _minimum(a: int, b: Any) -> Any:
+    """min(a, b); JAX may trace b."""
     return min(a, b) if isinstance(b, int) else _arrays.namespace(b).minimum(b, a)
 
 
 class _Trial(NamedTuple):
-    """A step and what comes of it: momentum t, search point y, prox point x; whether the bound of the step holds, and would hold
-    for a step of twice the length; count of trials."""
+    """A step length and the iteration that it yields.
+
+    Attributes:
+      step: the step length.
+      t: the momentum parameter.
+      y: the search point.
+      x: the prox point.
+      accepted: whether the quadratic bound holds.
+      may_grow: whether it would also hold for twice the step length.
+      count: the number of trials.
+    """
 
     step: Array
     t: Array
     y: Array
     x: Array
-    fits: Array
-    loose: Array
+    accepted: Array
+    may_grow: Array
     count: Any
 
 
 def _iterate(problems: _Problems, s: State, searches: bool, accelerated: bool, restart: bool) -> State:
-    xp, over = problems.xp, s.over
+    xp, done = problems.xp, s.done
     if searches:
-        step, t, y, x, fits, loose, _ = _search(problems, s, accelerated)
-        s = s._replace(step=step, loose=loose, over=over | ~fits)
-        stays = problems.wide(s.over)
+        step, t, y, x, accepted, may_grow, _ = _search(problems, s, accelerated)
+        s = s._replace(step=step, may_grow=may_grow, done=done | ~accepted)
+        stays = problems.expand(s.done)
     else:
         t, y, _, _, x = _prox_step(problems, s, None, accelerated)
-        stays = problems.wide(over)
+        stays = problems.expand(done)
     change = x - s.x
     if accelerated:
         t = xp.where((problems.sum((y - x) * change) > 0) & restart, 0.0, t)
-    return s._replace(x=xp.where(stays, s.x, x), change=change, t=t, nit=s.nit + xp.astype(~over, s.nit.dtype))
+    return s._replace(x=xp.where(stays, s.x, x), change=change, t=t, nit=s.nit + xp.astype(~done, s.nit.dtype))
 
 
 def _prox_step(problems: _Problems, s: State, step: Array | None, accelerated: bool) -> tuple[Array, Array, Array, Array, Array]:
-    """(t, y, f(y), grad f(y), prox(y - step grad f(y), step)): an iteration as `fista` states it; None is the step before."""
-    xp, wide, t, y = problems.xp, problems.wide, s.t, s.x
+    """(t, y, f(y), grad f(y), prox(y - step grad f(y), step)): an iteration of ``fista``; None means the previous step length."""
+    xp, expand, t, y = problems.xp, problems.expand, s.t, s.x
     if accelerated:
         square = s.t * s.t if step is None else s.step / step * (s.t * s.t)
         t = (1 + xp.sqrt(1 + 4 * square)) / 2
-        y = s.x + wide(xp.where(s.t > 0, (s.t - 1) / t, 0.0)) * s.change
+        y = s.x + expand(xp.where(s.t > 0, (s.t - 1) / t, 0.0)) * s.change
     step = s.step if step is None else step
     value, gradient = problems.smooth(y)
-    return t, y, value, gradient, problems.prox(y - wide(step) * gradient, step)
+    return t, y, value, gradient, problems.prox(y - expand(step) * gradient, step)
 
 
 def _search(problems: _Problems, s: State, accelerated: bool) -> _Trial:
-    """The first of twice the last step, if that may grow, and its halves for which the quadratic bound lies above f."""
+    """Halve the step length, from twice the previous one if that may grow, until the quadratic bound holds in every problem."""
     xp = problems.xp
 
     def attempt(trial: _Trial) -> _Trial:
         t, y, value, gradient, x = _prox_step(problems, s, trial.step, accelerated)
-        fits, loose = _bound(problems, y, value, gradient, x, trial.step)
-        fits = fits | s.over
+        accepted, may_grow = _quadratic_bound(problems, y, value, gradient, x, trial.step)
+        accepted = accepted | s.done
         half = xp.where(trial.step > 2 * problems.tiny, trial.step / 2, trial.step)
-        return _Trial(xp.where(fits, trial.step, half), t, y, x, fits, loose, trial.count + 1)
+        return _Trial(xp.where(accepted, trial.step, half), t, y, x, accepted, may_grow, trial.count + 1)
 
-    start = _Trial(
-        xp.where(s.loose & (s.step < problems.longest), 2 * s.step, s.step), s.t, s.x, s.x, s.over & ~s.over, s.loose, 0
-    )
-    return repeat_while(lambda trial: (trial.count < HALVINGS) & ~xp.all(trial.fits), attempt, start)
+    step = xp.where(s.may_grow & (s.step < problems.max_step), 2 * s.step, s.step)
+    start = _Trial(step, s.t, s.x, s.x, s.done & ~s.done, s.may_grow, 0)
+    return repeat_while(lambda trial: (trial.count < MAX_HALVINGS) & ~xp.all(trial.accepted), attempt, start)
 
 
-def _bound(problems: _Problems, y: Array, value: Array, gradient: Array, x: Array, step: Array) -> tuple[Array, Array]:
-    """Whether f(x) <= f(y) + <grad f(y), x - y> + ||x - y||^2 / (2 step), and whether the step may be doubled."""
+def _quadratic_bound(problems: _Problems, y: Array, value: Array, gradient: Array, x: Array, step: Array) -> tuple[Array, Array]:
+    """Whether f(x) <= f(y) + <grad f(y), x - y> + ||x - y||^2 / (2 step), and whether twice the step would be accepted too."""
     xp, eps, total = problems.xp, problems.eps, problems.sum
-    after, gradient_after = problems.smooth(x)
+    value_at_x, gradient_at_x = problems.smooth(x)
     move = x - y
     square = total(move * move)
-    ahead = after - value - total(gradient * move)
-    turn = total((gradient_after - gradient) * move)  # the curvature along the move, times its square
-    noise = 10 * eps * (xp.abs(value) + xp.abs(after))
-    noise_of_turn = 10 * eps * xp.sqrt(square * total(gradient * gradient + gradient_after * gradient_after))
-    room = square / (2 * step)
-    hidden = room <= 10 * noise
-    fits = xp.where(hidden, turn <= 2 * room + noise_of_turn, ahead <= room + noise)
-    fits = fits & (room < math.inf) & (xp.abs(after) < math.inf)
-    return fits, fits & (turn + noise_of_turn <= room)
+    remainder = value_at_x - value - total(gradient * move)
+    curvature = total((gradient_at_x - gradient) * move)  # along the move, times its squared length
+    noise = 10 * eps * (xp.abs(value) + xp.abs(value_at_x))
+    curvature_noise = 10 * eps * xp.sqrt(square * total(gradient * gradient + gradient_at_x * gradient_at_x))
+    bound = square / (2 * step)
+    by_gradients = bound <= 10 * noise  # rounding errors of the values dominate
+    accepted = xp.where(by_gradients, curvature <= 2 * bound + curvature_noise, remainder <= bound + noise)
+    accepted = accepted & (bound < math.inf) & (xp.abs(value_at_x) < math.inf)
+    return accepted, accepted & (curvature + curvature_noise <= bound)
 
 
-def usual_tolerance(x: Array) -> float:
-    """What is reached in x's dtype with certainty: 1e-6 in double precision, 1e-4 in single."""
+def default_tolerance(x: Array) -> float:
+    """A tolerance that can always be reached in the dtype of x: 1e-6 in double precision, 1e-4 in single precision."""
     return 1e-6 if float(_arrays.namespace(x).finfo(x.dtype).eps) < 1e-10 else 1e-4
 
 
 def check_budget(tol: float | None, max_iter: int) -> None:
-    """Refuse a tolerance or a budget out of its domain."""
+    """Raise an error if the tolerance or the iteration budget is out of its domain."""
     if tol is not None:
         _checks.in_range("tol", tol)
     if isinstance(max_iter, bool) or int(max_iter) != max_iter or max_iter < 1:

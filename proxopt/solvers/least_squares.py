@@ -1,4 +1,4 @@
-"""The smooth part of sparse coding, 1/2 ||A x - b||^2, and the duality gap that certifies a solution."""
+"""The least-squares term 1/2 ||A x - b||^2 of sparse coding, and the duality gap that certifies a solution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from proxopt.solvers.derivatives import is_traced
 
 
 class Dictionary:
-    """Products with A and its transpose, for one A (m, n) of all problems or for one of each (B, m, n)."""
+    """Products with A and its transpose, for one A (m, n) shared by all problems or one A for each (B, m, n)."""
 
     def __init__(self, A: Array):
         self.xp = _arrays.namespace(A)
@@ -32,7 +32,7 @@ class Dictionary:
         return r @ self.A if self.shared else self.xp.matmul(r[..., None, :], self.A)[..., 0, :]
 
     def columns(self, numbers: Array) -> Array:
-        """(B, K, m): of each problem the columns with its numbers (B, K)."""
+        """The columns with the given numbers (B, K) of each problem, as rows (B, K, m)."""
         xp = self.xp
         rows = xp.matrix_transpose(self.A)
         if self.shared:
@@ -46,7 +46,7 @@ class Dictionary:
         if not _arrays.size(A):
             return _arrays.full(tuple(A.shape[:-2]), 0.0, A)
         largest = xp.max(xp.abs(A), axis=(-2, -1), keepdims=True)
-        scale = xp.where(largest > 0, largest, 1.0)  # eigenvalue solvers raise where the Gram matrix overflows
+        scale = xp.where(largest > 0, largest, 1.0)  # eigenvalue solvers raise errors if the Gram matrix overflows
         A = A / scale
         A_T = xp.matrix_transpose(A)
         gram = xp.matmul(A, A_T) if A.shape[-2] <= A.shape[-1] else xp.matmul(A_T, A)
@@ -56,12 +56,22 @@ class Dictionary:
 def gap(
     xp: Any, residual: Array, value: Array, scale: Array, conjugate: Any, inner: Array, direction: Array | None = None
 ) -> Array:
-    """objective(x) - dual(s d) at a dual point s d, in a form without cancellation: with c = A^T d and the penalty g,
+    r"""The duality gap objective(x) - dual(s d) at a dual point s d, in a form without cancellation.
 
-        1/2 ||b - A x - s d||^2 + g(x) + g*(s c) - s <x, c>
+    .. math::
 
-    direction: d, (..., m); None for the residual b - A x, (..., m). value g(x), scale s, conjugate g*(s c) and inner <x, c>: one
-    for each problem. Rounding may make it negative, which is returned as 0. NaN in any of them makes it NaN.
+        \tfrac{1}{2} \|b - A x - s d\|^2 + g(x) + g^*(s c) - s \langle x, c \rangle, \qquad c = A^\top d
+
+    for the penalty g. Rounding may make it negative, which is returned as 0. It is NaN if any of the arguments is.
+
+    Args:
+      xp: the namespace of the arrays.
+      residual: b - A x, (..., m).
+      value: g(x), one number for each problem.
+      scale: s, one number for each problem.
+      conjugate: g*(s c), one number for each problem.
+      inner: <x, c>, one number for each problem.
+      direction: d, (..., m); None for the residual.
     """
     if direction is None:
         square = (1 - scale) ** 2 * xp.sum(residual * residual, axis=-1)
@@ -69,31 +79,36 @@ def gap(
         square = xp.sum((residual - scale[..., None] * direction) ** 2, axis=-1)
     found = 0.5 * square + value + conjugate - scale * inner
     found = xp.where(found < 0, 0.0, found)
-    return xp.where(value < 0, math.nan, found)  # no penalty: a negative strength
+    return xp.where(value < 0, math.nan, found)  # a negative strength is not a penalty
 
 
 class Unpenalised(NamedTuple):
-    """The part of least-squares problems on which the penalty does not depend.
+    """The entries of x that the penalty does not depend on, and the span of the columns that belong to them.
 
-    mask: the entries of x, None if there are none. bases: pairs of the numbers of problems (None: all of them) and an orthonormal
-    basis (..., m, k) of the span of their unpenalised columns, padded by zeros.
+    Attributes:
+      mask: marks the unpenalised entries of x; None if there are none.
+      bases: pairs of the numbers of problems (None: all problems) and an orthonormal basis (..., m, k) of the span of their
+        unpenalised columns, padded with zeros.
     """
 
     mask: Array | None = None
     bases: tuple[tuple[Any, Array], ...] = ()
 
-    def off(self, residual: Array) -> Array:
+    def project_out(self, residual: Array) -> Array:
         """The part of residuals (..., m) that is orthogonal to the unpenalised columns."""
         if not self.bases:
             return residual
         xp = _arrays.namespace(residual)
         rows = xp.reshape(residual, (-1, residual.shape[-1]))
         for numbers, basis in self.bases:
-            rows = _off(xp, rows, basis) if numbers is None else _put(rows, numbers, _off(xp, rows[numbers, :], basis))
+            if numbers is None:
+                rows = _project_out(xp, rows, basis)
+            else:
+                rows = _put(xp, rows, numbers, _project_out(xp, rows[numbers, :], basis))
         return xp.reshape(rows, residual.shape)
 
-    def without(self, c: Array) -> Array:
-        """Correlations of what `off` returned with the columns: 0, instead of rounding errors, at the unpenalised ones."""
+    def clear(self, c: Array) -> Array:
+        """Set the correlations with the unpenalised columns, which are rounding errors after ``project_out``, to 0."""
         if self.mask is None:
             return c
         xp = _arrays.namespace(c)
@@ -102,16 +117,20 @@ class Unpenalised(NamedTuple):
 
 
 class LeastSquares:
-    """f(x) = 1/2 ||A x - b||^2, called for (f(x), A^T (A x - b)).
+    r"""The least-squares term of sparse coding, a smooth function for ``ista`` and ``fista``.
+
+    .. math:: f(x) = \tfrac{1}{2} \|A x - b\|^2, \qquad \nabla f(x) = A^\top (A x - b)
+
+    A call ``f(x)`` returns the value and the gradient.
 
     Args:
-      A: (m, n), or (..., m, n) with a dictionary for each problem. Half precision is computed in single.
-      b: (m,), or (..., m) for a batch of problems.
+      A: dictionary (m, n), or (..., m, n) with one for each problem. Half precision is computed in single precision.
+      b: signal (m,), or (..., m) for a batch of problems.
 
     Raises:
-      TypeError: A or b is no real floating-point array.
-      ValueError: their shapes do not fit, or an entry is not finite, as far as it has a value: JAX does not look into arrays that
-        it traces, and solvers return success False there.
+      TypeError: A or b is not a real floating-point array, or their dtypes differ.
+      ValueError: their shapes do not fit, or an entry is not finite. Values that JAX traces cannot be checked: solvers report
+        failure for them.
 
     >>> import numpy as np
     >>> f = LeastSquares(np.eye(2), np.array([1.0, 2.0]))
@@ -128,57 +147,67 @@ class LeastSquares:
         self.dictionary = Dictionary(self.A)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
+        """(f(x), gradient), with one value for each problem."""
         residual = self.dictionary.times(x) - self.b
         return 0.5 * self.xp.sum(residual * residual, axis=-1), self.dictionary.correlate(residual)
 
     def lipschitz(self) -> Array:
-        """The smallest Lipschitz constant of the gradient: the largest eigenvalue of A^T A, one for each dictionary."""
+        """The Lipschitz constant of the gradient, which is the largest eigenvalue of A^T A, for each dictionary."""
         return self.dictionary.largest_curvature()
 
     def constant(self) -> LeastSquares:
-        """The same function of arrays that automatic differentiation does not track."""
+        """The same function, as a constant for automatic differentiation."""
         other = object.__new__(LeastSquares)
         other.xp, other.A, other.b = self.xp, _arrays.detach(self.A), _arrays.detach(self.b)
         other.dictionary = Dictionary(other.A)
         return other
 
     def check_start(self, x0: Array) -> None:
-        """Refuse a point x0 of a shape that does not fit, or of another dtype."""
+        """Raise an error if the shape or the dtype of the starting point x0 does not fit."""
         batch = np.broadcast_shapes(tuple(self.A.shape[:-2]), tuple(self.b.shape[:-1]))
-        right, shape = (*batch, self.A.shape[-1]), tuple(x0.shape)
-        if len(shape) < len(right) or shape[-1] != right[-1] or not _extends(shape[:-1], batch):
-            raise ValueError(f"x0 must have shape {right} for A of shape {tuple(self.A.shape)} and b of shape"
+        expected, shape = (*batch, self.A.shape[-1]), tuple(x0.shape)
+        if len(shape) < len(expected) or shape[-1] != expected[-1] or not _extends(shape[:-1], batch):
+            raise ValueError(f"x0 must have shape {expected} for A of shape {tuple(self.A.shape)} and b of shape"
                              f" {tuple(self.b.shape)}, got {shape}")  # fmt: skip
         if x0.dtype != self.A.dtype and not _arrays.is_numpy_array(x0):  # NumPy promotes
             raise TypeError(f"x0 must have the dtype of A, {self.A.dtype}, got {x0.dtype}")
 
     def unpenalised(self, penalty: Penalty, x: Array) -> Unpenalised:
-        """What `gap` needs to know of the entries of x that the penalty does not depend on. Of x only the shape matters."""
+        """The entries of an x of this shape that the penalty does not depend on, for ``gap``."""
         mask = penalty.unpenalised(x) if has_dual(penalty, x.ndim - 1) else None
         return Unpenalised() if mask is None else Unpenalised(mask, tuple(_bases(self.A, mask)))
 
     def gap(self, x: Array, penalty: Penalty, value: Array, part: Unpenalised | None = None) -> Array | None:
-        """A bound on f(x) + penalty(x) - min (f + penalty) for each problem, from a dual point; None where the penalty has none.
+        r"""An upper bound on f(x) + penalty(x) - min (f + penalty) for each problem, from a dual point.
 
-        The dual point is the residual b - A x, less its projection on the columns that the penalty does not depend on, and
-        scaled into the dual ball of the penalty. It is feasible up to rounding: with unpenalised columns A_U, solution x* and
-        machine precision eps, the bound may be too small by about eps max(m, n) ||A_U|| ||b - A x|| ||x_U - x*_U||.
+        The dual point is the residual b - A x, minus its projection on the columns that the penalty does not depend on, scaled
+        into the dual ball of the penalty. It is feasible up to rounding: with unpenalised columns :math:`A_U`, solution
+        :math:`x^*` and machine precision :math:`\epsilon`, the bound may be too small by about
 
-        value: penalty(x), one for each problem. part: what `unpenalised(penalty, x)` returned.
+        .. math:: \epsilon \max(m, n) \, \|A_U\| \, \|b - A x\| \, \|x_U - x^*_U\|.
+
+        Args:
+          x: the point, (..., n).
+          penalty: a penalty of proxopt.
+          value: penalty(x), one number for each problem.
+          part: the result of ``unpenalised(penalty, x)``, if it is known.
+
+        Returns:
+          One number for each problem; None if the penalty has no dual.
         """
         if not has_dual(penalty, x.ndim - 1):
             return None
         part = self.unpenalised(penalty, x) if part is None else part
         residual = self.b - self.dictionary.times(x)
-        direction = part.off(residual)
-        c = part.without(self.dictionary.correlate(direction))
+        direction = part.project_out(residual)
+        c = part.clear(self.dictionary.correlate(direction))
         scale, conjugate = penalty.dual(c, x.ndim - 1)
         inner = self.xp.sum(x * c, axis=-1)
         return gap(self.xp, residual, value, scale, conjugate, inner, None if part.mask is None else direction)
 
 
 def _extends(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
-    """Whether arrays of the shape `batch` broadcast to `shape`."""
+    """Whether arrays of the shape ``batch`` broadcast to ``shape``."""
     try:
         return np.broadcast_shapes(shape, batch) == shape
     except ValueError:
@@ -186,12 +215,12 @@ def _extends(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
 
 
 def _bases(A: Array, mask: Array) -> Iterator[tuple[Any, Array]]:
-    """The bases of `Unpenalised`, for A (..., m, n) and mask (..., n)."""
+    """The bases of ``Unpenalised``, for A (..., m, n) and mask (..., n)."""
     xp = _arrays.namespace(A)
     m, n = A.shape[-2:]
     rows = math.prod(mask.shape[:-1])
     own = None if A.ndim == 2 else xp.reshape(xp.broadcast_to(A, (*mask.shape[:-1], m, n)), (rows, m, n))
-    if not isinstance(mask, np.ndarray):  # traced: all columns take part, those that are penalised as zeros
+    if not isinstance(mask, np.ndarray):  # shapes cannot depend on a traced mask: penalised columns are set to zero instead
         flat = xp.astype(xp.reshape(mask, (rows, n)), A.dtype)[:, None, :]
         yield None, _traced_basis(xp, (A if own is None else own) * flat)
         return
@@ -207,9 +236,9 @@ def _bases(A: Array, mask: Array) -> Iterator[tuple[Any, Array]]:
 
 
 def _basis(xp: Any, columns: Array) -> Array:
-    """(..., m, k): an orthonormal basis of the span of columns (..., m, k), and zeros where they are dependent.
+    """An orthonormal basis (..., m, k) of the span of the columns (..., m, k), padded with zeros if they are linearly dependent.
 
-    Columns of length 1 are dependent where a singular value is below eps max(m, k).
+    The columns are scaled to length 1. Singular values of the result below eps max(m, k) count as 0.
     """
     m, k = columns.shape[-2:]
     largest = xp.max(xp.abs(columns), axis=-2, keepdims=True)
@@ -222,7 +251,7 @@ def _basis(xp: Any, columns: Array) -> Array:
 
 
 def _traced_basis(xp: Any, columns: Array) -> Array:
-    """`_basis`, which costs little at run time where all columns are 0."""
+    """``_basis``, without the decomposition at run time if all columns are 0."""
     import jax
 
     *batch, m, n = columns.shape
@@ -230,9 +259,9 @@ def _traced_basis(xp: Any, columns: Array) -> Array:
     return jax.lax.cond(xp.any(columns != 0), lambda: _basis(xp, columns), lambda: nothing)
 
 
-def _off(xp: Any, rows: Array, basis: Array) -> Array:
-    """Rows (B, m) less their projections on an orthonormal basis (m, k) or (B, m, k)."""
-    for _ in range(2):  # the second time takes off what rounding left
+def _project_out(xp: Any, rows: Array, basis: Array) -> Array:
+    """Rows (B, m) minus their projections on an orthonormal basis (m, k) or (B, m, k)."""
+    for _ in range(2):  # the second pass removes the rounding errors of the first
         if basis.ndim == 2:
             rows = rows - (rows @ basis) @ basis.T
         else:
@@ -241,17 +270,17 @@ def _off(xp: Any, rows: Array, basis: Array) -> Array:
     return rows
 
 
-def _put(rows: Array, numbers: Array, values: Array) -> Array:
-    """A copy of rows with values at the numbers."""
+def _put(xp: Any, rows: Array, numbers: Array, values: Array) -> Array:
+    """A copy of ``rows`` in which those with the given numbers are replaced."""
     if is_jax_array(rows):
         return rows.at[numbers, :].set(values)
-    out = _arrays.namespace(rows).asarray(rows, copy=True)
+    out = xp.asarray(rows, copy=True)
     out[numbers, :] = values
     return out
 
 
 def check_finite(name: str, x: Array) -> None:
-    """Refuse an array with an entry that is not finite, unless JAX traces it."""
+    """Raise an error if an entry of x is not finite; arrays that JAX traces cannot be checked."""
     if _arrays.is_torch_array(x):
         finite = x.detach().isfinite()
         if not bool(finite.all()):
@@ -264,7 +293,7 @@ def check_finite(name: str, x: Array) -> None:
 
 
 def check_pair(A: Any, b: Any) -> Any:
-    """The namespace of a dictionary and signals that fit each other."""
+    """Check the types and shapes of a dictionary and its signals, and return their namespace."""
     for name, x, least in (("A", A, 2), ("b", b, 1)):
         _arrays.as_list(x, name)
         if isinstance(x, (list, tuple)) or _arrays.is_complex(x):

@@ -1,39 +1,48 @@
-"""What a solver returns."""
+"""The result of a solver: a SciPy ``OptimizeResult`` with the solution and its certificate."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from array_api_compat import is_jax_array
-from scipy.optimize import OptimizeResult
 
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt.penalties.dual import to_numpy
-from proxopt.solvers.derivatives import is_traced, undifferentiable, watched
+from proxopt.solvers.derivatives import is_differentiated, is_traced, undifferentiable
 
-REACHED, ENDED, LOST = 0, 1, 2  # values of `status`
+if TYPE_CHECKING:
+
+    class OptimizeResult(dict[str, Any]):
+        """``scipy.optimize.OptimizeResult``, of which SciPy gives no types."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    from scipy.optimize import OptimizeResult
+
+CONVERGED, BUDGET_EXHAUSTED, NOT_FINITE = 0, 1, 2  # values of `status`
 
 
 class ConvergenceWarning(UserWarning):
-    """The budget of iterations ended before the tolerance was met, or an iteration diverged."""
+    """The iteration budget was exhausted before the tolerance was met, or an iteration diverged."""
 
 
 class _Deferred(NamedTuple):
-    """An entry of a `Solution` that is made when it is read."""
+    """An entry of a ``Solution`` that is computed when it is read."""
 
     make: Callable[[], Any]
 
 
 class Solution(OptimizeResult):
-    """An `OptimizeResult` in which entries may be made when they are read.
+    """An ``OptimizeResult`` whose entries may be computed when they are read.
 
-    In forward mode a derivative is carried along with every array that is computed: an x whose derivative raises must not be
-    computed before somebody wants it, or `fun` could not be differentiated either.
+    Forward-mode differentiation computes the derivative of every array together with the array. The derivative of x raises an
+    error: if x were computed with the result, ``fun`` could not be differentiated either.
     """
 
     def __getitem__(self, key: Any) -> Any:
@@ -61,7 +70,7 @@ class Solution(OptimizeResult):
 
 def report(
     x: Array,
-    sources: list[Array],
+    sources: Sequence[Array],
     shape: Callable[[Array], Any],
     fun: Array,
     name: str,
@@ -70,37 +79,47 @@ def report(
     nit: Array,
     depth: int,
 ) -> OptimizeResult:
-    """The result, after a warning where a problem did not get there.
+    """Make the result, and warn if the certificate of a problem is above its tolerance.
 
-    x, sources: the solution, and the arrays of its library that it depends on. shape: makes the entry `x` of the result of it.
-    name: of the certificate, which `reached` holds, one number for each problem. depth: how many callers up the user stands.
-    Nothing that JAX traces is looked at.
+    Values that JAX traces are not inspected, and cause no warning.
+
+    Args:
+      x: the solution.
+      sources: the arrays of the library of x on which it depends.
+      shape: function from x to the entry ``x`` of the result.
+      fun: the objective, one number for each problem.
+      name: the name of the certificate.
+      reached: the certificate of each problem; NaN if there is none.
+      ok: whether it is within its tolerance.
+      nit: the number of iterations for each problem.
+      depth: ``stacklevel`` of the warning, such that it points to the caller of the public function.
     """
     xp = _arrays.namespace(ok)
     traced = is_traced(ok)
-    good = traced or bool(xp.all(ok))
-    message = "" if traced else f"every {name} is within its tolerance" if good else _shortfall(name, reached, ok)
-    if not good:
+    all_ok = traced or bool(xp.all(ok))
+    message = "" if traced else f"every {name} is within its tolerance" if all_ok else _failures(name, reached, ok)
+    if not all_ok:
         warnings.warn(message, ConvergenceWarning, stacklevel=depth)
-    status = xp.where(ok, REACHED, xp.where(reached == reached, ENDED, LOST))
-    guarded = watched(sources)
+    status = xp.where(ok, CONVERGED, xp.where(reached == reached, BUDGET_EXHAUSTED, NOT_FINITE))
+    guarded = is_differentiated(sources)
     entry = _Deferred(lambda: shape(undifferentiable(x, sources))) if guarded else shape(x)
     fields = {"x": entry, "fun": fun, name: reached, "nit": nit, "success": ok, "status": xp.astype(status, xp.int32)}
     kind = _traceable() if is_jax_array(ok) else Solution if guarded else OptimizeResult
     return kind(message=message, **fields)
 
 
-def _shortfall(name: str, reached: Array, ok: Array) -> str:
-    numbers, missed = to_numpy(reached).reshape(-1), to_numpy(ok).reshape(-1) == 0
-    lost = missed & np.isnan(numbers)
-    ended = missed & ~lost
+def _failures(name: str, reached: Array, ok: Array) -> str:
+    """The message about problems that have not converged."""
+    numbers, failed = to_numpy(reached).reshape(-1), to_numpy(ok).reshape(-1) == 0
+    not_finite = failed & np.isnan(numbers)
+    exhausted = failed & ~not_finite
     parts = []
-    if ended.any():
-        worst = f"{name} up to {numbers[ended].max():.3g}"
-        parts.append(f"max_iter ended {ended.sum()} of {missed.size} problems before their tolerance: {worst}")
-    if lost.any():
+    if exhausted.any():
+        worst = f"{name} up to {numbers[exhausted].max():.3g}"
+        parts.append(f"max_iter ended {exhausted.sum()} of {failed.size} problems before their tolerance: {worst}")
+    if not_finite.any():
         parts.append(
-            f"{lost.sum()} of {missed.size} problems have no {name}, as numbers left the range of the floating-point type:"
+            f"{not_finite.sum()} of {failed.size} problems have no {name}, as numbers left the range of the floating-point type:"
             " the step is too long, or the data are too large or too small"
         )
     return "; ".join(parts)
@@ -108,18 +127,19 @@ def _shortfall(name: str, reached: Array, ok: Array) -> str:
 
 @functools.cache
 def _traceable() -> type[OptimizeResult]:
-    """The result as a JAX pytree, so that a jitted function can return it."""
+    """The type of results that are JAX pytrees, so that a jitted function can return them."""
     import jax
 
     class Result(Solution):
         pass
 
-    def flatten(r: Result) -> tuple[tuple, tuple]:
+    def flatten(r: Result) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         names = tuple(k for k in r if k != "message")
         return tuple(r[k] for k in names), (names, r["message"])
 
-    def unflatten(known: tuple, values: Any) -> Result:
-        return Result(message=known[1], **dict(zip(known[0], values)))
+    def unflatten(static: tuple[Any, ...], values: Any) -> Result:
+        names, message = static
+        return Result(message=message, **dict(zip(names, values)))
 
     jax.tree_util.register_pytree_node(Result, flatten, unflatten)
     return Result

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, open_library
+from libraries import Library, jax_precision, open_library
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, SparseGroupLasso, sparse_code
 from proxopt.solvers import ConvergenceWarning, LeastSquares, fista, ista
@@ -86,7 +86,7 @@ def test_data_that_are_not_finite_are_refused_by_name(xlib: Library, bad: float)
 
 def test_what_jax_traces_is_no_success_where_it_is_not_finite() -> None:
     jax = pytest.importorskip("jax")
-    with jax.enable_x64(True):
+    with jax_precision():
         A, b = (jax.numpy.asarray(v) for v in regression(0, 8))
         codes = jax.jit(lambda A, b, s: sparse_code(A, b, s, tol=1e-3))
         solve = jax.jit(lambda A, b, w, x: fista(LeastSquares(A, b), ElasticNet(w), x, max_iter=33, tol=1e-3))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from libraries import jax_precision
 
 from proxopt import L1, GroupL2, Groups, sparse_code
 from proxopt.solvers import LeastSquares, fista
@@ -153,7 +154,7 @@ def test_levels_and_weights_of_a_penalty_are_seen() -> None:
 @pytest.fixture(scope="module")
 def jax64() -> Iterator[Any]:
     jax = pytest.importorskip("jax")
-    with jax.enable_x64(True):
+    with jax_precision():
         yield jax
 
 

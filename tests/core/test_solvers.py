@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import Library, open_library
+from libraries import Library, jax_precision, open_library
 
 import proxopt
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso, sparse_code
@@ -185,7 +185,7 @@ def test_single_precision_is_kept_and_certified(xlib: Library) -> None:
 def test_jax_traces_it() -> None:
     jax = pytest.importorskip("jax")
     A, b, strength = problem(9, 20, 30)
-    with jax.enable_x64(True):
+    with jax_precision():
         A_, b_ = jax.numpy.asarray(A), jax.numpy.asarray(b)
         expected = sparse_code(A, b, strength).x
         found = jax.jit(lambda signals: sparse_code(A_, signals, strength))(b_)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from libraries import jax_precision
 
 import proxopt_jax
 from proxopt import L1, ElasticNet, GroupL2, Groups, SparseGroupLasso, updates
@@ -71,7 +72,7 @@ def in_numpy(name: str, options: dict, penalty) -> tuple[np.ndarray, np.ndarray]
 
 
 def in_jax(name: str, options: dict, penalty) -> tuple[np.ndarray, np.ndarray]:
-    with jax.enable_x64(True):
+    with jax_precision():
         tx = getattr(proxopt_jax, name)(rate(name, options), penalty, **options)
         a, y, w = jnp.asarray(A), jnp.asarray(Y), jnp.asarray(W)
 
@@ -159,7 +160,7 @@ def test_a_stationary_point_is_a_rest_point(name, options, penalty):
         options = {**options, "rho": 1.0}  # the velocity starts at 0, not at the gradient
     if "weight_decay" in options:
         pytest.skip("decay moves the rest point")
-    with jax.enable_x64(True):
+    with jax_precision():
         rest = jnp.asarray(solution(penalty.__class__))
         assert stationarity(penalty, np.asarray(rest)) < 1e-12
         tx = getattr(proxopt_jax, name)(rate(name, options), penalty, **options)
@@ -193,7 +194,7 @@ def test_the_limit_behind_adam_in_its_metric_is_stationary_too_and_that_of_a_lin
 
 def run_long(make, lr: float) -> np.ndarray:
     """The prox point after many steps under a learning rate that falls to almost nothing, in float64."""
-    with jax.enable_x64(True):
+    with jax_precision():
         tx = make(optax.exponential_decay(lr, 1000, 0.5, transition_begin=2000))
         a, y = jnp.asarray(A), jnp.asarray(Y)
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax_cases import CASES, WHOLE, same, train
+from libraries import jax_precision
 
 import proxopt_jax
 from proxopt import L1, SparseGroupLasso
@@ -107,7 +108,7 @@ def test_gradients_can_be_accumulated_in_half_precision(case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @every
 def test_states_keep_their_structure_shapes_and_dtypes(case, dtype):
-    with jax.enable_x64(dtype == jnp.float64):
+    with jax_precision(dtype == jnp.float64):
         params, _, loss = parabola(dtype)
         schedule = optax.linear_schedule(0.01, 0.001, 10)
         for rate in (0.01, schedule):

@@ -211,5 +211,5 @@ def test_complex_entries_shrink_in_modulus():
     tx = proxopt_jax.prox_sgd(1.0, L1(1.0), rho=1.0)
     updates, _ = tx.update(jnp.zeros_like(w), tx.init(w), w)
     np.testing.assert_allclose(optax.apply_updates(w, updates), [2.4 + 3.2j, 0], rtol=1e-6)
-    with pytest.raises(TypeError, match="must be real for Adam's moments"):
+    with pytest.raises(TypeError, match="must be real for the moments of Adam"):
         proxopt_jax.prox_adam(0.1, L1(1.0)).init(w)
