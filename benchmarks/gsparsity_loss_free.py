@@ -18,9 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import cnn, draw, spaces
-from nas.draw import COLORS, plt
 from nas.methods.gsparsity import Operations, Settings, loss_free
+from nas.nets.torch import cnn
+from nas.space import drawing, spaces
+from nas.space.drawing import COLORS, plt
 
 STEPS = 782  # of an epoch: 50 000 images in batches of 64
 
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    draw.save(picture(found), args.out / "loss_free.png")
+    drawing.save(picture(found), args.out / "loss_free.png")
     print(f"written: {args.out}/loss_free.csv, {args.out}/loss_free.png")
 
 

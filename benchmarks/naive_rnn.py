@@ -1,7 +1,7 @@
-"""The recurrent supernet of DARTS and its search step, transcribed from the published code as they are: the naive twin.
+"""The recurrent supernet of DARTS and its search step, transcribed from the published code as they are.
 
-What `examples/nas/rnn.py` and `examples/nas/text_search.py` must compute, and what they are timed against. Source: Liu,
-Simonyan, Yang, "DARTS", 2019, the recurrent part of the published code (model.py, model_search.py, architect.py,
+The reference that `nas/nets/torch/rnn.py` and `nas/bilevel/search_text.py` of the examples are tested and timed against.
+Source: Liu, Simonyan, Yang, "DARTS", 2019, the recurrent part of the published code (model.py, model_search.py, architect.py,
 train_search.py), with SparseNAS's linear weights where `linear`, in today's PyTorch.
 """
 

@@ -21,9 +21,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import spaces, train
-from nas.genotype import G, Genotype, load
-from nas.run import carry_out
+from nas.engine.run import carry_out
+from nas.space import spaces
+from nas.space.genotype import G, Genotype, load
+from nas.train import train_cifar
+from nas.train.settings import CIFAR_PRESETS
 
 
 def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300, same_nodes: bool = False) -> G:
@@ -55,7 +57,7 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
 def parameters(genotype: Genotype, settings: Any) -> int:
     """Of the network that is trained, without its auxiliary head."""
     with torch.device("meta"):
-        net = train.network(genotype, replace(settings, auxiliary=0.0), 10)
+        net = train_cifar.network(genotype, replace(settings, auxiliary=0.0), 10)
     return sum(p.numel() for p in net.parameters())
 
 
@@ -65,14 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--space", default="darts")
     parser.add_argument("--random", type=int, default=3, help="how many random genotypes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=train.PRESETS, default="small")
+    parser.add_argument("--preset", choices=CIFAR_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/against_random"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
         parser.add_argument(f"--{name}", type=int, help="of the trainings; default: that of the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    settings = replace(train.PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
+    settings = replace(CIFAR_PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
     found = load(args.genotype).clean()
     entrants = {"searched": found}
     for i in range(args.random):
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, genotype in entrants.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
-            make = lambda processes, device, g=genotype, s=seed, o=out: train.Training(g, settings, s, o, processes, device)
+            make = lambda processes, device, g=genotype, s=seed, o=out: train_cifar.Training(g, settings, s, o, processes, device)
             last = carry_out(make, settings, out)
             genotype.save(out / "genotype.json")
             rows.append(

@@ -18,9 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import draw
-from nas.draw import plt
 from nas.methods.ista import matrix
+from nas.space import drawing
+from nas.space.drawing import plt
 
 from proxopt import sparse_code
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         writer = csv.DictWriter(file, fieldnames=list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    draw.save(picture(table, args.sparsity), args.out / "recovery.png")
+    drawing.save(picture(table, args.sparsity), args.out / "recovery.png")
     print(f"written: {args.out}/recovery.csv, {args.out}/recovery.png")
 
 

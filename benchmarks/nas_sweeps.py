@@ -17,20 +17,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import draw, genotype, train
+from nas.bilevel.search_cifar import CifarSearch
+from nas.engine import curves
+from nas.engine.run import carry_out
 from nas.methods import registry
-from nas.run import carry_out
-from nas.search import Search
+from nas.space import drawing, genotype
+from nas.train.settings import CIFAR_PRESETS
+from nas.train.train_cifar import Training
 
 SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
 
 def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of a search that goes on where it was."""
-    made: list[Search] = []
+    made: list[CifarSearch] = []
 
-    def make(processes: Any, device: Any) -> Search:
-        made.append(Search(method, replace(settings, resume=True), seed, out, processes, device))
+    def make(processes: Any, device: Any) -> CifarSearch:
+        made.append(CifarSearch(registry.CIFAR[method].method, replace(settings, resume=True), seed, out, processes, device))
         return made[0]
 
     carry_out(make, replace(settings, resume=True), out)
@@ -40,7 +43,7 @@ def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, A
 def trained(settings: Any, found: genotype.Genotype, out: Path, seed: int) -> dict[str, Any]:
     """The last row of the training of what was found."""
     settings = replace(settings, resume=True)
-    return carry_out(lambda processes, device: train.Training(found, settings, seed, out, processes, device), settings, out)
+    return carry_out(lambda processes, device: Training(found, settings, seed, out, processes, device), settings, out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    base = replace(registry()["sparse_supernet"][1][args.preset], data_dir=args.data_dir, **chosen)
+    base = replace(registry.CIFAR["sparse_supernet"].presets[args.preset], data_dir=args.data_dir, **chosen)
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         row = {args.sweep: value, **{k: history[-1][k] for k in ("valid_accuracy", "restricted_accuracy", "paths_normal")}}
         row |= {k: history[-1][k] for k in ("paths_reduce", "nodes_normal", "nodes_reduce")}
         if args.train:
-            settings = replace(train.PRESETS[args.preset], data_dir=args.data_dir)
+            settings = replace(CIFAR_PRESETS[args.preset], data_dir=args.data_dir)
             last = trained(settings, genotype.load(out / "search" / "genotype.json"), out / "train", args.seed)
             row["test_error"] = 1 - last["valid_accuracy"]
         rows.append(row)
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    draw.save(draw.curves(runs), args.out / "sweep.png")
+    drawing.save(curves.curves(runs), args.out / "sweep.png")
     print("".join(f"{key:>21}" for key in rows[0]))
     for row in rows:
         print("".join(f"{value:>21.4g}" for value in row.values()))

@@ -55,12 +55,12 @@ def command(case: str) -> str:
 def data_sets(tiny: bool) -> tuple[Any, Any]:
     """Random images and random words."""
     import torch
-    from nas import data, text
+    from nas.data import cifar, text
 
-    draw = lambda n: data.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
-    source = data.SOURCES["cifar10"]
+    draw = lambda n: cifar.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
+    source = cifar.SOURCES["cifar10"]
     counts, lengths, words = ((64, 64), (600, 300, 300), 30) if tiny else (IMAGES, WORDS, VOCABULARY)
-    images = data.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
+    images = cifar.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
     parts = [torch.randint(words, (n,)) for n in lengths]
     return images, text.Corpus("random words", tuple(map(str, range(words))), *parts, fingerprint="random")
 
@@ -70,12 +70,17 @@ def build(case: str, out: Path, device: str, tiny: bool) -> Any:
     import torch
 
     sys.path.insert(0, str(EXAMPLES))
-    from nas import data, genotype, group_sparse, methods, one_stage, pruning, search, text, text_search, text_train, train
-    from nas.methods import gsparsity
-    from nas.processes import ALONE
+    from nas.bilevel.search_cifar import CifarSearch
+    from nas.bilevel.search_text import TextSearch
+    from nas.data import cifar, text
+    from nas.engine.distributed import ALONE
+    from nas.methods import gsparsity, ista_one_stage, operation_pruning, registry
+    from nas.space import genotype
+    from nas.train import train_cifar, train_text
+    from nas.train.settings import CIFAR_PRESETS, TEXT_PRESETS
 
     images, corpus = data_sets(tiny)
-    data.load, text.load = lambda name, folder: images, lambda folder: corpus
+    cifar.load, text.load = lambda name, folder: images, lambda folder: corpus
     where, method = case.split(", ")
     own = TINY[where] if tiny else {}
     place = torch.device(device)
@@ -85,20 +90,20 @@ def build(case: str, out: Path, device: str, tiny: bool) -> Any:
         return replace(preset, **own)
 
     if case == "images, ista one-stage":
-        run: Any = one_stage.OneStage(at(one_stage.PRESETS["paper"]), *end)
+        run: Any = ista_one_stage.OneStage(at(ista_one_stage.PRESETS["paper"]), *end)
     elif case == "images, gsparsity":
-        run = group_sparse.GroupSparse(at(gsparsity.PRESETS["paper"]), *end)
+        run = gsparsity.GroupSparse(at(gsparsity.PRESETS["paper"]), *end)
     elif case == "images, training":
-        run = train.Training(genotype.load("DARTS_V2"), at(train.PRESETS["paper"]), *end)
+        run = train_cifar.Training(genotype.load("DARTS_V2"), at(CIFAR_PRESETS["paper"]), *end)
     elif case == "images, pruning":
-        run = pruning.Pruning(genotype.load("DARTS_V2"), at(pruning.Settings()), 1e-4, *end)
+        run = operation_pruning.Pruning(genotype.load("DARTS_V2"), at(operation_pruning.Settings()), 1e-4, *end)
     elif case == "text, training":
         cell = genotype.load("DARTS_V2", genotype.RecurrentGenotype)
-        run = text_train.TextTraining(cell, at(text_train.PRESETS["paper"]), *end)
+        run = train_text.TextTraining(cell, at(TEXT_PRESETS["paper"]), *end)
     elif where == "images":
-        run = search.Search(method, at(methods.registry()[method][1]["paper"]), *end)
+        run = CifarSearch(registry.CIFAR[method].method, at(registry.CIFAR[method].presets["paper"]), *end)
     else:
-        run = text_search.TextSearch(method, at(methods.registry("recurrent")[method][1]["paper"]), *end)
+        run = TextSearch(registry.TEXT[method].method, at(registry.TEXT[method].presets["paper"]), *end)
     run.begin_epoch()
     return run
 

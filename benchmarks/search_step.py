@@ -59,8 +59,10 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
 
     sys.path.insert(0, str(EXAMPLES))
     from naive_darts import NaiveNetwork, NaiveSearch
-    from nas import cnn, methods, spaces
-    from nas.steps import Steps
+    from nas.bilevel.steps import Steps
+    from nas.methods import registry
+    from nas.nets.torch import cnn
+    from nas.space import spaces
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -76,14 +78,14 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
         loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
-    settings = replace(methods.registry()[name][1]["paper"], order="second" if "second" in case else "first")
+    settings = replace(registry.CIFAR[name].presets["paper"], order="second" if "second" in case else "first")
     net = cnn.Supernet(spaces.get(settings.space)).to(device)
     if "compiled" in case:
         torch._dynamo.config.recompile_limit = 64  # one code for all cells, each with shapes and paths of its own
         for cell in net.cells:
             cell.forward = torch.compile(cell.forward, dynamic=False)
     torch.manual_seed(1)
-    method = methods.build(name, net, settings)
+    method = registry.build(name, net, settings)
     method.begin_epoch(0)
     if case == "ista, recovery":
         return method.codes.recover
@@ -108,8 +110,8 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
     import numpy as np
     import torch
     from naive_ista import NaiveIsta, NaiveIstaSearch
-    from nas import spaces
     from nas.methods import ista
+    from nas.space import spaces
 
     model = NaiveIsta()
     torch.manual_seed(1)
@@ -127,8 +129,9 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
     """A step on one level, ours or the published one; the dead operations are every other one of each cell."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-    from nas import cnn, spaces
     from nas.methods.gsparsity import Operations, Settings
+    from nas.nets.torch import cnn
+    from nas.space import spaces
     from torch.nn import functional as F
 
     if case.startswith("published"):
@@ -152,9 +155,12 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
     """A step of a search on text, of both levels."""
     import torch
     from naive_rnn import NaiveLanguageModel, NaiveTextSearch
-    from nas import methods, rnn, spaces
-    from nas.genotype import RecurrentGenotype
-    from nas.text_search import TextSteps, drops
+    from nas.bilevel.steps import TextSteps
+    from nas.methods import registry
+    from nas.nets.torch import rnn
+    from nas.nets.torch.rnn import Drops
+    from nas.space import spaces
+    from nas.space.genotype import RecurrentGenotype
 
     draw = lambda: torch.randint(words, (2, 35, 64), device=device).unbind()
     train, valid = draw(), draw()
@@ -163,11 +169,11 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
         with torch.device(device):
             loop = NaiveTextSearch(NaiveLanguageModel(words, hidden), 64, second_order=order == "second")
         return lambda: loop.step(train, valid)
-    settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], order=order, batch=64, hidden=hidden)
-    net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, drops(settings)).to(device)
+    settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], order=order, batch=64, hidden=hidden)
+    net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, Drops.of(settings)).to(device)
     if "compiled" in case:
         net.fuse()
-    steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+    steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
     if "tenth" in case:
         (a,) = steps.method.parameters
         keep = torch.randperm(len(a), generator=torch.Generator().manual_seed(1))[: len(a) // 10].to(device)

@@ -21,23 +21,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import spaces, text, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.rnn import parameters
-from nas.run import carry_out
+from nas.data import text
+from nas.engine.run import carry_out
+from nas.nets.torch.rnn import parameters
+from nas.space import spaces
+from nas.space.genotype import RecurrentGenotype, load
+from nas.train import train_text
+from nas.train.settings import TEXT_PRESETS, TextTrainSettings
 from nas_against_random import alike
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
 
 
-def size(cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings) -> int:
+def size(cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> int:
     with torch.device("meta"):
-        return parameters(text_train.network(cell, words, settings))
+        return parameters(train_text.network(cell, words, settings))
 
 
-def of_size(
-    wanted: int, cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings
-) -> text_train.TextTrainSettings:
+def of_size(wanted: int, cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> TextTrainSettings:
     """The settings with the width that brings the network closest to so many parameters."""
     tried = (replace(settings, hidden=hidden) for hidden in range(8, 2 * settings.hidden))
     return min(tried, key=lambda s: abs(size(cell, words, s) - wanted))
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
     parser.add_argument("--random", type=int, default=3, help="how many random cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=text_train.PRESETS, default="small")
+    parser.add_argument("--preset", choices=TEXT_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/text_against_others"))
     parser.add_argument("--threads", type=int, default=0)
@@ -58,11 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     args = parser.parse_args(argv)
     chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
-    settings = replace(text_train.PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
+    settings = replace(TEXT_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
     words = len(text.load(args.data_dir).vocabulary)
     found = load(args.genotype, RecurrentGenotype).clean()
     wanted = size(found, words, settings)
-    entrants: dict[str, tuple[RecurrentGenotype | None, text_train.TextTrainSettings]] = {"searched": (found, settings)}
+    entrants: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {"searched": (found, settings)}
     space = spaces.get("recurrent", RecurrentGenotype)
     for i in range(args.random):
         entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i, same_nodes=True), settings
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, (cell, own) in entrants.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
-            make = lambda processes, device, c=cell, s=seed, o=out, own=own: text_train.TextTraining(
+            make = lambda processes, device, c=cell, s=seed, o=out, own=own: train_text.TextTraining(
                 c, own, s, o, processes, device
             )
             last = carry_out(make, own, out)

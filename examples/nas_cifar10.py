@@ -14,56 +14,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
-from nas import bisection, cnn, command, genotype, group_sparse, one_stage, report
-from nas.methods import gsparsity, registry
-from nas.run import Run, carry_out
-from nas.search import Search
+from nas.engine import command_line, report
+from nas.methods import registry
+from nas.nets.torch import cnn
+from nas.space import genotype
 
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
-
-
-def searches() -> dict[str, tuple[Callable[..., Run], dict[str, Any]]]:
-    """name: (run, presets by name). A run is made from settings, seed, folder, processes and device."""
-    two_levels = {name: (partial(Search, name), presets) for name, (_, presets) in registry().items()}
-    every = {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.PRESETS)}
-    return dict(sorted(every.items()))
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; the last row of the table of each seed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    methods = searches()
-    method = command.option(argv, "--method", methods, "sparse_supernet")
-    run, presets = methods[method]
-    single = command.flag(argv, "--one-stage")
-    if single:
-        if method != "ista":
-            raise SystemExit(f"error: --one-stage belongs to --method ista, got --method {method}")
-        run, presets = one_stage.OneStage, one_stage.PRESETS
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
+    method = command_line.option(argv, "--method", registry.CIFAR, "sparse_supernet")
+    chosen = registry.CIFAR[method]
+    if command_line.flag(argv, "--one-stage"):
+        if method not in registry.ONE_STAGE:
+            raise SystemExit(f"error: --one-stage belongs to --method {', '.join(registry.ONE_STAGE)}, got --method {method}")
+        chosen = registry.ONE_STAGE[method]
+    presets = chosen.presets
+    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
     try:
         settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        if method == "gsparsity" and (settings.want_paths or settings.want_parameters):
-            row = bisection.search(settings, seed, out)
-        else:
-            row = carry_out(lambda processes, device: run(settings, seed, out, processes, device), settings, out)
+        row = chosen.search(settings, seed, out)
         if os.environ.get("RANK", "0") == "0":
             describe(method, row, out)
         return row
 
-    rows = command.each_seed(settings, search)
+    rows = command_line.each_seed(settings, search)
     if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command.compare(rows, COLUMNS))
+        print("\n" + command_line.compare(rows, COLUMNS))
     return rows
 
 

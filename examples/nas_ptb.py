@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 import tyro
-from nas import command, genotype, report
+from nas.engine import command_line, report
 from nas.methods import registry
-from nas.rnn import RecurrentNetwork, parameters
-from nas.run import carry_out
-from nas.text_search import TextSearch
+from nas.nets.torch.rnn import RecurrentNetwork, parameters
+from nas.space import genotype
 
 COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
 
@@ -29,23 +28,22 @@ COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "node
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; the last row of the table of each seed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    methods = registry("recurrent")
-    method = command.option(argv, "--method", methods, "sparse_supernet")
-    _, presets = methods[method]
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
+    method = command_line.option(argv, "--method", registry.TEXT, "sparse_supernet")
+    presets = registry.TEXT[method].presets
+    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
     try:
         settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        row = carry_out(lambda processes, device: TextSearch(method, settings, seed, out, processes, device), settings, out)
+        row = registry.TEXT[method].search(settings, seed, out)
         describe(method, row, out)
         return row
 
-    rows = command.each_seed(settings, search)
+    rows = command_line.each_seed(settings, search)
     if len(rows) > 1:
-        print("\n" + command.compare(rows, COLUMNS))
+        print("\n" + command_line.compare(rows, COLUMNS))
     return rows
 
 

@@ -20,12 +20,17 @@ from typing import Any
 
 import torch
 import tyro
-from nas import checkpoint, cnn, command, draw, genotype, pruning, train
-from nas.bisection import closest, refuse_old
-from nas.draw import plt
-from nas.genotype import Genotype
-from nas.run import carry_out
-from nas.settings import check
+from nas.engine import checkpoint, command_line
+from nas.engine.bisection import closest, refuse_old
+from nas.engine.run import carry_out
+from nas.engine.settings import check
+from nas.methods import operation_pruning as pruning
+from nas.nets.torch import cnn
+from nas.space import drawing, genotype
+from nas.space.drawing import plt
+from nas.space.genotype import Genotype
+from nas.train.settings import CifarSettings, GenotypeSettings
+from nas.train.train_cifar import Training
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,12 @@ def retrain(settings: Settings, cells: list[Genotype], seed: int, out: Path) -> 
     sizes = (cells, settings.channels, settings.layers)
     row: dict[str, Any] = {"parameters": cnn.count(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
     if settings.retrain_epochs:
-        recipe = train.CifarSettings()
-        shared = {f.name: getattr(settings, f.name) for f in fields(train.GenotypeSettings)}
+        recipe = CifarSettings()
+        shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
         again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
         folder = out / "retrained"
-        make = lambda processes, device: train.Training(cells, again, seed, folder, processes, device)
+        make = lambda processes, device: Training(cells, again, seed, folder, processes, device)
         row["retrained"] = carry_out(make, again, folder)["valid_accuracy"]
     return row
 
@@ -151,13 +156,13 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Prune; the rows of the table."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    preset = PRESETS[command.option(argv, "--preset", PRESETS, "paper")]
+    preset = PRESETS[command_line.option(argv, "--preset", PRESETS, "paper")]
     try:
         settings = tyro.cli(Settings, args=argv, default=preset, description=__doc__)
         found = genotype.load(settings.genotype)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
-    seeds = command.each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
+    seeds = command_line.each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
     return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
 
 
@@ -184,7 +189,7 @@ def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
-    draw.save(picture(rows), out / "pruning.png")
+    drawing.save(picture(rows), out / "pruning.png")
     print(f"\n{'mu':>10}{'threshold':>11}{'pruned':>9}{'before':>9}{'after':>9}{'change':>10}{'retrained':>11}")
     for row in rows:
         again = f"{100 * row['retrained']:>10.2f}%" if "retrained" in row else ""

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from nas import command, genotype, train
-from nas.run import carry_out
+from nas.engine import command_line
+from nas.engine.run import carry_out
+from nas.space import genotype
+from nas.train.settings import CIFAR_PRESETS, IMAGENET_PRESETS
+from nas.train.train_cifar import Training, count
 
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
@@ -28,30 +31,30 @@ COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; the last row of the table of each seed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    imagenet = command.flag(argv, "--imagenet")
-    presets = train.IMAGENET_PRESETS if imagenet else train.PRESETS
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
+    imagenet = command_line.flag(argv, "--imagenet")
+    presets = IMAGENET_PRESETS if imagenet else CIFAR_PRESETS
+    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
     try:
         settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
         chosen = genotype.load(settings.genotype)
         if settings.classes and not settings.count:
             raise ValueError(f"classes belongs to --count; the data say how many to train, got {settings.classes}")
         if settings.count:
-            print(json.dumps(train.count(chosen, settings)))
+            print(json.dumps(count(chosen, settings)))
             return []
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
-        make = lambda processes, device: train.Training(chosen, settings, seed, out, processes, device)
+        make = lambda processes, device: Training(chosen, settings, seed, out, processes, device)
         row = carry_out(make, settings, out)
         if os.environ.get("RANK", "0") == "0":
             print(f"\nvalidation accuracy {100 * row['valid_accuracy']:.2f} %\nwritten: {out}/train.csv, {out}/network.pt")
         return row
 
-    rows = command.each_seed(settings, one)
+    rows = command_line.each_seed(settings, one)
     if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command.compare(rows, COLUMNS))
+        print("\n" + command_line.compare(rows, COLUMNS))
     return rows
 
 

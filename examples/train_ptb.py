@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from nas import command, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.run import carry_out
+from nas.engine import command_line
+from nas.engine.run import carry_out
+from nas.space.genotype import RecurrentGenotype, load
+from nas.train.settings import TEXT_PRESETS
+from nas.train.train_text import TextTraining, count
 
 COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 
@@ -28,18 +30,18 @@ COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; of each seed the row of the best epoch, with the perplexity on the test text."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    preset = text_train.PRESETS[command.option(argv, "--preset", text_train.PRESETS, "paper")]
+    preset = TEXT_PRESETS[command_line.option(argv, "--preset", TEXT_PRESETS, "paper")]
     try:
         settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
         cell = None if settings.genotype.upper() == "LSTM" else load(settings.genotype, RecurrentGenotype)
         if settings.count:
-            print(json.dumps(text_train.count(cell, settings)))
+            print(json.dumps(count(cell, settings)))
             return []
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
-        make = lambda processes, device: text_train.TextTraining(cell, settings, seed, out, processes, device)
+        make = lambda processes, device: TextTraining(cell, settings, seed, out, processes, device)
         row = carry_out(make, settings, out)
         print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch'] + 1}")
         print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
@@ -48,9 +50,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(f"written: {out}/train.csv, {out}/result.json, {out}/network.pt")
         return row
 
-    rows = command.each_seed(settings, one)
+    rows = command_line.each_seed(settings, one)
     if len(rows) > 1:
-        print("\n" + command.compare(rows, COLUMNS))
+        print("\n" + command_line.compare(rows, COLUMNS))
     return rows
 
 

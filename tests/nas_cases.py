@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nas import checkpoint, cnn, data, spaces
+from nas.data import cifar
+from nas.engine import checkpoint
+from nas.nets.torch import cnn
+from nas.space import spaces
 
 
 def drawn(name: str, count: int) -> np.ndarray:
@@ -27,8 +30,8 @@ def fake_images(name: str, images: int) -> dict[bytes, Any]:
 
 
 def fake_cifar(root: Path, images: int = 32) -> None:
-    """Files in the layout of CIFAR-10 with few images, known to `nas.data` under their own checksums."""
-    source = data.SOURCES["cifar10"]
+    """Files in the layout of CIFAR-10 with few images, known to `nas.data.cifar` under their own checksums."""
+    source = cifar.SOURCES["cifar10"]
     folder = root / source.folder
     folder.mkdir(parents=True, exist_ok=True)
     known = {}
@@ -41,7 +44,7 @@ def fake_cifar(root: Path, images: int = 32) -> None:
             os.replace(partial, file)
         known[name] = hashlib.md5(file.read_bytes()).hexdigest()
     own = lambda files: tuple((name, known[name]) for name, _ in files)
-    data.SOURCES["cifar10"] = replace(
+    cifar.SOURCES["cifar10"] = replace(
         source, train=own(source.train), test=own(source.test), url="http://localhost:9/none.tar.gz"
     )
 

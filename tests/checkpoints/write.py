@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE.parents[1] / "examples"), str(HERE.parent)]
 
 import nas_cases  # noqa: E402
 import torch  # noqa: E402
-from nas import checkpoint  # noqa: E402
+from nas.engine import checkpoint  # noqa: E402
 
 IMAGES = "--preset small --images 32 --batch 8 --channels 1 --layers 3 --threads 1 --device cpu --checkpoint-minutes 0".split()
 TEXT = "--preset small --hidden 4 --batch 4 --bptt 9 --tokens 200 --threads 1 --device cpu --checkpoint-minutes 0".split()

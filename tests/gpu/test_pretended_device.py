@@ -12,11 +12,13 @@ import pytest
 import test_gpu
 import torch
 import train_ptb
-from nas import cnn, data, draw, methods, report, rnn, spaces
-from nas.genotype import RecurrentGenotype
-from nas.methods import gsparsity
-from nas.steps import Steps
-from nas.text_search import TextSteps
+from nas.bilevel.steps import Steps, TextSteps
+from nas.data import cifar
+from nas.engine import report
+from nas.methods import gsparsity, registry
+from nas.nets.torch import cnn, rnn
+from nas.space import drawing, spaces
+from nas.space.genotype import RecurrentGenotype
 from nas_cases import fake_cifar
 from pretended_device import pretended
 from torch import nn
@@ -144,10 +146,10 @@ def close(pairs):
 def test_a_search_step(method):
     def of(device):
         torch.manual_seed(0)
-        settings = replace(methods.registry()[method][1]["paper"], order="first", batch=8, space="S2")
+        settings = replace(registry.CIFAR[method].presets["paper"], order="first", batch=8, space="S2")
         net = cnn.Supernet(spaces.get("S2"), 2, 3).to(device)
         torch.manual_seed(1)
-        chosen = methods.build(method, net, settings)
+        chosen = registry.build(method, net, settings)
         chosen.begin_epoch(0)
         x, y = torch.randn(8, 3, 8, 8).to(device), torch.randint(10, (8,)).to(device)
         steps = Steps(net, chosen, settings)
@@ -163,11 +165,11 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
 
     def of(device, pretence=None):
         torch.manual_seed(0)
-        settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], batch=4, lr=1.0)
+        settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], batch=4, lr=1.0)
         net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 20, 6).to(device)
         train, valid = torch.randint(20, (2, 2, 6, 4)).to(device)  # words and the words that follow them
         torch.manual_seed(1)
-        steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+        steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
         before = pretence.uploads if pretence else 0
         steps.architecture(0, train, valid)
         steps.weights(train)
@@ -211,7 +213,7 @@ def test_batches_are_drawn_on_the_device():
 
 
 def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    monkeypatch.setattr(cifar, "SOURCES", dict(cifar.SOURCES))
     for module, name in ((report, "write"), (nas_cifar10, "describe")):  # which take longer than the search
         monkeypatch.setattr(module, name, lambda *args: None)
     fake_cifar(tmp_path)
@@ -227,7 +229,7 @@ def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
 
 
 def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "save", lambda *args: None)
+    monkeypatch.setattr(drawing, "save", lambda *args: None)
     words = [" ".join(f"w{i * k % 23}" for k in range(9)) for i in range(60)]
     (tmp_path / "own.txt").write_text("\n".join(words))
     options = "--preset small --epochs 1 --hidden 4 --batch 4 --bptt 20 --valid-batch 2 --test-batch 2 --device cuda".split()

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 import train_cifar10
-from nas import cnn, genotype, spaces
-from nas.genotype import CELLS, Genotype, Path, RecurrentGenotype, load
+from nas.nets.torch import cnn
+from nas.space import genotype, spaces
+from nas.space.genotype import CELLS, Genotype, Path, RecurrentGenotype, load
 
 SIZES = {
     "DARTS_V1": (3_169_414, 3_221_344, 4_510_432, 501, 506),

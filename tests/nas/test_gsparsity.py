@@ -11,13 +11,15 @@ import prune_operations
 import pytest
 import torch
 from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-from nas import bisection, checkpoint, cnn, genotype, pruning, spaces
-from nas.flat import Flat
-from nas.genotype import CELLS, Genotype
-from nas.group_sparse import GroupSparse
+from nas.engine import bisection, checkpoint
+from nas.engine.distributed import ALONE
 from nas.methods import gsparsity
-from nas.methods.gsparsity import GatedGroup, Operations, loss_free
-from nas.processes import ALONE
+from nas.methods import operation_pruning as pruning
+from nas.methods.gsparsity import GatedGroup, GroupSparse, Operations, loss_free
+from nas.nets.torch import cnn
+from nas.nets.torch.flat import Flat
+from nas.space import genotype, spaces
+from nas.space.genotype import CELLS, Genotype
 from nas_cases import TINY as TINY_COMMAND
 from nas_cases import copy_weights, rows_of, supernet
 from torch import nn
@@ -306,7 +308,7 @@ def test_bisection_brackets_and_halves():
     assert asked[:3] == [1.0, 4.0, 2.0]
     assert bisection.closest(lambda s: 5, 7, 1.0, 3) == 1 / 16
     found = Genotype({"2": [("skip_connect", 0)]}, {})
-    assert bisection.parameters(found) == 0
+    assert gsparsity.parameters(found) == 0
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from naive_ista import NaiveIsta, NaiveIstaSearch
-from nas import cnn, genotype, methods, one_stage, spaces
-from nas.genotype import CELLS, NODES
-from nas.methods import ista
+from nas.bilevel.steps import Steps
+from nas.engine.distributed import ALONE
+from nas.methods import ista, ista_one_stage, registry
 from nas.methods.ista import Codes, strongest
-from nas.operations import BatchNorm
-from nas.processes import ALONE
-from nas.steps import Steps
+from nas.nets.torch import cnn
+from nas.nets.torch.operations import BatchNorm
+from nas.space import genotype, spaces
+from nas.space.genotype import CELLS, NODES
 from nas_cases import copy_weights, supernet
 from torch.nn import functional as F
 
@@ -74,7 +75,7 @@ def naive_twin(channels=2, layers=3):
     naive = NaiveIsta(channels, layers).double()
     net = supernet("darts", channels, layers).double()
     copy_weights(naive.net, net)
-    method = methods.build("ista", net, ista.Settings(lr=0.1))
+    method = registry.build("ista", net, ista.Settings(lr=0.1))
     codes = method.codes
     with torch.no_grad():
         for number, (cell, b, p) in enumerate(zip(CELLS, naive.b, method.parameters)):
@@ -115,7 +116,7 @@ def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
 
 def test_only_the_supported_operations_run_and_learn():
     net = supernet()
-    method = methods.build("ista", net, ista.Settings())
+    method = registry.build("ista", net, ista.Settings())
     method.begin_epoch(0)
     ran = []
     for cell in net.cells:
@@ -139,7 +140,7 @@ def test_only_the_supported_operations_run_and_learn():
 
 def test_supports_change_between_epochs_only_unless_asked_for_more():
     for every, changes in ((0, False), (2, True)):
-        method = methods.build("ista", supernet(), ista.Settings(arch_lr=0.3, recover_every=every))
+        method = registry.build("ista", supernet(), ista.Settings(arch_lr=0.3, recover_every=every))
         method.begin_epoch(0)
         before = method.alive()
         for _ in range(4):
@@ -185,10 +186,10 @@ def test_a_setting_out_of_its_domain_is_named(options, message):
 
 def run_of(images, out, **options):
     tiny = {"channels": 2, "layers": 3, "batch": 8, "images": 24, "valid_images": 16, "space": "cherry", "auxiliary": 0.0}
-    settings = one_stage.Settings(
+    settings = ista_one_stage.Settings(
         **{**tiny, "epochs": 2, "search_epochs": 2, "tolerance": 0.0, "data_dir": images, "out": out, **options}
     )
-    run = one_stage.OneStage(settings, 0, out, ALONE, CPU)
+    run = ista_one_stage.OneStage(settings, 0, out, ALONE, CPU)
     out.mkdir(exist_ok=True)
     return run
 
@@ -303,7 +304,7 @@ def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictur
 )
 def test_a_one_stage_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        one_stage.Settings(**options)
+        ista_one_stage.Settings(**options)
 
 
 def test_an_identity_passes_its_gradient_through_a_norm_in_one_stage():

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from nas import methods, spaces
-from nas.genotype import CELLS, Genotype, Path
-from nas.methods import darts, sparse_supernet
+from nas.bilevel.steps import Steps
+from nas.methods import darts, registry, sparse_supernet
 from nas.methods.sparse_supernet import Guard
-from nas.steps import Steps
+from nas.space import spaces
+from nas.space.genotype import CELLS, Genotype, Path
 from nas_cases import supernet
 
 from proxopt import Groups, SparseGroupLasso, updates
@@ -17,7 +17,7 @@ from proxopt import Groups, SparseGroupLasso, updates
 def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimizer, rate):
     net = supernet()
     settings = sparse_supernet.Settings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
-    method = methods.build("sparse_supernet", net, settings)
+    method = registry.build("sparse_supernet", net, settings)
     assert {group["extrapolation"] for group in method.optimizer.param_groups} == {"nesterov"}, "the published rule"
     x = [p.detach().double().numpy().copy() for p in method.parameters]
     states = [None, None]
@@ -41,7 +41,7 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
 
 def test_a_growing_strength_never_empties_a_cell():
     settings = sparse_supernet.Settings(strength_step=5.0, arch_lr=0.05)
-    method = methods.build("sparse_supernet", supernet(), settings)
+    method = registry.build("sparse_supernet", supernet(), settings)
     for epoch in range(6):
         method.begin_epoch(epoch)
         for _ in range(30):
@@ -87,7 +87,7 @@ def test_paths_that_lead_nowhere_do_not_count_as_life():
 def test_the_architecture_rests_at_the_target():
     settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
     net = supernet()
-    method = methods.build("sparse_supernet", net, settings)
+    method = registry.build("sparse_supernet", net, settings)
     method.begin_epoch(1)
     living = []
     while not method.rests:
@@ -101,7 +101,7 @@ def test_the_architecture_rests_at_the_target():
     steps.architecture(0, batch, batch)
     steps.weights(batch)
     assert all(torch.equal(a, b) for a, b in zip(method.parameters, before))
-    again = methods.build("sparse_supernet", net, settings)
+    again = registry.build("sparse_supernet", net, settings)
     again.load_state_dict(method.state_dict())
     assert again.rests and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
 
@@ -109,7 +109,7 @@ def test_the_architecture_rests_at_the_target():
 def test_a_relative_cut_removes_small_weights_from_the_genotype():
     net = supernet()
     for cut, paths in ((0.0, 98), (0.5, 1)):
-        method = methods.build("sparse_supernet", net, sparse_supernet.Settings(cut=cut))
+        method = registry.build("sparse_supernet", net, sparse_supernet.Settings(cut=cut))
         with torch.no_grad():
             for a in method.parameters:
                 a.fill_(0.1)
@@ -120,7 +120,7 @@ def test_a_relative_cut_removes_small_weights_from_the_genotype():
 @pytest.mark.parametrize(("ratio", "whole"), [(1.0, False), (0.0, True)], ids=["lasso", "group lasso"])
 def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
     settings = sparse_supernet.Settings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
-    method = methods.build("sparse_supernet", supernet(), settings)
+    method = registry.build("sparse_supernet", supernet(), settings)
     method.begin_epoch(1)
     nodes = torch.tensor(method.space.nodes("normal"))
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
 
 
 def test_darts_takes_the_two_strongest_edges_of_each_node():
-    method = methods.build("darts", supernet("darts_zero"), darts.Settings())
+    method = registry.build("darts", supernet("darts_zero"), darts.Settings())
     space = method.space
     with torch.no_grad():
         for a in method.parameters:
@@ -150,7 +150,7 @@ def test_darts_takes_the_two_strongest_edges_of_each_node():
 
 
 def test_dead_paths_can_be_probed_now_and_then():
-    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings(probe_every=3))
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.Settings(probe_every=3))
     assert [method.probes(i) for i in range(4)] == [True, False, False, True]
     assert method.alive() is None
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_setting_out_of_its_domain_is_named(options, message):
 
 
 def test_the_genotype_of_a_search_state_is_its_living_paths():
-    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings())
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.Settings())
     with torch.no_grad():
         for a in method.parameters:
             a.zero_()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from naive_darts import NaiveNetwork
-from nas import cnn, kernels, spaces
 from nas.methods import darts
-from nas.operations import BatchNorm, frozen_statistics
+from nas.nets.torch import cnn, convolution_kernels
+from nas.nets.torch.operations import BatchNorm, frozen_statistics
+from nas.space import spaces
 from nas_cases import copy_weights, random_weights, supernet
 from torch import nn
 from torch.nn import functional as F
@@ -51,7 +52,7 @@ def test_single_precision_agrees_to_rounding():
 @pytest.mark.parametrize("size", [8, 7])
 def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, dilation, size, exact_kernels):
     torch.manual_seed(0)
-    conv = kernels.DepthwiseConv(3, kernel, stride, dilation).double()
+    conv = convolution_kernels.DepthwiseConv(3, kernel, stride, dilation).double()
     x = torch.randn(2, 3, size, size, requires_grad=True, dtype=torch.float64)
     y = conv(x)
     reference = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, 3)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from naive_rnn import NaiveLanguageModel, NaiveTextSearch
-from nas import fused, methods, rnn, spaces, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.methods import darts
-from nas.text_search import TextSteps
+from nas.bilevel.steps import TextSteps
+from nas.methods import darts, registry
+from nas.nets.torch import recurrent_kernels, rnn
+from nas.space import spaces
+from nas.space.genotype import RecurrentGenotype, load
+from nas.train import train_text
+from nas.train.settings import TextTrainSettings
 
 PTB = 10_000
 EVERY = rnn.Drops(embedding=0.2, input=0.75, hidden=0.25, output=0.75)
@@ -89,7 +92,7 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
             p.mul_(0.2)
     naive = twin(net)
     settings = darts.TextSettings(batch=5, hidden=6, order=order, space="recurrent")
-    method = methods.build("sparse_supernet", net, methods.registry("recurrent")["sparse_supernet"][1]["paper"])
+    method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
@@ -112,7 +115,7 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
 def test_a_weight_step_is_the_published_one(monkeypatch):
     net = supernet(drops=EVERY)
     naive = twin(net)
-    method = methods.build("sparse_supernet", net, methods.registry("recurrent")["sparse_supernet"][1]["paper"])
+    method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, darts.TextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
@@ -230,39 +233,40 @@ def test_a_node_of_its_own_is_the_one_written_out(used, masked):
     mixing, weight, sources = draw(3, 4), draw(5, 10), [draw(4, 5) for _ in range(3)]
     mask = torch.rand(4, 5, dtype=torch.float64) if masked else None
     inputs = [mixing, weight, *sources]
-    ours = fused.node(used, mixing, weight, mask, sources)
+    ours = recurrent_kernels.node(used, mixing, weight, mask, sources)
     assert type(ours.grad_fn).__name__ == "_NodeBackward"
-    plain = fused.written_out(used, mixing, weight, mask, sources)
+    plain = recurrent_kernels.written_out(used, mixing, weight, mask, sources)
     torch.testing.assert_close(ours, plain)
     grad = torch.randn_like(ours)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad)):
         torch.testing.assert_close(a, b)
-    function = lambda mixing, weight, *sources: fused.node(used, mixing, weight, mask, sources)
+    function = lambda mixing, weight, *sources: recurrent_kernels.node(used, mixing, weight, mask, sources)
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_the_exact_product_is_that_of_small_differences(monkeypatch):
     """Sources are made of one another, and the decoder is the embedding: second derivatives must count each way once."""
-    from nas import bilevel
+    from nas.bilevel import gradients
 
-    monkeypatch.setattr(bilevel, "RADIUS", 1e-5)
+    monkeypatch.setattr(gradients, "RADIUS", 1e-5)
     net = supernet()
     a = torch.rand(144, dtype=torch.float64, requires_grad=True)
     train, valid = sequence(rows=3, seed=4), sequence(rows=3, seed=5)
     on = lambda batch: lambda: net.loss(*batch, net.start(5), None, {"recurrent": a})[0]
-    one, two = (bilevel.second_order([a], list(net.parameters()), on(train), on(valid), 0.1, hessian=h) for h in bilevel.HESSIANS)
-    first = bilevel.first_order([a], on(valid))
+    second = lambda h: gradients.second_order([a], list(net.parameters()), on(train), on(valid), 0.1, hessian=h)
+    one, two = map(second, gradients.HESSIANS)
+    first = gradients.first_order([a], on(valid))
     torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-8)
     assert float((one[0] - first[0]).abs().max()) > 1e-4
 
 
 def test_the_loss_over_a_vocabulary_is_cross_entropy(monkeypatch):
-    monkeypatch.setattr(fused, "ROWS", 4)
+    monkeypatch.setattr(recurrent_kernels, "ROWS", 4)
     torch.manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     inputs, targets = [draw(10, 3), draw(7, 3), draw(7)], torch.randint(7, (10,))
     plain = lambda x, w, b: torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w, b), targets)
-    ours = lambda x, w, b: fused.vocabulary_loss(x, w, b, targets)
+    ours = lambda x, w, b: recurrent_kernels.vocabulary_loss(x, w, b, targets)
     torch.testing.assert_close(ours(*inputs), plain(*inputs))
     for a, b in zip(torch.autograd.grad(2 * ours(*inputs), inputs), torch.autograd.grad(2 * plain(*inputs), inputs)):
         torch.testing.assert_close(a, b)
@@ -278,9 +282,9 @@ def test_a_product_is_a_product(shape):
     rows, inner, columns = shape
     torch.manual_seed(0)
     x, y = torch.randn(rows, inner, requires_grad=True), torch.randn(inner, columns, requires_grad=True)
-    torch.testing.assert_close(fused.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(recurrent_kernels.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
     grad = torch.randn(rows, columns)
-    for a, b in zip(torch.autograd.grad(fused.product(x, y), (x, y), grad), torch.autograd.grad(x @ y, (x, y), grad)):
+    for a, b in zip(torch.autograd.grad(recurrent_kernels.product(x, y), (x, y), grad), torch.autograd.grad(x @ y, (x, y), grad)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -343,5 +347,5 @@ def test_counts_without_training(capsys):
 
     train_ptb.main(["--count"])
     assert json.loads(capsys.readouterr().out) == {"parameters": 22_960_000, "vocabulary": 10_000}
-    counted = text_train.count(None, text_train.TextTrainSettings(hidden=10))
+    counted = train_text.count(None, TextTrainSettings(hidden=10))
     assert counted["parameters"] == 10_000 * 11 + 20 * 40 + 40

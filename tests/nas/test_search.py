@@ -11,10 +11,13 @@ import nas_sweeps
 import pytest
 import torch
 import train_cifar10
-from nas import data, genotype, report
+from nas.bilevel.search_cifar import CifarSearch
+from nas.data import cifar
+from nas.engine import report
+from nas.engine.distributed import ALONE
 from nas.methods import darts, ista, sparse_supernet
-from nas.processes import ALONE
-from nas.search import Search
+from nas.space import genotype
+from nas.train.settings import CIFAR_PRESETS, CifarSettings
 from nas_cases import TINY, fake_cifar, rows_of
 
 SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
@@ -77,7 +80,7 @@ def test_every_option_of_a_search_runs(method, options, tmp_path, place):
 
 def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypatch):
     settings = darts.Settings(data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20)
-    run = Search("darts", settings, 0, tmp_path, ALONE, torch.device("cpu"))
+    run = CifarSearch(darts.Search, settings, 0, tmp_path, ALONE, torch.device("cpu"))
     found = [(12, 12, 0.9), (11, 9, 0.5), (9, 11, 0.7), (5, 5, 0.6)]
     run.rows = [{"epoch": i, "paths_normal": n, "paths_reduce": r, "restricted_accuracy": a} for i, (n, r, a) in enumerate(found)]
     assert run.result()["epoch"] == 2
@@ -160,24 +163,24 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
 def test_damaged_and_missing_data_are_named(tmp_path, images):
     fake_cifar(tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .* could not be downloaded .* Get http://localhost"):
-        data.load("cifar10", tmp_path / "none")
+        cifar.load("cifar10", tmp_path / "none")
     file = tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"data_batch_2 must have the md5 .* the file is damaged"):
-        data.load("cifar10", tmp_path / "data")
+        cifar.load("cifar10", tmp_path / "data")
     with pytest.raises(ValueError, match="data must be one of cifar10, cifar100, got 'mnist'"):
-        data.load("mnist", tmp_path)
+        cifar.load("mnist", tmp_path)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_number(images):
-    found = data.load("cifar10", images)
-    augment = data.Augment(found.mean, found.std, padding=4, cutout=8)
-    batches = data.Batches(found.train, 16, 3, augment)
+    found = cifar.load("cifar10", images)
+    augment = cifar.Augment(found.mean, found.std, padding=4, cutout=8)
+    batches = cifar.Batches(found.train, 16, 3, augment)
     first = list(batches.epoch(2))
     for (a, b), (c, d) in zip(first[5:], batches.epoch(2, start=5), strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
     assert not torch.equal(first[0][0], next(iter(batches.epoch(3)))[0])
-    parts = [list(data.Batches(found.train, 16, 3, augment, share=data.Share(r, 2)).epoch(2)) for r in (0, 1)]
+    parts = [list(cifar.Batches(found.train, 16, 3, augment, share=cifar.Share(r, 2)).epoch(2)) for r in (0, 1)]
     assert torch.equal(torch.stack([parts[0][0][0], parts[1][0][0]], 1).flatten(0, 1), first[0][0])
     seen = torch.cat([y for _, y in first]).sort().values
     assert torch.equal(seen, found.train.labels.sort().values)
@@ -191,21 +194,21 @@ def test_augmentation_crops_flips_and_blanks():
         .reshape(1, 3, 32, 32)
         .expand(64, -1, -1, -1)
     )
-    plain = data.Augment((0.5,) * 3, (0.25,) * 3)
+    plain = cifar.Augment((0.5,) * 3, (0.25,) * 3)
     torch.testing.assert_close(plain(images), (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-5)
-    moved = data.Augment((0.0,) * 3, (1 / 255,) * 3, padding=4)(images).round().to(torch.uint8)
+    moved = cifar.Augment((0.0,) * 3, (1 / 255,) * 3, padding=4)(images).round().to(torch.uint8)
     padded = torch.nn.functional.pad(images[:1], (4,) * 4)
     windows = [padded[:, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     windows = torch.cat([w for window in windows for w in (window, window.flip(3))])
     assert all(bool((windows == m).flatten(1).all(1).any()) for m in moved)
-    blank = data.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
+    blank = cifar.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
     areas = blank[:, 0].flatten(1).sum(1)
     assert int(areas.max()) == 256 and int(areas.min()) >= 64
 
 
 def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(nas_sweeps.train.PRESETS, "small", nas_sweeps.train.CifarSettings(**TRAINING))
+    monkeypatch.setitem(CIFAR_PRESETS, "small", CifarSettings(**TRAINING))
     out = ["--out", str(tmp_path / "out"), *place]
     monkeypatch.setitem(sparse_supernet.PRESETS, "small", nas_sweeps.replace(sparse_supernet.PRESETS["small"], space="cherry"))
     options = ["--values", "0.01", "0.5", *SIZES, "--train"]
@@ -221,14 +224,14 @@ def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monke
 @pytest.mark.parametrize("stages", ["two", "one"])
 def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(nas_kendall.train.PRESETS, "small", nas_kendall.train.CifarSettings(**TRAINING))
+    monkeypatch.setitem(CIFAR_PRESETS, "small", CifarSettings(**TRAINING))
     monkeypatch.setitem(ista.PRESETS, "small", nas_kendall.replace(ista.PRESETS["small"], space="cherry"))
     seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
     options = [*SIZES, "--seeds", *seeds]
     if stages == "one":
         options += ["--one-stage"]
-        small = nas_kendall.replace(nas_kendall.one_stage.PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry")
-        monkeypatch.setitem(nas_kendall.one_stage.PRESETS, "small", small)
+        small = nas_kendall.replace(nas_kendall.ista_one_stage.PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry")
+        monkeypatch.setitem(nas_kendall.ista_one_stage.PRESETS, "small", small)
     tau = nas_kendall.main([*options, *place, "--out", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out" / "kendall.csv")
     pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]

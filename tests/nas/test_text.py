@@ -14,11 +14,14 @@ import pytest
 import text_against_others
 import torch
 import train_ptb
-from nas import text, text_train
-from nas.genotype import RecurrentGenotype, load
+from nas.bilevel.search_text import TextSearch
+from nas.data import text
+from nas.engine.distributed import ALONE
 from nas.methods import sparse_supernet
-from nas.processes import ALONE
-from nas.text_search import TextSearch
+from nas.nets.torch import rnn
+from nas.space.genotype import RecurrentGenotype, load
+from nas.train import train_text
+from nas.train.settings import TEXT_PRESETS, TextTrainSettings
 from nas_cases import TINY_TEXT, rows_of, same
 
 SEARCH = TRAIN = TINY_TEXT
@@ -140,7 +143,7 @@ def searching(corpus, out, **own):
         data_dir=corpus, hidden=6, batch=6, bptt=9, tokens=300, order="first", drop_embedding=0.0, drop_input=0.0,
         drop_hidden=0.0, drop_output=0.0, temporal=0.0, weight_decay=0.0, **own,
     )  # fmt: skip
-    return TextSearch("sparse_supernet", settings, 0, out, ALONE, CPU)
+    return TextSearch(sparse_supernet.Search, settings, 0, out, ALONE, CPU)
 
 
 def test_short_steps_lessen_the_loss_of_their_batch(corpus, tmp_path):
@@ -240,7 +243,7 @@ def test_a_training_reports_and_learns(genotype, options, tmp_path, place, capsy
 
 
 def training(tmp_path, corpus, **own):
-    settings = text_train.TextTrainSettings(
+    settings = TextTrainSettings(
         **{
             "data_dir": corpus,
             "out": tmp_path,
@@ -255,7 +258,7 @@ def training(tmp_path, corpus, **own):
     )
     tmp_path.mkdir(exist_ok=True)
     cell = load("DARTS_V2", RecurrentGenotype)
-    return text_train.TextTraining(cell, settings, 0, tmp_path, ALONE, CPU)
+    return train_text.TextTraining(cell, settings, 0, tmp_path, ALONE, CPU)
 
 
 def test_a_short_step_lessens_the_loss_of_its_batch(tmp_path, corpus):
@@ -277,13 +280,13 @@ def test_the_best_epoch_is_what_is_kept(tmp_path, corpus):
     row = run.run()
     kept = torch.load(tmp_path / "out" / "network.pt", weights_only=True)
     run.net.load_state_dict(kept)
-    found = text_train.mean_loss(run.net, run.rows_of["valid"], 9)
+    found = rnn.mean_loss(run.net, run.rows_of["valid"], 9)
     assert found == row["valid_loss"] == min(r["valid_loss"] for r in run.rows)
 
 
 def test_sgd_is_averaged_once_validation_stops_falling(tmp_path, corpus, monkeypatch):
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.4, 3.3, 2.0, 0.0])  # the last is the test text's
-    monkeypatch.setattr(text_train, "mean_loss", lambda *args: next(losses))
+    monkeypatch.setattr(train_text, "mean_loss", lambda *args: next(losses))
     run = training(tmp_path / "out", corpus, epochs=7, patience=2)
     run.run()
     # epoch 6: 3.3 > min(5, 4, 3), the best of all but the last two; before, 3.5 and 3.4 were compared with min(5) and min(5, 4)
@@ -327,7 +330,7 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
 
 
 def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, place, capsys, monkeypatch):
-    honest = text_train.TextTraining.take
+    honest = train_text.TextTraining.take
 
     def take(self, batch):
         honest(self, batch)
@@ -335,7 +338,7 @@ def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, place
             with torch.no_grad():
                 self.params[0].fill_(float("nan"))
 
-    monkeypatch.setattr(text_train.TextTraining, "take", take)
+    monkeypatch.setattr(train_text.TextTraining, "take", take)
     (row,) = train_ptb.main(["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *place, "--lr", "5"])
     assert row["rollbacks"] == 1 and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
     assert "the loss was not finite 1 times" in capsys.readouterr().out
@@ -372,7 +375,7 @@ def test_a_convolutional_genotype_is_refused(tmp_path):
 
 def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, place, capsys, monkeypatch):
     monkeypatch.setattr(text_against_others, "alike", functools.partial(text_against_others.alike, draws=20))
-    monkeypatch.setitem(text_train.PRESETS, "small", replace(text_train.PRESETS["small"], hidden=32))
+    monkeypatch.setitem(TEXT_PRESETS, "small", replace(TEXT_PRESETS["small"], hidden=32))
     options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
     text_against_others.main([*options, *place, "--out", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out" / "text_against_others.csv")

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from nas import text
+from nas.data import text
 
 ROOT = Path(__file__).parents[2]
 WORDS = "café naïve 你好 \U0001f600 don\u2019t"
-LOAD = "import sys; from nas import text; c = text.load(sys.argv[1]); print(ascii(c.vocabulary), c.fingerprint)"
+LOAD = "import sys; from nas.data import text; c = text.load(sys.argv[1]); print(ascii(c.vocabulary), c.fingerprint)"
 
 
 def written(folder, raw):

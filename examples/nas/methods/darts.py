@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..genotype import AnyGenotype, Path
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..engine.settings import check
+from ..space.genotype import AnyGenotype, Path
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 class Search:
     """parameters: the logits of the paths, a vector for each cell."""
 
+    name = "darts"
     rests = False
 
     def __init__(self, space: Space, settings: LogitSettings, device: torch.device) -> None:

@@ -19,25 +19,38 @@ published code and logs.
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
-from ..cnn import Supernet
-from ..flat import Flat
-from ..genotype import CELLS, Genotype, Path
-from ..operations import Identity, Noise, Pool
-from ..settings import check
-from ..spaces import Masks
-from ..train import TrainSettings
+from ..engine import report
+from ..engine.bisection import closest, refuse_old
+from ..engine.distributed import Processes
+from ..engine.run import carry_out
+from ..engine.settings import check
+from ..nets.torch import cnn
+from ..nets.torch.flat import Flat
+from ..nets.torch.operations import Identity, Noise, Pool, frozen_statistics, repeated_noise
+from ..space import genotype, spaces
+from ..space.genotype import CELLS, Genotype
+from ..space.genotype import Path as CellPath
+from ..space.spaces import Masks
+from ..train.settings import TrainSettings
+from ..train.train_cifar import Recipe
 
 Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
@@ -155,10 +168,10 @@ class GatedGroup:
 class Operations:
     """The groups of a supernet: for each path of each cell type its weights and gates, as one flat parameter."""
 
-    def __init__(self, net: Supernet, settings: Settings):
+    def __init__(self, net: cnn.Supernet, settings: Settings):
         self.net, self.settings = net, settings
-        self.gates: dict[tuple[str, Path], nn.Parameter] = {}
-        self.flats: dict[tuple[str, Path], Flat] = {}
+        self.gates: dict[tuple[str, CellPath], nn.Parameter] = {}
+        self.flats: dict[tuple[str, CellPath], Flat] = {}
         self.count = {cell: net.kinds.count(cell) for cell in CELLS}
         for (cell, path), weights in net.path_parameters().items():
             if path.operation == "none":
@@ -169,17 +182,17 @@ class Operations:
                 parts.append(self.gates[cell, path])
             self.flats[cell, path] = Flat(f"{cell} {path.source}-{path.node} {path.operation}", parts)
         self.initial = {key: float(flat.vector.detach().norm()) for key, flat in self.flats.items()}
-        self.alive_: dict[tuple[str, Path], bool] = dict.fromkeys(self.flats, True)
+        self.alive_: dict[tuple[str, CellPath], bool] = dict.fromkeys(self.flats, True)
         self.others = [p for p in net.parameters() if id(p) not in {id(q) for flat in self.flats.values() for q in flat.parts}]
         tau = None if settings.tau == "direct" else settings.tau
         self.optimizer = ProxSGD(self.param_groups(), settings.lr, 1 - settings.momentum, tau)
 
-    def _is_gated(self, cell: str, path: Path) -> bool:
+    def _is_gated(self, cell: str, path: CellPath) -> bool:
         """Whether the operation has no parameters of its own, or is a strided skip connection."""
         mixed = self.net.cells[self.net.kinds.index(cell)]
         return isinstance(mixed.operation(mixed.paths.index(path)), (Identity, Pool, Noise)) or path.operation == "skip_connect"
 
-    def strength(self, key: tuple[str, Path]) -> float:
+    def strength(self, key: tuple[str, CellPath]) -> float:
         """mu_k."""
         if self.settings.gates == "free" and key in self.gates and len(self.flats[key].parts) == 1:
             return 0.0
@@ -217,7 +230,7 @@ class Operations:
             flat.gather()
         self.optimizer.step()
 
-    def norms(self) -> dict[tuple[str, Path], float]:
+    def norms(self) -> dict[tuple[str, CellPath], float]:
         """||w_hat_k|| of each group: its norm at the prox point."""
         state = self.optimizer.state
         points = [state.get(f.vector, {}).get("point", f.vector).detach() for f in self.flats.values()]
@@ -277,3 +290,141 @@ class Operations:
         self.alive_ = dict(zip(self.flats, state["alive"]))
         self.initial = dict(zip(self.flats, state["initial"]))
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class GroupSparse(Recipe):
+    """A search with one seed."""
+
+    kind, table = "search", "search.csv"
+    settings: Settings
+
+    def __init__(self, settings: Settings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+        super().__init__(settings, seed, out, processes, device)
+        self.operations = Operations(self.net, settings)
+        self.sgd = self.operations.optimizer
+
+    def build(self, classes: int) -> cnn.Supernet:
+        s = self.settings
+        return cnn.Supernet(spaces.get(s.space), s.channels, s.layers, classes, auxiliary=s.auxiliary > 0)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
+            return self.net.outputs(images, self.operations.weights(), self.operations.alive())
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        for group in self.sgd.param_groups:
+            group["lr"] = self.settings.rate(self.epoch)
+
+    def update(self) -> None:
+        self.processes.average([p.grad for p in self.everything() if p.grad is not None])
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.everything(), self.settings.clip)
+        self.operations.step()
+
+    def everything(self) -> list[Tensor]:
+        return [*self.params, *self.operations.gates.values()]
+
+    def end_epoch(self) -> dict[str, Any]:
+        row = super().end_epoch()
+        operations = self.operations
+        genotype, point = operations.genotype(), operations.point()
+        regulariser = operations.regulariser()
+        loss = accuracy = float("nan")
+        if all(genotype.living(cell) for cell in CELLS):
+            loss, accuracy = self.at_point(self.net.space.masks(genotype))
+        if self.settings.vanish:
+            operations.let_vanish()
+        if self.processes.first:
+            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
+            genotype.save(self.out / "genotype.json")
+        own = {"restricted_loss": loss, "restricted_accuracy": accuracy, "regulariser": regulariser}
+        return row | own | report.columns(genotype, point) | {"vanished": sum(not a for a in operations.alive_.values())}
+
+    @torch.no_grad()
+    def at_point(self, masks: Masks) -> tuple[float, float]:
+        """Loss and accuracy of the living paths at the prox point, batch norms with the statistics of each batch."""
+        self.net.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with self.sgd.at_prox_point(), frozen_statistics(self.net):
+            for images, labels in self.validation():
+                logits = self.net(images, self.operations.weights(), masks).float()
+                loss = F.cross_entropy(logits, labels, reduction="sum").double()
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
+        self.processes.total([sums])
+        loss_sum, correct, images_seen = sums.tolist()
+        return loss_sum / images_seen, correct / images_seen
+
+    @torch.no_grad()
+    def cut_changes(self) -> float:
+        """The largest difference that the cut makes to a logit of one validation batch, at the prox point."""
+        images, _ = next(iter(self.validation()))
+        masks = self.net.space.masks(self.operations.genotype())
+        self.net.train()
+        with self.sgd.at_prox_point(), frozen_statistics(self.net), repeated_noise(self.net):
+            logits = [self.net(images, self.operations.weights(), alive) for alive in (None, masks)]
+        return float((logits[0] - logits[1]).abs().max())
+
+    def finish(self) -> None:
+        dead = [cell for cell in CELLS if not self.operations.genotype().living(cell)]
+        if dead:
+            print(f"every operation of the {dead[0]} cell has died: a smaller mu than {self.settings.mu:g} keeps some")
+            return
+        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
+        print(f"the cut changes logits by {self.cut_changes():g}")
+        report.write(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": "gsparsity", **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "operations": self.operations.state_dict(), "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.operations.load_state_dict(state["operations"])
+        self.sums.copy_(state["sums"])
+
+
+def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
+    """Search with one mu, or look for the one that leaves as much as is wanted; the last row."""
+    if settings.want_paths or settings.want_parameters:
+        return bisection(settings, seed, out)
+    return carry_out(partial(GroupSparse, settings, seed, out), settings, out)
+
+
+def bisection(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
+    """Searches in `out`/mu-..., each going on where it was; what the closest one left is copied to `out`. Its last row.
+
+    Raises FileExistsError where `out` holds such searches and `settings.resume` is off.
+    """
+    refuse_old(out, settings.resume)
+    rows: dict[float, dict[str, Any]] = {}
+    want = settings.want_paths or settings.want_parameters
+
+    def left(mu: float) -> int:
+        at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
+        folder = out / f"mu-{mu:.6g}"
+        rows[mu] = carry_out(partial(GroupSparse, at, seed, folder), at, folder)
+        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
+        count = paths if settings.want_paths else parameters(genotype.load(folder / "genotype.json"))
+        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
+        rows[mu] = {"mu": mu, "left": count, **rows[mu]}
+        return count
+
+    mu = closest(left, want, settings.mu, settings.bisect_runs)
+    for file in (out / f"mu-{mu:.6g}").iterdir():
+        if file.is_file() and file.name != "checkpoint.pt":
+            shutil.copy(file, out / file.name)
+    with (out / "bisection.csv").open("w", newline="", encoding="utf-8") as table:
+        writer = csv.DictWriter(table, fieldnames=list(rows[mu]))
+        writer.writeheader()
+        writer.writerows(rows[m] for m in sorted(rows))
+    return rows[mu]
+
+
+def parameters(found: genotype.Genotype) -> int:
+    """Of the network of 20 cells and 36 channels; 0 for a genotype with a dead cell."""
+    if not all(found.living(cell) for cell in genotype.CELLS):
+        return 0
+    return cnn.count(cnn.Network(found, auxiliary=False), (3, 32, 32))["parameters"]

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from proxopt import sparse_code
 
-from ..genotype import AnyGenotype
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..engine.settings import check
+from ..space.genotype import AnyGenotype
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class Codes:
 class Search:
     """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
 
+    name = "ista"
     rests = False
 
     def __init__(self, space: Space, settings: TwoStageSettings, device: torch.device) -> None:

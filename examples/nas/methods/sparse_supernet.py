@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
-from ..genotype import AnyGenotype
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..engine.settings import check
+from ..space.genotype import AnyGenotype
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, stren
 
 class Search:
     """parameters: the architecture weights, a vector for each cell, at the search point A."""
+
+    name = "sparse_supernet"
 
     def __init__(self, space: Space, settings: Any, device: torch.device) -> None:
         self.space, self.settings, self.cells = space, settings, space.layout.cells

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
-from . import cnn
-from .flat import Flat
-from .genotype import CELLS, Genotype
-from .processes import Processes
-from .settings import check
-from .train import GenotypeSettings, Recipe, network
+from ..engine.distributed import Processes
+from ..engine.settings import check
+from ..nets.torch import cnn
+from ..nets.torch.flat import Flat
+from ..space.genotype import CELLS, Genotype
+from ..train.settings import GenotypeSettings
+from ..train.train_cifar import Recipe, network
 
 Operation = tuple[int, int]  # number of the cell, number of the path in it
 BETA = 0.999  # of the second moment behind the adaptive tau

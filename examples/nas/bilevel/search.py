@@ -1,35 +1,29 @@
-"""The search on two levels; here on images: weights on one half of them, architecture on the other.
+"""The search on two levels, whatever the data and the network.
 
-    row = carry_out(lambda processes, device: Search("darts", settings, 0, out, processes, device), settings, out)
-
-Writes into `out`: checkpoint.pt, search.csv, genotype.json (and one for each epoch), settings.json and what `nas.report` draws.
+Writes into `out`: checkpoint.pt, search.csv, genotype.json (and one for each epoch), settings.json and the pictures of
+`engine.report`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import cnn, data, report, spaces
-from .genotype import load
-from .methods import Method, build
-from .operations import frozen_statistics
-from .processes import Processes
-from .run import Run
-from .settings import SearchSettings, TwoLevelSettings
-from .spaces import Masks
-from .steps import Batch, Steps, TwoLevel
-
-TRAIN, VALID = 1, 2  # streams of random numbers
+from ..engine import report
+from ..engine.distributed import Processes
+from ..engine.run import Run
+from ..space.genotype import load
+from ..space.spaces import Masks
+from .method import Method
+from .settings import TwoLevelSettings
+from .steps import TwoLevel
 
 
-class TwoLevelSearch(Run):
+class BilevelSearch(Run):
     """A search by one method with one seed. Subclasses bring the data, a supernet, and what they measure."""
 
     kind, table = "search", "search.csv"
@@ -39,16 +33,16 @@ class TwoLevelSearch(Run):
     steps: TwoLevel
 
     def __init__(
-        self, method: str, settings: TwoLevelSettings, seed: int, out: Path, processes: Processes, device: torch.device
+        self, method: type[Method], settings: TwoLevelSettings, seed: int, out: Path, processes: Processes, device: torch.device
     ) -> None:
         super().__init__(settings, seed, out, processes, device)
-        self.name = method
+        self.name, self.make = method.name, method
         self.points: list[dict[str, Tensor]] = []  # the prox point after every epoch
 
     def prepare(self, net: Any, steps: type[TwoLevel]) -> None:
         """Build what moves: the supernet on its device, the method, the steps."""
         self.net = net.to(self.device)
-        self.method = build(self.name, self.net, self.settings)
+        self.method = self.make(self.net.space, self.settings, self.device)
         self.steps = steps(self.net, self.method, self.settings, self.processes)
 
     def begin_epoch(self) -> None:
@@ -126,61 +120,3 @@ class TwoLevelSearch(Run):
         self.steps.load_state_dict(state["steps"])
         self.method.load_state_dict(state["method"])
         self.points = [{cell: p.cpu() for cell, p in point.items()} for point in state["points"]]
-
-
-class Search(TwoLevelSearch):
-    """On images."""
-
-    steps: Steps
-
-    def __init__(
-        self, method: str, settings: SearchSettings, seed: int, out: Path, processes: Processes, device: torch.device
-    ) -> None:
-        super().__init__(method, settings, seed, out, processes, device)
-        space = spaces.get(settings.space)
-        dataset = data.load(settings.data, settings.data_dir)
-        if settings.images > len(dataset.train.labels):
-            raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
-        half = settings.images // 2
-        parts = [dataset.train.take(slice(half)), dataset.train.take(slice(half, 2 * half))]
-        self.train_set, self.valid_set = (part.to(device) for part in parts)
-        self.plain = data.Augment(dataset.mean, dataset.std)
-        augment = data.Augment(dataset.mean, dataset.std, padding=4)
-        drawn = lambda part, stream: data.Batches(part, settings.batch, seed, augment, stream, processes.share)
-        self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), Steps)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
-
-    def __len__(self) -> int:
-        return len(self.train_batches)
-
-    def batches(self) -> Iterator[tuple[Batch, Batch]]:
-        return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
-
-    def end_epoch(self) -> dict[str, Any]:
-        row = super().end_epoch()
-        self.scheduler.step()
-        return row
-
-    @torch.no_grad()
-    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and accuracy of the supernet on the validation half.
-
-        Batch norms use the statistics of each batch of 500: those that run lag behind an architecture that moves.
-        """
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with frozen_statistics(self.net):
-            for images, labels in data.whole(self.valid_set, self.plain, share=self.processes.share):
-                logits = self.steps.logits(images, weights, alive)
-                loss = F.cross_entropy(logits, labels, reduction="sum").double()
-                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
-        self.processes.total([sums])
-        loss_sum, correct, images_seen = sums.tolist()
-        return loss_sum / images_seen, correct / images_seen
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "scheduler": self.scheduler.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.scheduler.load_state_dict(state["scheduler"])

@@ -14,86 +14,31 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import checkpoint, draw, text
-from .genotype import RecurrentGenotype
-from .processes import Processes
-from .rnn import LSTM, CellModel, LanguageModel, RecurrentNetwork, mean_loss, parameters, perplexity
-from .run import Run
-from .settings import ELSEWHERE, LanguageSettings, check
-from .text_search import Window, alone, drops, window
+from ..data import text
+from ..data.text import Window, window
+from ..engine import checkpoint, curves
+from ..engine.distributed import Processes, alone
+from ..engine.run import Run
+from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameters, perplexity
+from ..space import drawing
+from ..space.genotype import RecurrentGenotype
+from .settings import TextTrainSettings
 
 SPREAD = 5.0  # of the lengths of windows
 ROLLBACKS = 20  # that a training may need before it is given up
 
 
-@dataclass(frozen=True)
-class TextTrainSettings(LanguageSettings):
-    """The recipe of DARTS, with the epochs of SparseNAS. The defaults are those of the papers for Penn Treebank."""
-
-    out: Path = Path("runs/train_ptb")
-    """Folder for everything that the training writes."""
-    seeds: tuple[int, ...] = (0,)
-    """One training for each; several get a folder each in --out."""
-    resume: bool = False
-    """Continue what is in --out."""
-    genotype: str = "DARTS_V2"
-    """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
-    count: bool = False
-    """Only print the number of parameters, as JSON."""
-    epochs: int = 4000
-    batch: int = 64
-    valid_batch: int = 10
-    """Columns in which the validation text is read."""
-    test_batch: int = 1
-    """Columns in which the test text is read."""
-    hidden: int = 850
-    drop_words: float = 0.1
-    lr: float = 20.0
-    """Of SGD, for windows of `bptt` words; others take a step in proportion to their length."""
-    weight_decay: float = 8e-7
-    clip: float = 0.25
-    """Largest norm of the gradient."""
-    patience: int = 5
-    """SGD is averaged from the epoch on in which validation is worse than the best of all but the last so many epochs."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(
-            self,
-            counts=("epochs", "batch", "valid_batch", "test_batch", "patience"),
-            amounts=("lr", "weight_decay", "clip"),
-        )
-
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings."""
-        return {k: v for k, v in asdict(self).items() if k not in (*ELSEWHERE, "genotype", "count")}
-
-
-PRESETS = {
-    "paper": TextTrainSettings(),
-    "small": TextTrainSettings(
-        hidden=128, epochs=12, batch=32, tokens=300_000, test_batch=10, drop_input=0.2, drop_output=0.3, drop_words=0.0, lr=10.0
-    ),
-}
-
-
 def network(cell: RecurrentGenotype | None, vocabulary: int, settings: TextTrainSettings) -> LanguageModel:
     """The network that is trained and counted; None: an LSTM."""
     if cell is None:
-        return LSTM(vocabulary, settings.hidden, drops(settings))
-    return RecurrentNetwork(cell, vocabulary, settings.hidden, drops(settings))
+        return LSTM(vocabulary, settings.hidden, Drops.of(settings))
+    return RecurrentNetwork(cell, vocabulary, settings.hidden, Drops.of(settings))
 
 
 def count(cell: RecurrentGenotype | None, settings: TextTrainSettings) -> dict[str, int]:
@@ -261,7 +206,7 @@ class TextTraining(Run):
         self.found = {"test_loss": test, "test_perplexity": perplexity(test), "parameters": parameters(self.net)}
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
         self._return_to(own)
-        draw.save(draw.perplexities(self.rows), self.out / "train.png")
+        drawing.save(curves.perplexities(self.rows), self.out / "train.png")
         (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")
 
     def identity(self) -> dict[str, Any]:

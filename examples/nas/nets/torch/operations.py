@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import DepthwiseConv, PointwiseNorm, worthwhile
+from .convolution_kernels import DepthwiseConv, PointwiseNorm, worthwhile
 
 Form = Literal["search", "evaluation", "one_stage"]
 

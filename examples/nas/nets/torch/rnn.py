@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import ACTIVATIONS, node, product, vocabulary_loss, written_out
-from .genotype import RecurrentGenotype
-from .spaces import Masks, Space, Weights
+from ...space.genotype import RecurrentGenotype
+from ...space.spaces import Masks, Space, Weights
+from .recurrent_kernels import ACTIVATIONS, node, product, vocabulary_loss, written_out
 
 CELL = "recurrent"
 RANGE = 0.04  # of the uniform weights at the start
@@ -51,6 +51,12 @@ class Drops:
     input: float = 0.0
     hidden: float = 0.0
     output: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Any) -> Drops:
+        """Those of the settings of a language model."""
+        s = settings
+        return cls(s.drop_words, s.drop_embedding, s.drop_input, s.drop_hidden, s.drop_output)
 
 
 class Dropped(NamedTuple):

@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
+from .distributed import Processes, join
 from .log import Log
-from .processes import Processes, join
 
 
 class Run:

@@ -1,27 +1,13 @@
-"""Settings that all searches share. A method adds its own in its file, a preset is an instance."""
+"""Settings of the searches on two levels. A method adds its own in its file, a preset is an instance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# Where results go and how a run is watched: not part of what it computes.
-ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpoint_minutes")
-
-
-def check(settings: Any, counts: Sequence[str] = (), amounts: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
-    """Raise ValueError unless the counts are >= 1, the amounts finite and >= 0, and the shares in [0, 1)."""
-    for name in counts:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be >= 1, got {getattr(settings, name)}")
-    for name in amounts:
-        if not 0 <= getattr(settings, name) < float("inf"):
-            raise ValueError(f"{name} must be finite and >= 0, got {getattr(settings, name)}")
-    for name in shares:
-        if not 0 <= getattr(settings, name) < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings, name)}")
+from ..engine.settings import ELSEWHERE, check
+from ..train.settings import LanguageSettings
 
 
 @dataclass(frozen=True)
@@ -93,43 +79,6 @@ class SearchSettings(TwoLevelSettings):
 def small(settings: type[SearchSettings], **own: Any) -> SearchSettings:
     """A search for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
-
-
-@dataclass(frozen=True)
-class LanguageSettings:
-    """Of a recurrent language model and of how text is shown to it, in a search and in a training."""
-
-    data_dir: Path | None = None
-    """Folder with the text: ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt. Without it the
-    documentation of Python's language topics is taken, which comes with Python."""
-    tokens: int = 0
-    """Words of the training text used; 0 takes all."""
-    hidden: int = 300
-    """Entries of an embedded word and of the hidden state: both have one size, for the decoder is the embedding."""
-    bptt: int = 35
-    """Words that a gradient goes back through."""
-    drop_words: float = 0.0
-    """Share of the vocabulary whose embedding is left out of a batch."""
-    drop_embedding: float = 0.2
-    drop_input: float = 0.75
-    """Of what enters the cell from the word."""
-    drop_hidden: float = 0.25
-    """Of what enters each product with a hidden state; one mask for all nodes and words of a batch."""
-    drop_output: float = 0.75
-    temporal: float = 1e-3
-    """Weight of the mean squared change of the hidden state from word to word."""
-    compiled: bool = False
-    """Have torch.compile make one kernel of each node: worth its minutes in long runs, on a GPU above all."""
-
-    def __post_init__(self) -> None:
-        check(
-            self,
-            counts=("hidden",),
-            amounts=("tokens", "temporal"),
-            shares=("drop_words", "drop_embedding", "drop_input", "drop_hidden", "drop_output"),
-        )
-        if self.bptt < 2:
-            raise ValueError(f"bptt must be >= 2, got {self.bptt}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .data import ALL, Share
+from ..engine.distributed import ALL, Share
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,7 +106,7 @@ def _part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
 
 @dataclass(frozen=True)
 class FolderBatches:
-    """Shuffled batches of a folder, decoded by `workers` processes. Same interface as `data.Batches`."""
+    """Shuffled batches of a folder, decoded by `workers` processes. Same interface as `cifar.Batches`."""
 
     folder: Folder
     size: int

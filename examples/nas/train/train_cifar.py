@@ -2,152 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint, cnn, data, draw, folder
-from .genotype import Genotype
-from .processes import Processes
-from .run import Run
-from .settings import check
-
-ELSEWHERE = ("out", "seeds", "resume", "data_dir", "device", "threads", "checkpoint_minutes", "count", "workers", "genotype")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The recipe of DARTS. The defaults are those of the papers for CIFAR-10 (SparseNAS trains its DARTS space 1200 epochs)."""
-
-    out: Path = Path("runs/train")
-    """Folder for everything that the training writes."""
-    seeds: tuple[int, ...] = (0,)
-    """One training for each; several get a folder each in --out."""
-    resume: bool = False
-    """Continue what is in --out."""
-    data: Literal["cifar10", "cifar100"] = "cifar10"
-    data_dir: Path = Path("data")
-    images: int = 0
-    """Training images used; 0 takes all."""
-    valid_images: int = 0
-    """Validation images used; 0 takes all."""
-    channels: int = 36
-    layers: int = 20
-    epochs: int = 600
-    batch: int = 96
-    lr: float = 0.025
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """Of the learning rate, down to lr_min, epoch by epoch."""
-    lr_min: float = 0.0
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip: float = 5.0
-    """Largest norm of the gradient; 0: any."""
-    cutout: int = 16
-    """Side of the square that is blanked in training images; 0: none."""
-    auxiliary: float = 0.4
-    """Weight of the loss of the auxiliary head; 0 leaves it out."""
-    drop_path: float = 0.2
-    """Probability of dropping a path in the last epoch; grows linearly from 0."""
-    smoothing: float = 0.0
-    """Label smoothing."""
-    amp: bool = False
-    """Run the network in bfloat16."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
-
-    def __post_init__(self) -> None:
-        check(
-            self,
-            counts=("channels", "layers", "epochs", "batch"),
-            amounts=("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"),
-            shares=("drop_path", "smoothing"),
-        )
-
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings."""
-        return {k: v for k, v in asdict(self).items() if k not in ELSEWHERE}
-
-    def rate(self, epoch: int) -> float:
-        """The learning rate in an epoch."""
-        done = epoch / self.epochs
-        share = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
-        return self.lr_min + (self.lr - self.lr_min) * share
-
-
-@dataclass(frozen=True)
-class GenotypeSettings(TrainSettings):
-    """The recipe for the network of a genotype."""
-
-    genotype: str = "DARTS_V2"
-    """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
-    form: Literal["evaluation", "one_stage"] = "evaluation"
-    """one_stage: batch norms after pools and identities too, as in the network that a one-stage search trains."""
-
-
-@dataclass(frozen=True)
-class CifarSettings(GenotypeSettings):
-    """The training of a genotype on CIFAR."""
-
-    count: bool = False
-    """Only print parameters and multiply-adds, as JSON."""
-    classes: int = 0
-    """Classes to count for; 0 takes those of the data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.classes < 0:
-            raise ValueError(f"classes must be >= 0, got {self.classes}")
-
-
-@dataclass(frozen=True)
-class ImageNetSettings(CifarSettings):
-    """The mobile setting: 224x224 images from a folder with `train` and `val`, 14 cells, 48 channels."""
-
-    data: Literal["folder"] = "folder"  # type: ignore[assignment]
-    channels: int = 48
-    layers: int = 14
-    epochs: int = 250
-    batch: int = 512
-    lr: float = 0.4
-    schedule: Literal["cosine", "linear"] = "linear"
-    weight_decay: float = 3e-5
-    cutout: int = 0
-    drop_path: float = 0.0
-    smoothing: float = 0.1
-    pixels: int = 224
-    """Side of the images."""
-    workers: int = 4
-    """Processes that decode images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cutout:
-            raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
-        if self.images or self.valid_images:
-            raise ValueError(f"images and valid_images must be 0 for folders, got {self.images} and {self.valid_images}")
-        if self.form != "evaluation":
-            raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
-
-
-PRESETS = {
-    "paper": CifarSettings(),
-    "long": CifarSettings(epochs=1200),
-    "small": CifarSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
-}
-IMAGENET_PRESETS = {
-    "paper": ImageNetSettings(),
-    "small": ImageNetSettings(channels=16, layers=8, epochs=30, batch=64, lr=0.05),
-}
+from ..data import cifar, image_folder
+from ..engine import checkpoint, curves
+from ..engine.distributed import Processes
+from ..engine.run import Run
+from ..nets.torch import cnn
+from ..space import drawing
+from ..space.genotype import Genotype
+from .settings import CifarSettings, GenotypeSettings, ImageNetSettings, TrainSettings
 
 
 class Epochs(Protocol):
@@ -168,7 +39,7 @@ def network(genotype: Genotype | Sequence[Genotype], settings: GenotypeSettings,
 def count(genotype: Genotype, settings: CifarSettings) -> dict[str, int]:
     """{"parameters": ..., "macs": ...} of the network of a genotype, without its auxiliary head."""
     imagenet = isinstance(settings, ImageNetSettings)
-    classes = settings.classes or (1000 if imagenet else data.SOURCES[settings.data].classes)
+    classes = settings.classes or (1000 if imagenet else cifar.SOURCES[settings.data].classes)
     net = network(genotype, replace(settings, auxiliary=0.0), classes)
     return cnn.count(net, (3, settings.pixels, settings.pixels) if isinstance(settings, ImageNetSettings) else (3, 32, 32))
 
@@ -177,19 +48,19 @@ def prepare(settings: TrainSettings, seed: int, device: torch.device, processes:
     """Training batches, validation batches and the number of classes."""
     share = processes.share
     if isinstance(settings, ImageNetSettings):
-        train, valid = (folder.read(settings.data_dir, split) for split in ("train", "val"))
+        train, valid = (image_folder.read(settings.data_dir, split) for split in ("train", "val"))
         if train.classes != valid.classes:
             raise ValueError(f"train and val of {settings.data_dir} must hold the same classes")
-        batches = folder.FolderBatches(train, settings.batch, seed, settings.pixels, device, settings.workers, share)
-        check = lambda: folder.whole(valid, settings.pixels, settings.batch, device, settings.workers, share)
+        batches = image_folder.FolderBatches(train, settings.batch, seed, settings.pixels, device, settings.workers, share)
+        check = lambda: image_folder.whole(valid, settings.pixels, settings.batch, device, settings.workers, share)
         return batches, check, len(train.classes)
-    dataset = data.load(settings.data, settings.data_dir).to(device)
-    augment = data.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
+    dataset = cifar.load(settings.data, settings.data_dir).to(device)
+    augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
     images = dataset.train.take(slice(settings.images or None))
-    plain = data.Augment(dataset.mean, dataset.std)
+    plain = cifar.Augment(dataset.mean, dataset.std)
     test = dataset.test.take(slice(settings.valid_images or None))
-    check = lambda: data.whole(test, plain, share=share)
-    return data.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
+    check = lambda: cifar.whole(test, plain, share=share)
+    return cifar.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
 
 
 class Recipe(Run):
@@ -277,7 +148,7 @@ class Recipe(Run):
         return loss_sum / n, top1 / n, top5 / n
 
     def finish(self) -> None:
-        draw.save(draw.training(self.rows), self.out / "train.png")
+        drawing.save(curves.training(self.rows), self.out / "train.png")
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
 
     def state(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .genotype import CELLS, NODES, Genotype, Path
+from ...space.genotype import CELLS, NODES, Genotype, Path
+from ...space.spaces import Masks, Space, Weights
 from .operations import (
     MAKE,
     BatchNorm,
@@ -35,7 +36,6 @@ from .operations import (
     relu_conv_norm,
     scaled,
 )
-from .spaces import Masks, Space, Weights
 
 
 def kinds(layers: int) -> list[str]:

@@ -13,19 +13,24 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, cnn, draw, report, spaces
-from .genotype import CELLS, NODES
-from .methods.ista import Codes, CodeSettings, adam
-from .operations import BatchNorm
-from .processes import Processes
-from .settings import check
-from .train import Recipe, TrainSettings
+from ..engine import checkpoint, curves, report
+from ..engine.distributed import Processes
+from ..engine.run import carry_out
+from ..engine.settings import check
+from ..nets.torch import cnn
+from ..nets.torch.operations import BatchNorm
+from ..space import drawing, spaces
+from ..space.genotype import CELLS, NODES
+from ..train.settings import TrainSettings
+from ..train.train_cifar import Recipe
+from .ista import Codes, CodeSettings, adam
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class OneStage(Recipe):
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
         (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
-        draw.save(draw.training(self.rows), self.out / "train.png")
+        drawing.save(curves.training(self.rows), self.out / "train.png")
         report.write(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
@@ -217,3 +222,8 @@ class OneStage(Recipe):
         self.adam.load_state_dict(state["adam"])
         self.resting, self.rests_from = state["resting"], state["rests_from"]
         self._free_norms()
+
+
+def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
+    """Search and train; the last row."""
+    return carry_out(partial(OneStage, settings, seed, out), settings, out)

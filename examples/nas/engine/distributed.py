@@ -10,7 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import Share
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process works on."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALL = Share()
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,12 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def alone(processes: Processes) -> None:
+    """Raise ValueError under torchrun: hidden states of several processes would not fit into one checkpoint."""
+    if processes.world > 1:
+        raise ValueError(f"text is read by one process; start it without torchrun, got {processes.world} processes")
 
 
 def join(device: str) -> tuple[Processes, torch.device]:

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype, similar
 
 DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 Edges = tuple[tuple[str, ...], ...]
 Masks = Mapping[str, Sequence[bool]]  # by cell: which paths live
-Weights = Mapping[str, Tensor]  # by cell: one for each path
+Weights = Mapping[str, Any]  # by cell: a vector with an entry for each path
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Window = tuple[Tensor, Tensor]  # words and the words that follow them, (T, batch) each
 PARTS = ("train", "valid", "test")
 END, RARE = "<eos>", "<unk>"
 # Penn Treebank as prepared by Mikolov (the text belongs to the Linguistic Data Consortium and is not downloaded).
@@ -158,3 +159,7 @@ def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) ->
         found.append((start, min(words, rows - 1 - start)))
         start += words
     return found
+
+
+def window(rows: Tensor, start: int, words: int) -> Window:
+    return rows[start : start + words], rows[start + 1 : start + 1 + words]

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..engine.distributed import ALL, Share
+
 
 @dataclass(frozen=True)
 class Source:
@@ -243,17 +245,6 @@ class Augment:
             inside = (rows >= y) & (rows < y + self.cutout) & (columns >= x) & (columns < x + self.cutout)
             out = out.masked_fill(inside, 0.0)
         return out.contiguous(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of every batch a process works on."""
-
-    rank: int = 0
-    world: int = 1
-
-
-ALL = Share()
 
 
 @dataclass(frozen=True)

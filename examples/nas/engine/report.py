@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from . import draw
-from .genotype import AnyGenotype, load
-from .spaces import Space
+from ..space import drawing
+from ..space.genotype import AnyGenotype, load
+from ..space.spaces import Space
+from . import curves
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -33,7 +32,7 @@ def write(
     out: Path,
     method: str,
     rows: Sequence[Mapping[str, Any]],
-    point: Mapping[str, Tensor],
+    point: Mapping[str, Any],
     space: Space,
     settings: Mapping[str, Any],
 ) -> None:
@@ -41,20 +40,20 @@ def write(
     genotype = load(out / "genotype.json", space.kind)
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
-        "cells": draw.cells(genotype, title),
-        "weights": draw.heat_map(space, point),
-        "curves": draw.curves({method: rows}),
+        "cells": drawing.cells(genotype, title),
+        "weights": drawing.heat_map(space, point),
+        "curves": curves.curves({method: rows}),
     }
-    texts = {name: draw.svg(figure) for name, figure in pictures.items()}
+    texts = {name: drawing.svg(figure) for name, figure in pictures.items()}
     page = _page(title, genotype, rows, texts, settings)
     (out / "cells.svg").write_text(texts["cells"], encoding="utf-8")
-    draw.save(pictures["cells"], out / "cells.png")
-    draw.save(pictures["weights"], out / "weights.png")
-    draw.save(pictures["curves"], out / "curves.png")
+    drawing.save(pictures["cells"], out / "cells.png")
+    drawing.save(pictures["weights"], out / "weights.png")
+    drawing.save(pictures["curves"], out / "curves.png")
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def columns(genotype: AnyGenotype, point: Mapping[str, Tensor]) -> dict[str, int]:
+def columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:
     """What the table of epochs says of an architecture: zeros, living paths, living nodes and skip connections of each cell."""
     row = {}
     for cell in genotype.layout.cells:

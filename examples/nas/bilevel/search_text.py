@@ -1,0 +1,80 @@
+"""The search of a recurrent cell: weights on the training text, architecture on the validation text.
+
+    row = carry_out(lambda processes, device: TextSearch(SparseSupernet, settings, 0, out, processes, device), settings, out)
+
+Both texts are read in columns, each with a hidden state that goes on from window to window. The validation window lies as far
+into its text as the training window into its own, modulo its length, and its state is the one that the last architecture step
+left, as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import text
+from ..data.text import Window, window
+from ..engine.distributed import Processes, alone
+from ..nets.torch.rnn import Drops, RecurrentSupernet, mean_loss, perplexity
+from ..space import spaces
+from ..space.genotype import RecurrentGenotype
+from ..space.spaces import Masks
+from .method import Method
+from .search import BilevelSearch
+from .settings import TextSearchSettings
+from .steps import TextSteps
+
+
+class TextSearch(BilevelSearch):
+    """On text."""
+
+    measure = "perplexity"
+    steps: TextSteps
+
+    def __init__(
+        self, method: type[Method], settings: TextSearchSettings, seed: int, out: Path, processes: Processes, device: torch.device
+    ) -> None:
+        super().__init__(method, settings, seed, out, processes, device)
+        alone(processes)
+        space = spaces.get(settings.space, RecurrentGenotype)
+        self.corpus = text.load(settings.data_dir).to(device)
+        self.train_rows = text.columns(self.corpus.train[: settings.tokens or None], settings.batch)
+        self.valid_rows = text.columns(self.corpus.valid, settings.batch)
+        net = RecurrentSupernet(space, len(self.corpus.vocabulary), settings.hidden, Drops.of(settings))
+        if settings.compiled:
+            net.fuse()
+        self.prepare(net, TextSteps)
+
+    def __len__(self) -> int:
+        return len(self._windows())
+
+    def _windows(self) -> list[tuple[int, int]]:
+        return text.windows(len(self.train_rows), self.settings.bptt, self.seed, self.epoch)
+
+    def begin_epoch(self) -> None:
+        if self.step == 0:
+            self.steps.forget()
+        super().begin_epoch()
+
+    def batches(self) -> Iterator[tuple[Window, Window]]:
+        places = len(self.valid_rows) - 1
+        for start, words in self._windows()[self.step :]:
+            there = start % places
+            yield window(self.train_rows, start, words), window(self.valid_rows, there, min(self.settings.bptt, places - there))
+
+    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
+        """Loss and perplexity on the validation text, in as many columns as the architecture sees: the norms need them."""
+        loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, alive)
+        return loss, perplexity(loss)
+
+    def badness(self, row: dict[str, Any]) -> float:
+        return row["restricted_loss"]
+
+    def headline(self, row: dict[str, Any]) -> str:
+        return f"valid perplexity {row['valid_perplexity']:.1f}"
+
+    def identity(self) -> dict[str, Any]:
+        return {"data": self.corpus.name, "text": self.corpus.fingerprint, **super().identity()}

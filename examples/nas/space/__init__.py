@@ -1,0 +1,1 @@
+"""Genotypes, search spaces, and pictures of them. Needs no deep learning library."""
