@@ -373,7 +373,7 @@ def pack(count: int, data_dir: Path, file: Path) -> None:
     """Write a part of CIFAR-10, an eighth of it test images."""
     cifar = nas_data()
     try:
-        cifar.pack(cifar.load("cifar10", data_dir), count, file, test=count // 8)
+        cifar.pack(cifar.load_cifar("cifar10", data_dir), count, file, test=count // 8)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{file}: {count - count // 8} images to train and {count // 8} to test, {file.stat().st_size / 2**20:.1f} MiB")

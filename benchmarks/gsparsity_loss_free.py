@@ -9,7 +9,6 @@ initial norm alone; with `initial_norm` all fall alike. Writes loss_free.csv and
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,7 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas.methods.gsparsity import Operations, Settings, loss_free
+from nas.engine.log import write_csv
+from nas.methods.gsparsity import GSparsitySettings, OperationGroups, loss_free
 from nas.nets.torch import cnn
 from nas.space import drawing, spaces
 from nas.space.drawing import COLORS, plt
@@ -26,10 +26,10 @@ from nas.space.drawing import COLORS, plt
 STEPS = 782  # of an epoch: 50 000 images in batches of 64
 
 
-def curves(settings: Settings, epochs: int) -> tuple[Operations, np.ndarray]:
+def curves(settings: GSparsitySettings, epochs: int) -> tuple[OperationGroups, np.ndarray]:
     """The groups, and their norms at the start and after each epoch, (epochs + 1, groups)."""
     torch.manual_seed(0)
-    operations = Operations(cnn.Supernet(spaces.get(settings.space)), settings)
+    operations = OperationGroups(cnn.Supernet(spaces.get_space(settings.space)), settings)
     norms = [np.array(list(operations.initial.values()))]
     strength = np.array([operations.strength(key) for key in operations.flats])
     for _ in range(epochs):
@@ -37,7 +37,7 @@ def curves(settings: Settings, epochs: int) -> tuple[Operations, np.ndarray]:
     return operations, np.array(norms)
 
 
-def picture(found: dict[str, tuple[Operations, np.ndarray]]) -> plt.Figure:
+def picture(found: dict[str, tuple[OperationGroups, np.ndarray]]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.8), constrained_layout=True)
     for axis, (weighting, (operations, norms)) in zip(axes, found.items()):
         for name in spaces.DARTS:
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/loss_free"))
     args = parser.parse_args(argv)
     found = {
-        "inverse_sqrt_size": curves(Settings(), args.epochs),
-        "initial_norm": curves(Settings(weighting="initial_norm", mu=args.mu_initial_norm), args.epochs),
+        "inverse_sqrt_size": curves(GSparsitySettings(), args.epochs),
+        "initial_norm": curves(GSparsitySettings(weighting="initial_norm", mu=args.mu_initial_norm), args.epochs),
     }
     rows = []
     for weighting, (operations, norms) in found.items():
@@ -76,10 +76,7 @@ def main(argv: list[str] | None = None) -> None:
                 ends.append(str(gone[0]) if len(gone) else f"> {args.epochs}")
             print(f"    {name:14} below 1 % from epoch {ends[0]:>4} in the normal cells, {ends[1]:>4} in the reduction cells")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "loss_free.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "loss_free.csv", rows)
     drawing.save(picture(found), args.out / "loss_free.png")
     print(f"written: {args.out}/loss_free.csv, {args.out}/loss_free.png")
 

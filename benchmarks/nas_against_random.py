@@ -8,7 +8,6 @@ whoever wins; trainings that are finished there are not repeated, one that was s
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,11 +20,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas.engine.run import carry_out
+from nas.engine.log import write_csv
+from nas.engine.run import launch
 from nas.space import spaces
-from nas.space.genotype import G, Genotype, load
+from nas.space.genotype import G, Genotype, load_genotype
 from nas.train import train_cifar
-from nas.train.settings import CIFAR_PRESETS
+from nas.train.settings import CIFAR_TRAIN_PRESETS
 
 
 def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300, same_nodes: bool = False) -> G:
@@ -57,7 +57,7 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
 def parameters(genotype: Genotype, settings: Any) -> int:
     """Of the network that is trained, without its auxiliary head."""
     with torch.device("meta"):
-        net = train_cifar.network(genotype, replace(settings, auxiliary=0.0), 10)
+        net = train_cifar.image_network(genotype, replace(settings, auxiliary=0.0), 10)
     return sum(p.numel() for p in net.parameters())
 
 
@@ -67,24 +67,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--space", default="darts")
     parser.add_argument("--random", type=int, default=3, help="how many random genotypes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=CIFAR_PRESETS, default="small")
+    parser.add_argument("--preset", choices=CIFAR_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/against_random"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
         parser.add_argument(f"--{name}", type=int, help="of the trainings; default: that of the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    settings = replace(CIFAR_PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
-    found = load(args.genotype).clean()
+    settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
+    found = load_genotype(args.genotype).clean()
     entrants = {"searched": found}
     for i in range(args.random):
-        entrants[f"random {i}"] = alike(found, spaces.get(args.space), lambda g: parameters(g, settings), i)
+        entrants[f"random {i}"] = alike(found, spaces.get_space(args.space), lambda g: parameters(g, settings), i)
     rows = []
     for name, genotype in entrants.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
-            make = lambda processes, device, g=genotype, s=seed, o=out: train_cifar.Training(g, settings, s, o, processes, device)
-            last = carry_out(make, settings, out)
+            make = lambda processes, device, g=genotype, s=seed, o=out: train_cifar.GenotypeTraining(
+                g, settings, s, o, processes, device
+            )
+            last = launch(make, settings, out)
             genotype.save(out / "genotype.json")
             rows.append(
                 {
@@ -94,10 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                     "test_accuracy": last["valid_accuracy"],
                 }
             )
-    with (args.out / "against_random.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "against_random.csv", rows)
     print(f"{'genotype':12}{'parameters':>12}   test accuracy, mean ± standard deviation, each seed")
     for name in entrants:
         own = [r for r in rows if r["genotype"] == name]

@@ -10,7 +10,6 @@ Writes kendall.csv and kendall.png into --out; runs that are finished there are 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,32 +17,33 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas.engine.run import carry_out
+from nas.engine.log import write_csv
+from nas.engine.run import launch
 from nas.methods import ista_one_stage, registry
 from nas.space import drawing, genotype
 from nas.space.drawing import plt
-from nas.train.settings import CIFAR_PRESETS, CifarSettings, TrainSettings
+from nas.train.settings import CIFAR_TRAIN_PRESETS, CifarTrainSettings, ImageTrainSettings
 from nas_sweeps import search, trained
 from scipy.stats import kendalltau
 
 SIZES = ("epochs", "images", "channels", "layers", "batch")
 
 
-def two_stage(method: str, settings: Any, training: CifarSettings, out: Path, seed: int) -> tuple[float, float]:
+def two_stage(method: str, settings: Any, training: CifarTrainSettings, out: Path, seed: int) -> tuple[float, float]:
     """Accuracy of the supernet, accuracy of what it found."""
     row = search(method, settings, out / "search", seed)[-1]
-    found = genotype.load(out / "search" / "genotype.json")
+    found = genotype.load_genotype(out / "search" / "genotype.json")
     return row["valid_accuracy"], trained(training, found, out / "train", seed)["valid_accuracy"]
 
 
-def single(settings: ista_one_stage.Settings, out: Path, seed: int) -> tuple[float, float]:
+def single(settings: ista_one_stage.OneStageSettings, out: Path, seed: int) -> tuple[float, float]:
     """Accuracy of the run, accuracy of its network from new weights."""
     settings = replace(settings, resume=True)
-    make = lambda processes, device: ista_one_stage.OneStage(settings, seed, out / "search", processes, device)
-    row = carry_out(make, settings, out / "search")
-    shared = {f.name: getattr(settings, f.name) for f in fields(TrainSettings)}
-    again = CifarSettings(**{**shared, "epochs": row["epoch"] + 1, "form": "one_stage"})
-    return row["valid_accuracy"], trained(again, genotype.load(out / "search" / "genotype.json"), out / "train", seed)[
+    make = lambda processes, device: ista_one_stage.OneStageSearch(settings, seed, out / "search", processes, device)
+    row = launch(make, settings, out / "search")
+    shared = {f.name: getattr(settings, f.name) for f in fields(ImageTrainSettings)}
+    again = CifarTrainSettings(**{**shared, "epochs": row["epoch"] + 1, "form": "one_stage"})
+    return row["valid_accuracy"], trained(again, genotype.load_genotype(out / "search" / "genotype.json"), out / "train", seed)[
         "valid_accuracy"
     ]
 
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--one-stage", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--preset", choices=("small", "paper"), default="small", help="of the search")
-    parser.add_argument("--train-preset", choices=CIFAR_PRESETS, default="small")
+    parser.add_argument("--train-preset", choices=CIFAR_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_kendall"))
     for name in SIZES:
@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> float:
     given = lambda prefix: {k: v for k in SIZES if (v := getattr(args, prefix + k)) is not None}
     if args.one_stage and given("train_"):
         parser.error("--one-stage retrains by the recipe of the run: leave out the options that begin with --train-")
-    presets = ista_one_stage.PRESETS if args.one_stage else registry.CIFAR[args.method].presets
+    presets = ista_one_stage.CIFAR_PRESETS if args.one_stage else registry.CIFAR[args.method].presets
     settings = replace(presets[args.preset], data_dir=args.data_dir, **given(""))
-    training = replace(CIFAR_PRESETS[args.train_preset], data_dir=args.data_dir, **given("train_"))
+    training = replace(CIFAR_TRAIN_PRESETS[args.train_preset], data_dir=args.data_dir, **given("train_"))
     title = args.method + (", one stage" if args.one_stage else "")
     rows = []
     for seed in args.seeds:
@@ -91,10 +91,7 @@ def main(argv: list[str] | None = None) -> float:
         rows.append({"seed": seed, "search_accuracy": pair[0], "evaluation_accuracy": pair[1]})
         print(f"seed {seed}: search {100 * pair[0]:.2f} %, evaluation {100 * pair[1]:.2f} %")
     found = kendalltau(*([row[k] for row in rows] for k in ("search_accuracy", "evaluation_accuracy")))
-    with (args.out / "kendall.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "kendall.csv", rows)
     drawing.save(picture(rows, found.statistic, title), args.out / "kendall.png")
     print(f"{title}: Kendall's tau {found.statistic:.2f} over {len(rows)} seeds (p = {found.pvalue:.2f})")
     print(f"written: {args.out}/kendall.csv, {args.out}/kendall.png")

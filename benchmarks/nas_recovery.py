@@ -9,7 +9,6 @@ one batched call. Writes recovery.csv and recovery.png into --out.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,7 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas.methods.ista import matrix
+from nas.engine.log import write_csv
+from nas.methods.ista import measurement_matrix
 from nas.space import drawing
 from nas.space.drawing import plt
 
@@ -30,7 +30,7 @@ KINDS = ("uniform", "gaussian")
 
 def rate(kind: str, rows: int, width: int, sparsity: int, draws: int, strength: float) -> tuple[float, float, float]:
     """(share of supports recovered, mean coherence of the matrices, largest relative duality gap)."""
-    draw_matrix = matrix(kind)
+    draw_matrix = measurement_matrix(kind)
     A = np.stack([draw_matrix(rows, width) for _ in range(draws)])
     z = np.zeros((draws, width))
     for code in z:
@@ -79,10 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             shares = "".join(f"{100 * c[0]:>9.0f}%" for c in cells)
             print(f"{kind:10}{rows:>5}{shares}{np.mean([c[1] for c in cells]):>11.2f}{max(c[2] for c in cells):>9.0e}")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "recovery.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(args.out / "recovery.csv", table)
     drawing.save(picture(table, args.sparsity), args.out / "recovery.png")
     print(f"written: {args.out}/recovery.csv, {args.out}/recovery.png")
 

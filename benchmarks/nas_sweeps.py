@@ -9,7 +9,6 @@ Writes sweep.csv and sweep.png into --out; searches that are finished there are 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas.bilevel.search_cifar import CifarSearch
 from nas.engine import curves
-from nas.engine.run import carry_out
+from nas.engine.log import write_csv
+from nas.engine.run import launch
 from nas.methods import registry
 from nas.space import drawing, genotype
-from nas.train.settings import CIFAR_PRESETS
-from nas.train.train_cifar import Training
+from nas.train.settings import CIFAR_TRAIN_PRESETS
+from nas.train.train_cifar import GenotypeTraining
 
 SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
@@ -36,14 +36,14 @@ def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, A
         made.append(CifarSearch(registry.CIFAR[method].method, replace(settings, resume=True), seed, out, processes, device))
         return made[0]
 
-    carry_out(make, replace(settings, resume=True), out)
+    launch(make, replace(settings, resume=True), out)
     return made[0].rows
 
 
 def trained(settings: Any, found: genotype.Genotype, out: Path, seed: int) -> dict[str, Any]:
     """The last row of the training of what was found."""
     settings = replace(settings, resume=True)
-    return carry_out(lambda processes, device: Training(found, settings, seed, out, processes, device), settings, out)
+    return launch(lambda processes, device: GenotypeTraining(found, settings, seed, out, processes, device), settings, out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,14 +68,11 @@ def main(argv: list[str] | None = None) -> None:
         row = {args.sweep: value, **{k: history[-1][k] for k in ("valid_accuracy", "restricted_accuracy", "paths_normal")}}
         row |= {k: history[-1][k] for k in ("paths_reduce", "nodes_normal", "nodes_reduce")}
         if args.train:
-            settings = replace(CIFAR_PRESETS[args.preset], data_dir=args.data_dir)
-            last = trained(settings, genotype.load(out / "search" / "genotype.json"), out / "train", args.seed)
+            settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir)
+            last = trained(settings, genotype.load_genotype(out / "search" / "genotype.json"), out / "train", args.seed)
             row["test_error"] = 1 - last["valid_accuracy"]
         rows.append(row)
-    with (args.out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "sweep.csv", rows)
     drawing.save(curves.curves(runs), args.out / "sweep.png")
     print("".join(f"{key:>21}" for key in rows[0]))
     for row in rows:

@@ -73,33 +73,33 @@ def build(case: str, out: Path, device: str, tiny: bool) -> Any:
     from nas.bilevel.search_cifar import CifarSearch
     from nas.bilevel.search_text import TextSearch
     from nas.data import cifar, text
-    from nas.engine.distributed import ALONE
+    from nas.engine.distributed import SINGLE_PROCESS
     from nas.methods import gsparsity, ista_one_stage, operation_pruning, registry
     from nas.space import genotype
     from nas.train import train_cifar, train_text
-    from nas.train.settings import CIFAR_PRESETS, TEXT_PRESETS
+    from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS
 
     images, corpus = data_sets(tiny)
-    cifar.load, text.load = lambda name, folder: images, lambda folder: corpus
+    cifar.load_cifar, text.load_corpus = lambda name, folder: images, lambda folder: corpus
     where, method = case.split(", ")
     own = TINY[where] if tiny else {}
     place = torch.device(device)
-    end: tuple[Any, ...] = (0, out, ALONE, place)  # what every run takes last: seed, folder, processes, device
+    end: tuple[Any, ...] = (0, out, SINGLE_PROCESS, place)  # what every run takes last: seed, folder, processes, device
 
     def at(preset: Any) -> Any:
         return replace(preset, **own)
 
     if case == "images, ista one-stage":
-        run: Any = ista_one_stage.OneStage(at(ista_one_stage.PRESETS["paper"]), *end)
+        run: Any = ista_one_stage.OneStageSearch(at(ista_one_stage.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, gsparsity":
-        run = gsparsity.GroupSparse(at(gsparsity.PRESETS["paper"]), *end)
+        run = gsparsity.GSparsitySearch(at(gsparsity.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, training":
-        run = train_cifar.Training(genotype.load("DARTS_V2"), at(CIFAR_PRESETS["paper"]), *end)
+        run = train_cifar.GenotypeTraining(genotype.load_genotype("DARTS_V2"), at(CIFAR_TRAIN_PRESETS["paper"]), *end)
     elif case == "images, pruning":
-        run = operation_pruning.Pruning(genotype.load("DARTS_V2"), at(operation_pruning.Settings()), 1e-4, *end)
+        run = operation_pruning.Pruning(genotype.load_genotype("DARTS_V2"), at(operation_pruning.PruningSettings()), 1e-4, *end)
     elif case == "text, training":
-        cell = genotype.load("DARTS_V2", genotype.RecurrentGenotype)
-        run = train_text.TextTraining(cell, at(TEXT_PRESETS["paper"]), *end)
+        cell = genotype.load_genotype("DARTS_V2", genotype.RecurrentGenotype)
+        run = train_text.TextTraining(cell, at(TEXT_TRAIN_PRESETS["paper"]), *end)
     elif where == "images":
         run = CifarSearch(registry.CIFAR[method].method, at(registry.CIFAR[method].presets["paper"]), *end)
     else:

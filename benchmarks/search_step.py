@@ -59,7 +59,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
 
     sys.path.insert(0, str(EXAMPLES))
     from naive_darts import NaiveNetwork, NaiveSearch
-    from nas.bilevel.steps import Steps
+    from nas.bilevel.steps import CifarSteps
     from nas.methods import registry
     from nas.nets.torch import cnn
     from nas.space import spaces
@@ -79,7 +79,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
         return lambda: loop.step(*train, *valid)
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
     settings = replace(registry.CIFAR[name].presets["paper"], order="second" if "second" in case else "first")
-    net = cnn.Supernet(spaces.get(settings.space)).to(device)
+    net = cnn.Supernet(spaces.get_space(settings.space)).to(device)
     if "compiled" in case:
         torch._dynamo.config.recompile_limit = 64  # one code for all cells, each with shapes and paths of its own
         for cell in net.cells:
@@ -89,7 +89,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
     method.begin_epoch(0)
     if case == "ista, recovery":
         return method.codes.recover
-    steps = Steps(net, method, settings)
+    steps = CifarSteps(net, method, settings)
     if case.startswith("weight step"):
         if "tenth" in case:
             for a in method.parameters:
@@ -115,7 +115,7 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 
     model = NaiveIsta()
     torch.manual_seed(1)
-    codes = ista.Codes(spaces.get("darts"), ista.Settings(), torch.device("cpu"))
+    codes = ista.Codes(spaces.get_space("darts"), ista.IstaSettings(), torch.device("cpu"))
     codes.recover()
     model.matrices = list(codes.matrices.values())
     for b, own in zip(model.b, codes.parameters):
@@ -129,7 +129,7 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
     """A step on one level, ours or the published one; the dead operations are every other one of each cell."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-    from nas.methods.gsparsity import Operations, Settings
+    from nas.methods.gsparsity import GSparsitySettings, OperationGroups
     from nas.nets.torch import cnn
     from nas.space import spaces
     from torch.nn import functional as F
@@ -137,7 +137,7 @@ def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]
     if case.startswith("published"):
         loop = NaiveGSparsitySearch(NaiveGSparsity().to(device))
         return lambda: loop.step(*train)
-    operations = Operations(cnn.Supernet(spaces.get("darts")).to(device), Settings())
+    operations = OperationGroups(cnn.Supernet(spaces.get_space("darts")).to(device), GSparsitySettings())
     if "half" in case:
         for key in list(operations.flats)[::2]:
             operations.flats[key].clear()
@@ -170,7 +170,7 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
             loop = NaiveTextSearch(NaiveLanguageModel(words, hidden), 64, second_order=order == "second")
         return lambda: loop.step(train, valid)
     settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], order=order, batch=64, hidden=hidden)
-    net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, Drops.of(settings)).to(device)
+    net = rnn.RecurrentSupernet(spaces.get_space("recurrent", RecurrentGenotype), words, hidden, Drops.of(settings)).to(device)
     if "compiled" in case:
         net.fuse()
     steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)

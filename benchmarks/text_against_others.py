@@ -11,7 +11,6 @@ repeated, one that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from dataclasses import replace
@@ -22,12 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas.data import text
-from nas.engine.run import carry_out
-from nas.nets.torch.rnn import parameters
+from nas.engine.log import write_csv
+from nas.engine.run import launch
+from nas.nets.torch.rnn import parameter_count
 from nas.space import spaces
-from nas.space.genotype import RecurrentGenotype, load
+from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
-from nas.train.settings import TEXT_PRESETS, TextTrainSettings
+from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas_against_random import alike
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
@@ -35,7 +35,7 @@ CHOICES = ("epochs", "tokens", "batch", "lr")
 
 def size(cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> int:
     with torch.device("meta"):
-        return parameters(train_text.network(cell, words, settings))
+        return parameter_count(train_text.language_model(cell, words, settings))
 
 
 def of_size(wanted: int, cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> TextTrainSettings:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
     parser.add_argument("--random", type=int, default=3, help="how many random cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=TEXT_PRESETS, default="small")
+    parser.add_argument("--preset", choices=TEXT_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/text_against_others"))
     parser.add_argument("--threads", type=int, default=0)
@@ -59,15 +59,15 @@ def main(argv: list[str] | None = None) -> None:
         )
     args = parser.parse_args(argv)
     chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
-    settings = replace(TEXT_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
-    words = len(text.load(args.data_dir).vocabulary)
-    found = load(args.genotype, RecurrentGenotype).clean()
+    settings = replace(TEXT_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
+    words = len(text.load_corpus(args.data_dir).vocabulary)
+    found = load_genotype(args.genotype, RecurrentGenotype).clean()
     wanted = size(found, words, settings)
     entrants: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {"searched": (found, settings)}
-    space = spaces.get("recurrent", RecurrentGenotype)
+    space = spaces.get_space("recurrent", RecurrentGenotype)
     for i in range(args.random):
         entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i, same_nodes=True), settings
-    for name, cell in (("LSTM", None), ("DARTS_V2", load("DARTS_V2", RecurrentGenotype))):
+    for name, cell in (("LSTM", None), ("DARTS_V2", load_genotype("DARTS_V2", RecurrentGenotype))):
         entrants[name] = cell, of_size(wanted, cell, words, settings)
     rows = []
     for name, (cell, own) in entrants.items():
@@ -76,15 +76,12 @@ def main(argv: list[str] | None = None) -> None:
             make = lambda processes, device, c=cell, s=seed, o=out, own=own: train_text.TextTraining(
                 c, own, s, o, processes, device
             )
-            last = carry_out(make, own, out)
+            last = launch(make, own, out)
             if cell is not None:
                 cell.save(out / "genotype.json")
             measured = {f"{part}_perplexity": last[f"{part}_perplexity"] for part in ("valid", "test")}
             rows.append({"cell": name, "hidden": own.hidden, "parameters": size(cell, words, own), "seed": seed, **measured})
-    with (args.out / "text_against_others.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "text_against_others.csv", rows)
     print(f"{'cell':10}{'width':>6}{'parameters':>12}   test perplexity, mean ± standard deviation, each seed")
     for name in entrants:
         own_rows = [r for r in rows if r["cell"] == name]

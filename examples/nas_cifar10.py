@@ -12,13 +12,11 @@ of all. Under torchrun the processes share every batch.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas.engine import command_line, report
+from nas.engine import report
+from nas.engine.command_line import CommandLine, first_process, run_each_seed
 from nas.methods import registry
 from nas.nets.torch import cnn
 from nas.space import genotype
@@ -28,41 +26,33 @@ COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduc
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    method = command_line.option(argv, "--method", registry.CIFAR, "sparse_supernet")
+    words = CommandLine(argv)
+    method = words.option("--method", registry.CIFAR, "sparse_supernet")
     chosen = registry.CIFAR[method]
-    if command_line.flag(argv, "--one-stage"):
+    if words.flag("--one-stage"):
         if method not in registry.ONE_STAGE:
             raise SystemExit(f"error: --one-stage belongs to --method {', '.join(registry.ONE_STAGE)}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
-    presets = chosen.presets
-    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    settings = words.settings(chosen.presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
-        if os.environ.get("RANK", "0") == "0":
+        if first_process():
             describe(method, row, out)
         return row
 
-    rows = command_line.each_seed(settings, search)
-    if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command_line.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, search, COLUMNS)
 
 
 def describe(method: str, row: dict[str, Any], out: Path) -> None:
     """What was found, in a few lines."""
-    found = genotype.load(out / "genotype.json")
+    found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
     if "resting_nodes" in row:
         print(f"{row['resting_nodes']} of 8 nodes at rest, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its living paths alone {100 * row['restricted_accuracy']:.2f} %")
-    size = cnn.count(cnn.Network(found, auxiliary=False), (3, 32, 32))
+    size = cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
     for warning in report.warnings([row]):
         print(f"note: {warning}")

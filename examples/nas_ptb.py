@@ -11,15 +11,14 @@ give a folder each and a table of all.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from nas.engine import command_line, report
+from nas.engine import report
+from nas.engine.command_line import CommandLine, run_each_seed
 from nas.methods import registry
-from nas.nets.torch.rnn import RecurrentNetwork, parameters
+from nas.nets.torch.rnn import RecurrentNetwork, parameter_count
 from nas.space import genotype
 
 COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
@@ -27,35 +26,27 @@ COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "node
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    method = command_line.option(argv, "--method", registry.TEXT, "sparse_supernet")
-    presets = registry.TEXT[method].presets
-    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    words = CommandLine(argv)
+    method = words.option("--method", registry.TEXT, "sparse_supernet")
+    settings = words.settings(registry.TEXT[method].presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = registry.TEXT[method].search(settings, seed, out)
         describe(method, row, out)
         return row
 
-    rows = command_line.each_seed(settings, search)
-    if len(rows) > 1:
-        print("\n" + command_line.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, search, COLUMNS)
 
 
 def describe(method: str, row: dict[str, Any], out: Path) -> None:
     """What was found, in a few lines."""
-    found = genotype.load(out / "genotype.json", genotype.RecurrentGenotype)
+    found = genotype.load_genotype(out / "genotype.json", genotype.RecurrentGenotype)
     print(f"\n{method}: {row['paths_recurrent']} paths into {row['nodes_recurrent']} nodes")
     print(
         f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its living paths alone {row['restricted_perplexity']:.2f}"
     )
     with torch.device("meta"):
-        size = parameters(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
+        size = parameter_count(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
     print(f"as a network of 850 entries with 10 000 words: {size / 1e6:.2f} M parameters")
     for warning in report.warnings([row]):
         print(f"note: {warning}")

@@ -11,30 +11,29 @@ network (network.pt, cells.json), and checkpoints: the same command with --resum
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from nas.engine import checkpoint, command_line
-from nas.engine.bisection import closest, refuse_old
-from nas.engine.run import carry_out
+from nas.engine import checkpoint
+from nas.engine.bisection import closest_strength, refuse_existing_runs
+from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.log import write_csv
+from nas.engine.run import launch
 from nas.engine.settings import check
 from nas.methods import operation_pruning as pruning
 from nas.nets.torch import cnn
 from nas.space import drawing, genotype
 from nas.space.drawing import plt
 from nas.space.genotype import Genotype
-from nas.train.settings import CifarSettings, GenotypeSettings
-from nas.train.train_cifar import Training
+from nas.train.settings import CifarTrainSettings, GenotypeTrainSettings
+from nas.train.train_cifar import GenotypeTraining
 
 
 @dataclass(frozen=True)
-class Settings(pruning.Settings):
+class PruneOperationsSettings(pruning.PruningSettings):
     out: Path = Path("runs/prune")
     mu: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 2e-3, 4e-3)
     """Strengths of the penalty, one training each."""
@@ -61,8 +60,8 @@ class Settings(pruning.Settings):
 
 
 PRESETS = {
-    "paper": Settings(),
-    "small": Settings(
+    "paper": PruneOperationsSettings(),
+    "small": PruneOperationsSettings(
         channels=8,
         layers=5,
         epochs=5,
@@ -80,17 +79,17 @@ PRESETS = {
 }
 
 
-def prune(settings: Settings, found: Genotype, mu: float, seed: int, out: Path) -> list[dict[str, Any]]:
+def prune(settings: PruneOperationsSettings, found: Genotype, mu: float, seed: int, out: Path) -> list[dict[str, Any]]:
     """One training with this mu, its cuts, and the training of what is left; a row of the table for each threshold."""
     made: list[pruning.Pruning] = []
-    common = {f.name: getattr(settings, f.name) for f in fields(pruning.Settings)}
-    own = pruning.Settings(**{**common, "resume": True})
+    common = {f.name: getattr(settings, f.name) for f in fields(pruning.PruningSettings)}
+    own = pruning.PruningSettings(**{**common, "resume": True})
 
     def make(processes: Any, device: Any) -> pruning.Pruning:
         made.append(pruning.Pruning(found, own, mu, seed, out, processes, device))
         return made[0]
 
-    carry_out(make, own, out)
+    launch(make, own, out)
     run, rows = made[0], []
     whole = run.net
     before, logits = accuracy(whole, run)
@@ -118,23 +117,23 @@ def accuracy(net: cnn.Discrete, run: pruning.Pruning) -> tuple[float, torch.Tens
 
 def leave(net: cnn.Discrete, out: Path) -> None:
     """The pruned network, and the paths of each of its cells."""
-    checkpoint.save(out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
+    checkpoint.save_network(out / "network.pt", net)
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
     (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 
-def retrain(settings: Settings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
+def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
     """Parameters of what is left and its accuracy when it is trained from new weights."""
     sizes = (cells, settings.channels, settings.layers)
-    row: dict[str, Any] = {"parameters": cnn.count(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
+    row: dict[str, Any] = {"parameters": cnn.network_size(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
     if settings.retrain_epochs:
-        recipe = CifarSettings()
-        shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeSettings)}
+        recipe = CifarTrainSettings()
+        shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeTrainSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
         again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
         folder = out / "retrained"
-        make = lambda processes, device: Training(cells, again, seed, folder, processes, device)
-        row["retrained"] = carry_out(make, again, folder)["valid_accuracy"]
+        make = lambda processes, device: GenotypeTraining(cells, again, seed, folder, processes, device)
+        row["retrained"] = launch(make, again, folder)["valid_accuracy"]
     return row
 
 
@@ -155,20 +154,16 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Prune; the rows of the table."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    preset = PRESETS[command_line.option(argv, "--preset", PRESETS, "paper")]
-    try:
-        settings = tyro.cli(Settings, args=argv, default=preset, description=__doc__)
-        found = genotype.load(settings.genotype)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
-    seeds = command_line.each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
+    settings = CommandLine(argv).settings(PRESETS, __doc__)
+    with errors_in_one_line():
+        found = genotype.load_genotype(settings.genotype)
+    seeds = run_each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
     return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
 
 
-def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
+def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
     """The table of one seed."""
-    refuse_old(out, settings.resume)
+    refuse_existing_runs(out, settings.resume)
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:
@@ -178,17 +173,13 @@ def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[
 
     if settings.want_share:
         want = round(1000 * (1 - settings.want_share))
-        mus = (closest(left, want, settings.mu[0], settings.bisect_runs),)
+        mus = (closest_strength(left, want, settings.mu[0], settings.bisect_runs),)
     else:
         mus = settings.mu
     for mu in mus:
         tables[mu] = prune(settings, found, mu, seed, out / f"mu-{mu:.6g}")
     rows = [row for mu in sorted(tables) for row in tables[mu]]
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        names = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / "table.csv", rows)
     drawing.save(picture(rows), out / "pruning.png")
     print(f"\n{'mu':>10}{'threshold':>11}{'pruned':>9}{'before':>9}{'after':>9}{'change':>10}{'retrained':>11}")
     for row in rows:

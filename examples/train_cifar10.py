@@ -13,49 +13,39 @@ network.pt, and a checkpoint from which --resume continues after any stop. Sever
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas.engine import command_line
-from nas.engine.run import carry_out
+from nas.engine.command_line import CommandLine, errors_in_one_line, first_process, run_each_seed
+from nas.engine.run import launch
 from nas.space import genotype
-from nas.train.settings import CIFAR_PRESETS, IMAGENET_PRESETS
-from nas.train.train_cifar import Training, count
+from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS
+from nas.train.train_cifar import GenotypeTraining, size_of_genotype
 
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    imagenet = command_line.flag(argv, "--imagenet")
-    presets = IMAGENET_PRESETS if imagenet else CIFAR_PRESETS
-    preset = presets[command_line.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-        chosen = genotype.load(settings.genotype)
+    words = CommandLine(argv)
+    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
+    settings = words.settings(presets, __doc__)
+    with errors_in_one_line():
+        chosen = genotype.load_genotype(settings.genotype)
         if settings.classes and not settings.count:
             raise ValueError(f"classes belongs to --count; the data say how many to train, got {settings.classes}")
         if settings.count:
-            print(json.dumps(count(chosen, settings)))
+            print(json.dumps(size_of_genotype(chosen, settings)))
             return []
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
-        make = lambda processes, device: Training(chosen, settings, seed, out, processes, device)
-        row = carry_out(make, settings, out)
-        if os.environ.get("RANK", "0") == "0":
+        make = lambda processes, device: GenotypeTraining(chosen, settings, seed, out, processes, device)
+        row = launch(make, settings, out)
+        if first_process():
             print(f"\nvalidation accuracy {100 * row['valid_accuracy']:.2f} %\nwritten: {out}/train.csv, {out}/network.pt")
         return row
 
-    rows = command_line.each_seed(settings, one)
-    if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command_line.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, one, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -13,36 +13,30 @@ table of all.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas.engine import command_line
-from nas.engine.run import carry_out
-from nas.space.genotype import RecurrentGenotype, load
-from nas.train.settings import TEXT_PRESETS
-from nas.train.train_text import TextTraining, count
+from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.run import launch
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train.settings import TEXT_TRAIN_PRESETS
+from nas.train.train_text import TextTraining, size_of_cell
 
 COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; of each seed the row of the best epoch, with the perplexity on the test text."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    preset = TEXT_PRESETS[command_line.option(argv, "--preset", TEXT_PRESETS, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-        cell = None if settings.genotype.upper() == "LSTM" else load(settings.genotype, RecurrentGenotype)
+    settings = CommandLine(argv).settings(TEXT_TRAIN_PRESETS, __doc__)
+    with errors_in_one_line():
+        cell = None if settings.genotype.upper() == "LSTM" else load_genotype(settings.genotype, RecurrentGenotype)
         if settings.count:
-            print(json.dumps(count(cell, settings)))
+            print(json.dumps(size_of_cell(cell, settings)))
             return []
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
         make = lambda processes, device: TextTraining(cell, settings, seed, out, processes, device)
-        row = carry_out(make, settings, out)
+        row = launch(make, settings, out)
         print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch'] + 1}")
         print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
         if row["rollbacks"]:
@@ -50,10 +44,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(f"written: {out}/train.csv, {out}/result.json, {out}/network.pt")
         return row
 
-    rows = command_line.each_seed(settings, one)
-    if len(rows) > 1:
-        print("\n" + command_line.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, one, COLUMNS)
 
 
 if __name__ == "__main__":

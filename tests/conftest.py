@@ -60,7 +60,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(report, "write", lambda *args: None)
     monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
-    monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})
+    monkeypatch.setattr(cnn, "network_size", lambda *args: {"parameters": 1, "macs": 1})
 
 
 @pytest.fixture

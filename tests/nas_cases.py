@@ -103,7 +103,7 @@ def stopped(main: Callable[[list[str]], Any], argv: list[str], saves: int) -> No
 
 def supernet(space: str = "darts", channels: int = 4, layers: int = 3) -> cnn.Supernet:
     torch.manual_seed(0)
-    return cnn.Supernet(spaces.get(space), channels, layers)
+    return cnn.Supernet(spaces.get_space(space), channels, layers)
 
 
 def random_weights(net: cnn.Supernet, living: float = 1.0) -> dict[str, torch.Tensor]:

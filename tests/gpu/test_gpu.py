@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nas.bilevel.steps import Steps, TextSteps
+from nas.bilevel.steps import CifarSteps, TextSteps
 from nas.data import cifar
 from nas.engine import checkpoint
 from nas.methods import gsparsity, registry
-from nas.methods.gsparsity import Operations
+from nas.methods.gsparsity import OperationGroups
 from nas.nets.torch import cnn, rnn
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype
@@ -164,7 +164,7 @@ def test_a_search_step_on_the_device_is_that_of_the_host(method):
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         settings = replace(registry.CIFAR[method].presets["paper"], order="first", batch=16)
-        net = cnn.Supernet(spaces.get(settings.space), 4, 4)
+        net = cnn.Supernet(spaces.get_space(settings.space), 4, 4)
         generator = torch.Generator().manual_seed(1)
         batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in "ab"]
         net = net.to(device)
@@ -172,7 +172,7 @@ def test_a_search_step_on_the_device_is_that_of_the_host(method):
         chosen = registry.build(method, net, settings)
         chosen.begin_epoch(0)
         train, valid = [(x.to(device), y.to(device)) for x, y in batches]
-        steps = Steps(net, chosen, settings)
+        steps = CifarSteps(net, chosen, settings)
         steps.architecture(0, train, valid)
         steps.weights(train)
         sides.append([p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)])
@@ -186,7 +186,9 @@ def test_a_search_step_on_text_on_the_device_is_that_of_the_host(compiled):
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], batch=8, lr=1.0)
-        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 50, 16)  # nothing is left out: nothing is drawn
+        net = rnn.RecurrentSupernet(
+            spaces.get_space("recurrent", RecurrentGenotype), 50, 16
+        )  # nothing is left out: nothing is drawn
         train, valid = (torch.randint(50, (2, 6, 8)) for _ in "ab")
         net = net.to(device)
         if compiled and device == "cuda":
@@ -220,9 +222,9 @@ def test_groups_of_operations_step_on_the_device():
     sides = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        net = cnn.Supernet(spaces.get("darts"), 4, 3)
+        net = cnn.Supernet(spaces.get_space("darts"), 4, 3)
         x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
-        operations = Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
+        operations = OperationGroups(net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
         sides.append(list(operations.norms().values()))

@@ -266,7 +266,7 @@ def test_packed_images_are_the_first_of_the_data_set(tmp_path, capsys):
     whole = cifar.Dataset("cifar10", some_images(20), some_images(8), 10, (0.5,) * 3, (0.2,) * 3)
     file = tmp_path / "some.npz"
     cifar.pack(whole, 16, file, test=2)
-    found = cifar.load("cifar10", file)
+    found = cifar.load_cifar("cifar10", file)
     for part, n in (("train", 14), ("test", 2)):
         for ours, theirs in zip(getattr(found, part), getattr(whole, part).take(slice(n))):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
@@ -277,9 +277,9 @@ def test_packed_images_are_the_first_of_the_data_set(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"must end in .npz"):
         cifar.pack(whole, 4, tmp_path / "some.bin", test=1)
     with pytest.raises(ValueError, match="must hold cifar100, got cifar10"):
-        cifar.load("cifar100", file)
+        cifar.load_cifar("cifar100", file)
     with pytest.raises(FileNotFoundError, match=r"no file .*none.npz of packed images"):
-        cifar.load("cifar10", tmp_path / "none.npz")
+        cifar.load_cifar("cifar10", tmp_path / "none.npz")
 
 
 def test_a_damaged_file_of_images_is_named(tmp_path):
@@ -290,14 +290,14 @@ def test_a_damaged_file_of_images_is_named(tmp_path):
     content[3000] ^= 1  # a bit of an image
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read: Bad CRC"):
-        cifar.load("cifar10", file)
+        cifar.load_cifar("cifar10", file)
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read"):
-        cifar.load("cifar10", file)
+        cifar.load_cifar("cifar10", file)
     arrays = {"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": np.zeros(2, np.uint8), "train_of": 2}
     np.savez(file, name="cifar10", **arrays, **{k.replace("train", "test"): v for k, v in arrays.items()})
     with pytest.raises(ValueError, match=r"must hold bytes \(N, 3, 32, 32\) .* got uint8 of shape \(2, 32, 32, 3\)"):
-        cifar.load("cifar10", file)
+        cifar.load_cifar("cifar10", file)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import test_gpu
 import torch
 import train_ptb
-from nas.bilevel.steps import Steps, TextSteps
+from nas.bilevel.steps import CifarSteps, TextSteps
 from nas.data import cifar
 from nas.engine import report
 from nas.methods import gsparsity, registry
@@ -147,12 +147,12 @@ def test_a_search_step(method):
     def of(device):
         torch.manual_seed(0)
         settings = replace(registry.CIFAR[method].presets["paper"], order="first", batch=8, space="S2")
-        net = cnn.Supernet(spaces.get("S2"), 2, 3).to(device)
+        net = cnn.Supernet(spaces.get_space("S2"), 2, 3).to(device)
         torch.manual_seed(1)
         chosen = registry.build(method, net, settings)
         chosen.begin_epoch(0)
         x, y = torch.randn(8, 3, 8, 8).to(device), torch.randint(10, (8,)).to(device)
-        steps = Steps(net, chosen, settings)
+        steps = CifarSteps(net, chosen, settings)
         steps.architecture(0, (x, y), (x, y))
         steps.weights((x, y))
         return [p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)]
@@ -166,7 +166,7 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
     def of(device, pretence=None):
         torch.manual_seed(0)
         settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], batch=4, lr=1.0)
-        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 20, 6).to(device)
+        net = rnn.RecurrentSupernet(spaces.get_space("recurrent", RecurrentGenotype), 20, 6).to(device)
         train, valid = torch.randint(20, (2, 2, 6, 4)).to(device)  # words and the words that follow them
         torch.manual_seed(1)
         steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
@@ -185,9 +185,11 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
 def test_groups_of_operations():
     def of(device):
         torch.manual_seed(0)
-        net = cnn.Supernet(spaces.get("S2"), 2, 3)
+        net = cnn.Supernet(spaces.get_space("S2"), 2, 3)
         x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
-        operations = gsparsity.Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05, space="S2"))
+        operations = gsparsity.OperationGroups(
+            net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05, space="S2")
+        )
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
         return [torch.tensor(list(operations.norms().values()))]

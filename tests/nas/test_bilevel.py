@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nas.bilevel import gradients
-from nas.bilevel.steps import Steps
+from nas.bilevel.steps import CifarSteps
 from nas.methods import registry
 from nas.nets.torch.cnn import Supernet
 from nas.space import spaces
@@ -47,7 +47,7 @@ def test_second_order_is_the_gradient_through_one_step(hessian):
 def test_small_differences_agree_with_the_exact_product_on_a_network(monkeypatch):
     monkeypatch.setattr(gradients, "RADIUS", 1e-6)
     torch.manual_seed(0)
-    net = Supernet(spaces.get("cherry"), 2, 3).double()
+    net = Supernet(spaces.get_space("cherry"), 2, 3).double()
     arch = [torch.full((len(net.space.paths(c)),), 0.5, dtype=torch.float64, requires_grad=True) for c in ("normal", "reduce")]
     batches = [(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))) for _ in range(2)]
     loss = lambda batch: lambda: F.cross_entropy(net(batch[0], dict(zip(("normal", "reduce"), arch))), batch[1])
@@ -64,8 +64,8 @@ def test_small_differences_agree_with_the_exact_product_on_a_network(monkeypatch
 def test_an_architecture_step_moves_the_architecture_and_nothing_else(name, space, order):
     torch.manual_seed(0)
     settings = type(registry.CIFAR[name].presets["paper"])(order=order)
-    net = Supernet(spaces.get(space), 2, 3)
-    steps = Steps(net, registry.build(name, net, settings), settings)
+    net = Supernet(spaces.get_space(space), 2, 3)
+    steps = CifarSteps(net, registry.build(name, net, settings), settings)
     batch = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
     steps.weights(batch)
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
 from nas.engine import bisection, checkpoint
-from nas.engine.distributed import ALONE
+from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import gsparsity
 from nas.methods import operation_pruning as pruning
-from nas.methods.gsparsity import GatedGroup, GroupSparse, Operations, loss_free
+from nas.methods.gsparsity import GatedGroup, GSparsitySearch, OperationGroups, loss_free
 from nas.nets.torch import cnn
 from nas.nets.torch.flat import Flat
 from nas.space import genotype, spaces
@@ -30,9 +30,9 @@ TINY = {"channels": 2, "layers": 3, "batch": 8, "images": 16, "valid_images": 16
 
 
 def search(images, out, **options):
-    settings = gsparsity.Settings(**{**TINY, "data_dir": images, "out": out, **options})
+    settings = gsparsity.GSparsitySettings(**{**TINY, "data_dir": images, "out": out, **options})
     out.mkdir(exist_ok=True)
-    return GroupSparse(settings, 0, out, ALONE, CPU)
+    return GSparsitySearch(settings, 0, out, SINGLE_PROCESS, CPU)
 
 
 def take_epoch(run):
@@ -61,7 +61,7 @@ def zero_some(optimizer, flats, share=0.5):
 def published():
     """The groups of the supernet of the papers."""
     torch.manual_seed(0)
-    return Operations(cnn.Supernet(spaces.get("darts")), gsparsity.Settings())
+    return OperationGroups(cnn.Supernet(spaces.get_space("darts")), gsparsity.GSparsitySettings())
 
 
 def test_groups_have_the_published_sizes_and_strengths(published):
@@ -123,8 +123,8 @@ def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
 
 
 def test_the_optimizer_alone_moves_norms_as_predicted():
-    settings = gsparsity.Settings(mu=3.0, lr=0.02, lr_min=0.02)
-    operations = Operations(supernet("S1"), settings)
+    settings = gsparsity.GSparsitySettings(mu=3.0, lr=0.02, lr_min=0.02)
+    operations = OperationGroups(supernet("S1"), settings)
     norm = np.array(list(operations.initial.values()))
     strength = np.array([operations.strength(key) for key in operations.flats])
     for _ in range(40):
@@ -145,7 +145,7 @@ def test_the_optimizer_alone_moves_norms_as_predicted():
 
 def test_a_step_is_that_of_the_paper():
     torch.manual_seed(0)
-    operations = Operations(supernet("S2"), gsparsity.Settings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
+    operations = OperationGroups(supernet("S2"), gsparsity.GSparsitySettings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
     key = next(k for k in operations.flats if k[1].operation == "sep_conv_3x3")
     flat, mu = operations.flats[key], operations.strength(key)
     w, v = flat.vector.detach().double().numpy().copy(), 0.0
@@ -169,7 +169,7 @@ def test_the_search_takes_the_steps_of_the_published_one():
     published = NaiveGSparsitySearch(naive, mu=5.0, lr=0.05)
     net = supernet("darts", 2, 3).double()
     copy_weights(naive.net, net)
-    operations = Operations(net, gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
+    operations = OperationGroups(net, gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
     net.train()
     for _ in range(3):
         x, y = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))
@@ -194,10 +194,10 @@ def test_weightings_and_free_gates_are_as_described():
         ("sqrt_size", lambda w: math.sqrt(w.numel())),
         ("initial_norm", lambda w: float(w.norm())),
     ):
-        operations = Operations(net, gsparsity.Settings(mu=2.0, weighting=weighting))
+        operations = OperationGroups(net, gsparsity.GSparsitySettings(mu=2.0, weighting=weighting))
         for key, flat in list(operations.flats.items())[::7]:
             assert operations.strength(key) == pytest.approx(2 * of(flat.vector.detach()))
-    free = Operations(supernet(), gsparsity.Settings(gates="free"))
+    free = OperationGroups(supernet(), gsparsity.GSparsitySettings(gates="free"))
     zero = {key[1].operation for key in free.flats if free.strength(key) == 0}
     assert zero == {"max_pool_3x3", "avg_pool_3x3", "skip_connect"}
     assert free.strength(next(k for k in free.flats if k[0] == "reduce" and k[1].operation == "skip_connect")) > 0
@@ -287,7 +287,7 @@ def test_the_strength_for_so_many_paths_is_looked_for(images, tmp_path, no_pictu
     (row,) = nas_cifar10.main([*options, "--want-paths", "30", "--out", str(tmp_path / "wanted")])
     tried = rows_of(tmp_path / "wanted" / "bisection.csv")
     assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 30))
-    found = genotype.load(tmp_path / "wanted" / "genotype.json")
+    found = genotype.load_genotype(tmp_path / "wanted" / "genotype.json")
     assert sum(len(found.paths(c)) for c in CELLS) == row["left"]
     with pytest.raises(SystemExit, match="holds a run already"):
         nas_cifar10.main([*options, "--want-paths", "30", "--out", str(tmp_path / "wanted")])
@@ -303,12 +303,12 @@ def test_bisection_brackets_and_halves():
         asked.append(strength)
         return int(100 / strength)
 
-    best = bisection.closest(left, 30, 1.0, 8)
+    best = bisection.closest_strength(left, 30, 1.0, 8)
     assert abs(left(best) - 30) <= 1
     assert asked[:3] == [1.0, 4.0, 2.0]
-    assert bisection.closest(lambda s: 5, 7, 1.0, 3) == 1 / 16
+    assert bisection.closest_strength(lambda s: 5, 7, 1.0, 3) == 1 / 16
     found = Genotype({"2": [("skip_connect", 0)]}, {})
-    assert gsparsity.parameters(found) == 0
+    assert gsparsity.genotype_parameters(found) == 0
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_bisection_brackets_and_halves():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        gsparsity.Settings(**options)
+        gsparsity.GSparsitySettings(**options)
 
 
 # -- operation pruning ------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def pruned(images, out, mu=3.0, **options):
         **options,
     }
     out.mkdir(exist_ok=True)
-    return pruning.Pruning(genotype.load("DARTS_V2"), pruning.Settings(**chosen), mu, 0, out, ALONE, CPU)
+    return pruning.Pruning(genotype.load_genotype("DARTS_V2"), pruning.PruningSettings(**chosen), mu, 0, out, SINGLE_PROCESS, CPU)
 
 
 @pytest.mark.parametrize("layers", [3, 6])
@@ -356,7 +356,7 @@ def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
     with torch.no_grad():
         assert torch.equal(net(x)[0], small.eval()(x)[0])
     assert row["dead_operations"] == len(dead)
-    assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.count(net, (3, 32, 32))["parameters"])
+    assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.network_size(net, (3, 32, 32))["parameters"])
     held = sum(p.numel() for p in small.parameters())
     assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, dead)
 
@@ -376,7 +376,7 @@ def test_groups_that_only_decay_become_exactly_zero_once_they_are_small(images, 
 
 
 def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
-    v2 = genotype.load("DARTS_V2")
+    v2 = genotype.load_genotype("DARTS_V2")
     net = cnn.Network(v2, 4, 3, auxiliary=False).eval()
     dead = {(0, k) for k, path in enumerate(net.cells[0].paths) if path.node == 2}
     x = torch.randn(2, 3, 16, 16)
@@ -430,7 +430,7 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
     # Of the start one operation of each node is 0. A prox step leaves it there where mu is beyond the clipped gradient, and
     # makes none of the others 0 so soon: a norm falls by lr mu = 0.008 and a gradient of norm 1e-3 at most.
     torch.manual_seed(0)
-    net = cnn.Network(genotype.load("DARTS_V2"), 2, 3, auxiliary=False)
+    net = cnn.Network(genotype.load_genotype("DARTS_V2"), 2, 3, auxiliary=False)
     zero = [flat for (_, number), flat in zip(*pruning.groups_of(net, "operation")) if number % 2 == 0]
     for flat in zero:
         flat.clear()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from nas.bilevel.steps import Steps
+from nas.bilevel.steps import CifarSteps
 from nas.methods import darts, registry, sparse_supernet
 from nas.methods.sparse_supernet import Guard
 from nas.space import spaces
@@ -16,7 +16,7 @@ from proxopt import Groups, SparseGroupLasso, updates
 @pytest.mark.parametrize(("optimizer", "rate"), [("hapg", 0.1), ("adamhapg", 0.001)])
 def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimizer, rate):
     net = supernet()
-    settings = sparse_supernet.Settings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
+    settings = sparse_supernet.SparseSupernetSettings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
     method = registry.build("sparse_supernet", net, settings)
     assert {group["extrapolation"] for group in method.optimizer.param_groups} == {"nesterov"}, "the published rule"
     x = [p.detach().double().numpy().copy() for p in method.parameters]
@@ -40,7 +40,7 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
 
 
 def test_a_growing_strength_never_empties_a_cell():
-    settings = sparse_supernet.Settings(strength_step=5.0, arch_lr=0.05)
+    settings = sparse_supernet.SparseSupernetSettings(strength_step=5.0, arch_lr=0.05)
     method = registry.build("sparse_supernet", supernet(), settings)
     for epoch in range(6):
         method.begin_epoch(epoch)
@@ -52,7 +52,7 @@ def test_a_growing_strength_never_empties_a_cell():
 
 
 def test_the_guard_keeps_the_strongest_way_through_a_cell():
-    space = spaces.get("darts")
+    space = spaces.get_space("darts")
     guard = Guard(space, "normal", torch.device("cpu"))
     before = torch.zeros(98)
     place = {path: i for i, path in enumerate(space.paths("normal"))}
@@ -76,16 +76,16 @@ def test_the_guard_keeps_the_strongest_way_through_a_cell():
 
 
 def test_paths_that_lead_nowhere_do_not_count_as_life():
-    guard = Guard(spaces.get("darts"), "normal", torch.device("cpu"))
+    guard = Guard(spaces.get_space("darts"), "normal", torch.device("cpu"))
     point, before = torch.zeros(98), torch.zeros(98)
-    point[spaces.get("darts").paths("normal").index(Path(5, 4, "skip_connect"))] = 1.0
+    point[spaces.get_space("darts").paths("normal").index(Path(5, 4, "skip_connect"))] = 1.0
     before[0] = 0.5
     guard(torch.zeros(98), point, before)
     assert point.nonzero().flatten().tolist() == [0]
 
 
 def test_the_architecture_rests_at_the_target():
-    settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
+    settings = sparse_supernet.SparseSupernetSettings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
     net = supernet()
     method = registry.build("sparse_supernet", net, settings)
     method.begin_epoch(1)
@@ -97,7 +97,7 @@ def test_the_architecture_rests_at_the_target():
     assert all(torch.equal(a, p) for a, p in zip(method.parameters, method.point().values()))
     before = [a.detach().clone() for a in method.parameters]
     batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
-    steps = Steps(net, method, settings)
+    steps = CifarSteps(net, method, settings)
     steps.architecture(0, batch, batch)
     steps.weights(batch)
     assert all(torch.equal(a, b) for a, b in zip(method.parameters, before))
@@ -109,7 +109,7 @@ def test_the_architecture_rests_at_the_target():
 def test_a_relative_cut_removes_small_weights_from_the_genotype():
     net = supernet()
     for cut, paths in ((0.0, 98), (0.5, 1)):
-        method = registry.build("sparse_supernet", net, sparse_supernet.Settings(cut=cut))
+        method = registry.build("sparse_supernet", net, sparse_supernet.SparseSupernetSettings(cut=cut))
         with torch.no_grad():
             for a in method.parameters:
                 a.fill_(0.1)
@@ -119,7 +119,7 @@ def test_a_relative_cut_removes_small_weights_from_the_genotype():
 
 @pytest.mark.parametrize(("ratio", "whole"), [(1.0, False), (0.0, True)], ids=["lasso", "group lasso"])
 def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
-    settings = sparse_supernet.Settings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
+    settings = sparse_supernet.SparseSupernetSettings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
     method = registry.build("sparse_supernet", supernet(), settings)
     method.begin_epoch(1)
     nodes = torch.tensor(method.space.nodes("normal"))
@@ -134,7 +134,7 @@ def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
 
 
 def test_darts_takes_the_two_strongest_edges_of_each_node():
-    method = registry.build("darts", supernet("darts_zero"), darts.Settings())
+    method = registry.build("darts", supernet("darts_zero"), darts.DartsSettings())
     space = method.space
     with torch.no_grad():
         for a in method.parameters:
@@ -150,7 +150,7 @@ def test_darts_takes_the_two_strongest_edges_of_each_node():
 
 
 def test_dead_paths_can_be_probed_now_and_then():
-    method = registry.build("sparse_supernet", supernet(), sparse_supernet.Settings(probe_every=3))
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings(probe_every=3))
     assert [method.probes(i) for i in range(4)] == [True, False, False, True]
     assert method.alive() is None
     with torch.no_grad():
@@ -172,11 +172,11 @@ def test_dead_paths_can_be_probed_now_and_then():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        sparse_supernet.Settings(**options)
+        sparse_supernet.SparseSupernetSettings(**options)
 
 
 def test_the_genotype_of_a_search_state_is_its_living_paths():
-    method = registry.build("sparse_supernet", supernet(), sparse_supernet.Settings())
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings())
     with torch.no_grad():
         for a in method.parameters:
             a.zero_()

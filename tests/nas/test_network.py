@@ -16,7 +16,7 @@ def twin(linear):
     """Our supernet and the published one with the same weights, in double precision."""
     torch.manual_seed(0)
     naive = NaiveNetwork(2, 3, linear=linear).double()
-    ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 2, 3).double()
+    ours = cnn.Supernet(spaces.get_space("darts" if linear else "darts_zero"), 2, 3).double()
     copy_weights(naive, ours)
     return ours, naive
 

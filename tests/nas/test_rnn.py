@@ -13,7 +13,7 @@ from nas.bilevel.steps import TextSteps
 from nas.methods import darts, registry
 from nas.nets.torch import recurrent_kernels, rnn
 from nas.space import spaces
-from nas.space.genotype import RecurrentGenotype, load
+from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
 from nas.train.settings import TextTrainSettings
 
@@ -23,7 +23,7 @@ EVERY = rnn.Drops(embedding=0.2, input=0.75, hidden=0.25, output=0.75)
 
 def supernet(space="recurrent", words=20, hidden=6, drops=None, dtype=torch.float64):
     torch.manual_seed(0)
-    net = rnn.RecurrentSupernet(spaces.get(space, RecurrentGenotype), words, hidden, drops)
+    net = rnn.RecurrentSupernet(spaces.get_space(space, RecurrentGenotype), words, hidden, drops)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(20)  # far from the linear part of the activations
@@ -91,7 +91,7 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
         for p in net.parameters():
             p.mul_(0.2)
     naive = twin(net)
-    settings = darts.TextSettings(batch=5, hidden=6, order=order, space="recurrent")
+    settings = darts.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_a_weight_step_is_the_published_one(monkeypatch):
     net = supernet(drops=EVERY)
     naive = twin(net)
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
-    steps = TextSteps(net, method, darts.TextSettings(batch=5, hidden=6, lr=2.0))
+    steps = TextSteps(net, method, darts.DartsTextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
     loop = NaiveTextSearch(naive, 5)
@@ -136,11 +136,11 @@ def test_a_weight_step_is_the_published_one(monkeypatch):
 
 
 def test_parameters_and_groups_are_those_of_the_papers():
-    space = spaces.get("recurrent", RecurrentGenotype)
+    space = spaces.get_space("recurrent", RecurrentGenotype)
     with torch.device("meta"):
-        assert rnn.parameters(rnn.RecurrentSupernet(space, PTB, 300)) == 4_810_000
+        assert rnn.parameter_count(rnn.RecurrentSupernet(space, PTB, 300)) == 4_810_000
         for name in ("DARTS_V1", "DARTS_V2"):
-            assert rnn.parameters(rnn.RecurrentNetwork(load(name, RecurrentGenotype), PTB, 850)) == 22_960_000
+            assert rnn.parameter_count(rnn.RecurrentNetwork(load_genotype(name, RecurrentGenotype), PTB, 850)) == 22_960_000
     nodes = space.nodes("recurrent")
     assert [nodes.count(n) for n in range(1, 9)] == [4, 8, 12, 16, 20, 24, 28, 32]
     assert len(space.layout.edges) == 36
@@ -169,7 +169,9 @@ SEVERAL = RecurrentGenotype(
 )
 
 
-@pytest.mark.parametrize("genotype", [SEVERAL, load("darts_v1", RecurrentGenotype), load("DARTS_V2", RecurrentGenotype)])
+@pytest.mark.parametrize(
+    "genotype", [SEVERAL, load_genotype("darts_v1", RecurrentGenotype), load_genotype("DARTS_V2", RecurrentGenotype)]
+)
 def test_a_derived_cell_is_the_mean_of_its_paths(genotype):
     torch.manual_seed(0)
     net = rnn.RecurrentNetwork(genotype, 20, 6).double()
@@ -307,7 +309,7 @@ def test_the_lstm_is_pytorchs():
 
 
 def test_the_perplexity_is_that_of_the_published_loop():
-    net = rnn.RecurrentNetwork(load("DARTS_V2", RecurrentGenotype), 20, 6, EVERY).double()
+    net = rnn.RecurrentNetwork(load_genotype("DARTS_V2", RecurrentGenotype), 20, 6, EVERY).double()
     rows = torch.randint(20, (23, 4))
     naive, state = 0.0, net.start(4)
     for start in range(0, 22, 5):
@@ -347,5 +349,5 @@ def test_counts_without_training(capsys):
 
     train_ptb.main(["--count"])
     assert json.loads(capsys.readouterr().out) == {"parameters": 22_960_000, "vocabulary": 10_000}
-    counted = train_text.count(None, TextTrainSettings(hidden=10))
+    counted = train_text.size_of_cell(None, TextTrainSettings(hidden=10))
     assert counted["parameters"] == 10_000 * 11 + 20 * 40 + 40

@@ -14,10 +14,10 @@ import train_cifar10
 from nas.bilevel.search_cifar import CifarSearch
 from nas.data import cifar
 from nas.engine import report
-from nas.engine.distributed import ALONE
+from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import darts, ista, sparse_supernet
 from nas.space import genotype
-from nas.train.settings import CIFAR_PRESETS, CifarSettings
+from nas.train.settings import CIFAR_TRAIN_PRESETS, CifarTrainSettings
 from nas_cases import TINY, fake_cifar, rows_of
 
 SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
@@ -72,15 +72,17 @@ def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_pa
 )
 def test_every_option_of_a_search_runs(method, options, tmp_path, place):
     (row,) = nas_cifar10.main(["--method", method, "--out", str(tmp_path), *TINY, *place, *options, "--epochs", "1"])
-    found = genotype.load(tmp_path / "genotype.json")
+    found = genotype.load_genotype(tmp_path / "genotype.json")
     assert [len(found.paths(cell)) for cell in genotype.CELLS] == [row["paths_normal"], row["paths_reduce"]]
     (written,) = rows_of(tmp_path / "search.csv")
     assert float(written["valid_loss"]) == row["valid_loss"] and 0 <= row["restricted_accuracy"] <= 1
 
 
 def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypatch):
-    settings = darts.Settings(data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20)
-    run = CifarSearch(darts.Search, settings, 0, tmp_path, ALONE, torch.device("cpu"))
+    settings = darts.DartsSettings(
+        data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20
+    )
+    run = CifarSearch(darts.Darts, settings, 0, tmp_path, SINGLE_PROCESS, torch.device("cpu"))
     found = [(12, 12, 0.9), (11, 9, 0.5), (9, 11, 0.7), (5, 5, 0.6)]
     run.rows = [{"epoch": i, "paths_normal": n, "paths_reduce": r, "restricted_accuracy": a} for i, (n, r, a) in enumerate(found)]
     assert run.result()["epoch"] == 2
@@ -91,7 +93,7 @@ def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypa
         run.method.parameters[0].data[i] = 5.0 + i
         run.method.genotype().save(tmp_path / "genotypes" / f"epoch-{i + 1:03d}.json")
     run.finish()
-    assert genotype.load(tmp_path / "genotype.json") == genotype.load(tmp_path / "genotypes" / "epoch-003.json")
+    assert genotype.load_genotype(tmp_path / "genotype.json") == genotype.load_genotype(tmp_path / "genotypes" / "epoch-003.json")
     assert drawn == [{"epoch": 2}]
     run.rows = [{**row, "paths_normal": 12} for row in run.rows]
     assert run.result()["epoch"] == 3, "without a sparse epoch the last one counts"
@@ -163,17 +165,17 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
 def test_damaged_and_missing_data_are_named(tmp_path, images):
     fake_cifar(tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .* could not be downloaded .* Get http://localhost"):
-        cifar.load("cifar10", tmp_path / "none")
+        cifar.load_cifar("cifar10", tmp_path / "none")
     file = tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"data_batch_2 must have the md5 .* the file is damaged"):
-        cifar.load("cifar10", tmp_path / "data")
+        cifar.load_cifar("cifar10", tmp_path / "data")
     with pytest.raises(ValueError, match="data must be one of cifar10, cifar100, got 'mnist'"):
-        cifar.load("mnist", tmp_path)
+        cifar.load_cifar("mnist", tmp_path)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_number(images):
-    found = cifar.load("cifar10", images)
+    found = cifar.load_cifar("cifar10", images)
     augment = cifar.Augment(found.mean, found.std, padding=4, cutout=8)
     batches = cifar.Batches(found.train, 16, 3, augment)
     first = list(batches.epoch(2))
@@ -208,9 +210,11 @@ def test_augmentation_crops_flips_and_blanks():
 
 def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(CIFAR_PRESETS, "small", CifarSettings(**TRAINING))
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
     out = ["--out", str(tmp_path / "out"), *place]
-    monkeypatch.setitem(sparse_supernet.PRESETS, "small", nas_sweeps.replace(sparse_supernet.PRESETS["small"], space="cherry"))
+    monkeypatch.setitem(
+        sparse_supernet.CIFAR_PRESETS, "small", nas_sweeps.replace(sparse_supernet.CIFAR_PRESETS["small"], space="cherry")
+    )
     options = ["--values", "0.01", "0.5", *SIZES, "--train"]
     nas_sweeps.main([*out, *options])
     rows = rows_of(tmp_path / "out" / "sweep.csv")
@@ -224,14 +228,16 @@ def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monke
 @pytest.mark.parametrize("stages", ["two", "one"])
 def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(CIFAR_PRESETS, "small", CifarSettings(**TRAINING))
-    monkeypatch.setitem(ista.PRESETS, "small", nas_kendall.replace(ista.PRESETS["small"], space="cherry"))
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
+    monkeypatch.setitem(ista.CIFAR_PRESETS, "small", nas_kendall.replace(ista.CIFAR_PRESETS["small"], space="cherry"))
     seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
     options = [*SIZES, "--seeds", *seeds]
     if stages == "one":
         options += ["--one-stage"]
-        small = nas_kendall.replace(nas_kendall.ista_one_stage.PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry")
-        monkeypatch.setitem(nas_kendall.ista_one_stage.PRESETS, "small", small)
+        small = nas_kendall.replace(
+            nas_kendall.ista_one_stage.CIFAR_PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry"
+        )
+        monkeypatch.setitem(nas_kendall.ista_one_stage.CIFAR_PRESETS, "small", small)
     tau = nas_kendall.main([*options, *place, "--out", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out" / "kendall.csv")
     pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]
@@ -263,7 +269,7 @@ def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, ca
     assert [(r["genotype"], r["seed"]) for r in rows] == [(g, s) for g in ("searched", "random 0") for s in ("0", "1")]
     sizes = {r["genotype"]: int(r["parameters"]) for r in rows}
     assert abs(sizes["random 0"] / sizes["searched"] - 1) <= 0.3
-    drawn = genotype.load(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
+    drawn = genotype.load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
     assert drawn.clean() == drawn
     assert [len(drawn.paths(c)) for c in ("normal", "reduce")] == [8, 8]
     assert "random 0" in capsys.readouterr().out

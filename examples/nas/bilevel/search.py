@@ -6,21 +6,19 @@ Writes into `out`: checkpoint.pt, search.csv, genotype.json (and one for each ep
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine import report
+from ..engine import report, results
 from ..engine.distributed import Processes
 from ..engine.run import Run
-from ..space.genotype import load
 from ..space.spaces import Masks
 from .method import Method
-from .settings import TwoLevelSettings
-from .steps import TwoLevel
+from .settings import BilevelSettings
+from .steps import BilevelSteps
 
 
 class BilevelSearch(Run):
@@ -30,16 +28,16 @@ class BilevelSearch(Run):
     measure = "accuracy"  # what is reported beside the loss
     net: Any
     method: Method
-    steps: TwoLevel
+    steps: BilevelSteps
 
     def __init__(
-        self, method: type[Method], settings: TwoLevelSettings, seed: int, out: Path, processes: Processes, device: torch.device
+        self, method: type[Method], settings: BilevelSettings, seed: int, out: Path, processes: Processes, device: torch.device
     ) -> None:
         super().__init__(settings, seed, out, processes, device)
         self.name, self.make = method.name, method
         self.points: list[dict[str, Tensor]] = []  # the prox point after every epoch
 
-    def prepare(self, net: Any, steps: type[TwoLevel]) -> None:
+    def prepare(self, net: Any, steps: type[BilevelSteps]) -> None:
         """Build what moves: the supernet on its device, the method, the steps."""
         self.net = net.to(self.device)
         self.method = self.make(self.net.space, self.settings, self.device)
@@ -71,9 +69,8 @@ class BilevelSearch(Run):
             row |= dict(zip((f"{part}_loss", f"{part}_{self.measure}"), found))
         self.points.append({cell: p.cpu() for cell, p in point.items()})
         if self.processes.first:
-            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
-            genotype.save(self.out / "genotype.json")
-        return row | report.columns(genotype, point) | self.method.log()
+            results.save_epoch(self.out, self.epoch, genotype)
+        return row | report.architecture_columns(genotype, point) | self.method.log()
 
     def check_finite(self, part: str, loss: float) -> None:
         """Raise ValueError for a loss that is infinite or no number: what follows would be lost time."""
@@ -99,10 +96,8 @@ class BilevelSearch(Run):
 
     def finish(self) -> None:
         epoch = self.result()["epoch"]
-        chosen = self.out / "genotypes" / f"epoch-{epoch + 1:03d}.json"
-        load(chosen, self.net.space.kind).save(self.out / "genotype.json")
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
-        report.write(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
+        results.select_epoch(self.out, epoch, self.net.space.kind)
+        results.write_report(self.out, self.name, self.rows, self.points[epoch], self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
         return {"method": self.name, **super().identity()}

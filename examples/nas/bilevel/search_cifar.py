@@ -20,8 +20,8 @@ from ..space import spaces
 from ..space.spaces import Masks
 from .method import Method
 from .search import BilevelSearch
-from .settings import SearchSettings
-from .steps import Batch, Steps
+from .settings import CifarSearchSettings
+from .steps import Batch, CifarSteps
 
 TRAIN, VALID = 1, 2  # streams of random numbers
 
@@ -29,14 +29,20 @@ TRAIN, VALID = 1, 2  # streams of random numbers
 class CifarSearch(BilevelSearch):
     """On images."""
 
-    steps: Steps
+    steps: CifarSteps
 
     def __init__(
-        self, method: type[Method], settings: SearchSettings, seed: int, out: Path, processes: Processes, device: torch.device
+        self,
+        method: type[Method],
+        settings: CifarSearchSettings,
+        seed: int,
+        out: Path,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         super().__init__(method, settings, seed, out, processes, device)
-        space = spaces.get(settings.space)
-        dataset = cifar.load(settings.data, settings.data_dir)
+        space = spaces.get_space(settings.space)
+        dataset = cifar.load_cifar(settings.data, settings.data_dir)
         if settings.images > len(dataset.train.labels):
             raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
         half = settings.images // 2
@@ -46,7 +52,7 @@ class CifarSearch(BilevelSearch):
         augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, processes.share)
         self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), Steps)
+        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
     def __len__(self) -> int:
@@ -68,7 +74,7 @@ class CifarSearch(BilevelSearch):
         """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with frozen_statistics(self.net):
-            for images, labels in cifar.whole(self.valid_set, self.plain, share=self.processes.share):
+            for images, labels in cifar.evaluation_batches(self.valid_set, self.plain, share=self.processes.share):
                 logits = self.steps.logits(images, weights, alive)
                 loss = F.cross_entropy(logits, labels, reduction="sum").double()
                 sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])

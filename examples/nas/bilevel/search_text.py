@@ -17,7 +17,7 @@ import torch
 
 from ..data import text
 from ..data.text import Window, window
-from ..engine.distributed import Processes, alone
+from ..engine.distributed import Processes, require_single_process
 from ..nets.torch.rnn import Drops, RecurrentSupernet, mean_loss, perplexity
 from ..space import spaces
 from ..space.genotype import RecurrentGenotype
@@ -38,11 +38,11 @@ class TextSearch(BilevelSearch):
         self, method: type[Method], settings: TextSearchSettings, seed: int, out: Path, processes: Processes, device: torch.device
     ) -> None:
         super().__init__(method, settings, seed, out, processes, device)
-        alone(processes)
-        space = spaces.get(settings.space, RecurrentGenotype)
-        self.corpus = text.load(settings.data_dir).to(device)
-        self.train_rows = text.columns(self.corpus.train[: settings.tokens or None], settings.batch)
-        self.valid_rows = text.columns(self.corpus.valid, settings.batch)
+        require_single_process(processes)
+        space = spaces.get_space(settings.space, RecurrentGenotype)
+        self.corpus = text.load_corpus(settings.data_dir).to(device)
+        self.train_rows = text.text_columns(self.corpus.train[: settings.tokens or None], settings.batch)
+        self.valid_rows = text.text_columns(self.corpus.valid, settings.batch)
         net = RecurrentSupernet(space, len(self.corpus.vocabulary), settings.hidden, Drops.of(settings))
         if settings.compiled:
             net.fuse()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..engine.settings import ELSEWHERE, check
+from ..engine.settings import RunSettings, check
 from ..train.settings import LanguageSettings
 
 
 @dataclass(frozen=True)
-class TwoLevelSettings:
+class BilevelSettings(RunSettings):
     """Of every search on two levels, whatever the network and the data."""
 
-    seeds: tuple[int, ...] = (0,)
-    """One search for each; several get a folder each in --out."""
-    resume: bool = False
-    """Continue what is in --out."""
     epochs: int = 50
     batch: int = 64
     lr: float = 0.025
@@ -32,26 +28,16 @@ class TwoLevelSettings:
     pick_below: int = 0
     """Take the genotype of the epoch whose living paths alone do best, among epochs with at most so many of them; 0 takes the
     last epoch."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
 
     def __post_init__(self) -> None:
         check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
 
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings: two runs with equal ones give equal results."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if k not in ELSEWHERE}
-
 
 @dataclass(frozen=True)
-class SearchSettings(TwoLevelSettings):
+class CifarSearchSettings(BilevelSettings):
     """On images. The defaults are those of the papers (CIFAR-10, 50 epochs, batch 64)."""
 
     out: Path = Path("runs/nas_cifar10")
-    """Folder for everything that the search writes."""
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
@@ -76,17 +62,16 @@ class SearchSettings(TwoLevelSettings):
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 
 
-def small(settings: type[SearchSettings], **own: Any) -> SearchSettings:
+def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
     """A search for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
 
 
 @dataclass(frozen=True)
-class TextSearchSettings(LanguageSettings, TwoLevelSettings):
+class TextSearchSettings(LanguageSettings, BilevelSettings):
     """On text. The defaults are those of the papers (Penn Treebank, 50 epochs, batch 256)."""
 
     out: Path = Path("runs/nas_ptb")
-    """Folder for everything that the search writes."""
     space: str = "recurrent"
     """Search space: recurrent, recurrent_zero."""
     batch: int = 256
@@ -100,7 +85,7 @@ class TextSearchSettings(LanguageSettings, TwoLevelSettings):
     nine norms for every word, and Adam remembers for a thousand steps."""
 
     def __post_init__(self) -> None:
-        TwoLevelSettings.__post_init__(self)
+        BilevelSettings.__post_init__(self)
         LanguageSettings.__post_init__(self)
         check(self, amounts=("arch_clip",))
 

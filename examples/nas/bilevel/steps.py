@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.text import Window
-from ..engine.distributed import ALONE, Processes
+from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..nets.torch.operations import frozen_statistics, norms_of
 from ..nets.torch.rnn import CELL, RecurrentSupernet, perplexity
 from ..space.spaces import Masks
 from . import gradients
 from .method import Method
-from .settings import TwoLevelSettings
+from .settings import BilevelSettings
 
 Batch = tuple[Tensor, Tensor]
 
 
-class TwoLevel:
+class BilevelSteps:
     """Steps of a method and of SGD on the weights of its supernet. `sums` collects what `means` reports of the weight steps.
 
     Subclasses say what the losses of their data are.
@@ -31,7 +31,7 @@ class TwoLevel:
     clips_inner_step = False  # whether the step to w' of second order is clipped, as the steps of the weights are
 
     def __init__(
-        self, net: Any, method: Method, settings: TwoLevelSettings, processes: Processes = ALONE, momentum: float = 0.0
+        self, net: Any, method: Method, settings: BilevelSettings, processes: Processes = SINGLE_PROCESS, momentum: float = 0.0
     ) -> None:
         self.net, self.method, self.settings, self.processes = net, method, settings, processes
         self.params, self.norms = list(net.parameters()), norms_of(net)
@@ -117,10 +117,10 @@ class TwoLevel:
         self.sums.copy_(state["sums"])
 
 
-class Steps(TwoLevel):
+class CifarSteps(BilevelSteps):
     """On images. batch: (images, labels)."""
 
-    def __init__(self, net: Any, method: Method, settings: Any, processes: Processes = ALONE) -> None:
+    def __init__(self, net: Any, method: Method, settings: Any, processes: Processes = SINGLE_PROCESS) -> None:
         super().__init__(net, method, settings, processes, settings.momentum)
 
     def logits(self, images: Tensor, weights: Any, alive: Masks | None) -> Tensor:
@@ -141,13 +141,13 @@ class Steps(TwoLevel):
         return loss
 
 
-class TextSteps(TwoLevel):
+class TextSteps(BilevelSteps):
     """On text. `state`: the hidden states of the training and the validation text."""
 
     net: RecurrentSupernet
     clips_inner_step = True
 
-    def __init__(self, net: RecurrentSupernet, method: Method, settings: Any, processes: Processes = ALONE) -> None:
+    def __init__(self, net: RecurrentSupernet, method: Method, settings: Any, processes: Processes = SINGLE_PROCESS) -> None:
         super().__init__(net, method, settings, processes)
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.state: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..engine.distributed import ALL, Share
+from ..engine.distributed import WHOLE_BATCH, Share
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def load(name: str, data_dir: str | Path) -> Dataset:
+def load_cifar(name: str, data_dir: str | Path) -> Dataset:
     """A data set from `data_dir`, downloaded there first if it is missing; or a part of it, from a file that `pack` wrote.
 
     Every published file is checked against its published md5 before it is parsed.
@@ -256,7 +256,7 @@ class Batches:
     seed: int
     augment: Augment
     stream: int = 0
-    share: Share = ALL
+    share: Share = WHOLE_BATCH
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= len(self.data.labels):
@@ -286,7 +286,9 @@ class Batches:
         return torch.Generator(device).manual_seed(int(words[0]))
 
 
-def whole(data: Images, augment: Augment, size: int = 500, share: Share = ALL) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(
+    data: Images, augment: Augment, size: int = 500, share: Share = WHOLE_BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, not shuffled: to evaluate. A process sees its share."""
     images, labels = data.images[share.rank :: share.world], data.labels[share.rank :: share.world]
     for part, own in zip(images.split(size), labels.split(size)):

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..engine.distributed import ALL, Share
+from ..engine.distributed import WHOLE_BATCH, Share
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,7 +28,7 @@ class Folder:
     classes: tuple[str, ...]
 
 
-def read(root: Path, split: str) -> Folder:
+def read_folder(root: Path, split: str) -> Folder:
     """The images of ROOT/SPLIT.
 
     Raises:
@@ -114,7 +114,7 @@ class FolderBatches:
     pixels: int
     device: torch.device
     workers: int = 0
-    share: Share = ALL
+    share: Share = WHOLE_BATCH
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= len(self.folder.files):
@@ -133,8 +133,8 @@ class FolderBatches:
         yield from _decode(Decoded(self.folder, self.pixels, self.seed, epoch), own, self.workers, self.device)
 
 
-def whole(
-    folder: Folder, pixels: int, size: int, device: torch.device, workers: int = 0, share: Share = ALL
+def folder_evaluation_batches(
+    folder: Folder, pixels: int, size: int, device: torch.device, workers: int = 0, share: Share = WHOLE_BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, cropped in the middle. A process sees its share."""
     own = range(len(folder.files))[share.rank :: share.world]

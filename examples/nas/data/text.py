@@ -49,7 +49,7 @@ class Corpus:
         return replace(self, **{part: getattr(self, part).to(device) for part in PARTS})
 
 
-def load(data_dir: str | Path | None = None) -> Corpus:
+def load_corpus(data_dir: str | Path | None = None) -> Corpus:
     """The corpus in a folder (or in its subfolder `ptb`): three files that end in .txt and have train, valid and test in their
     names, or one file, of which the last tenth of the lines is for validation and test. None: the documentation of Python's
     language topics, rare words replaced.
@@ -137,7 +137,7 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
     return Corpus(name, tuple(numbers), *made, fingerprint=digest.hexdigest())
 
 
-def columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
+def text_columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
     """(rows, batch): the text cut into `batch` pieces of one length, side by side; what is left over is dropped."""
     rows = len(words) // batch
     if batch < 1 or rows < 3:

@@ -8,7 +8,7 @@ from pathlib import Path
 FACTOR = 4.0  # between the first strengths tried, until the wanted number lies between two
 
 
-def closest(left: Callable[[float], int], want: int, start: float, runs: int) -> float:
+def closest_strength(left: Callable[[float], int], want: int, start: float, runs: int) -> float:
     """Of at most `runs` strengths tried the one at which `left(strength)`, which falls as it grows, is closest to `want`."""
     found: dict[float, int] = {}
     low: float | None = None  # leaves too many
@@ -26,7 +26,7 @@ def closest(left: Callable[[float], int], want: int, start: float, runs: int) ->
     return min(found, key=lambda s: (abs(found[s] - want), s))
 
 
-def refuse_old(out: Path, resume: bool) -> None:
+def refuse_existing_runs(out: Path, resume: bool) -> None:
     """FileExistsError where `out` holds runs for several strengths that were not to be continued."""
     if not resume and any(out.glob("mu-*")):
         raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")

@@ -19,6 +19,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(draft, path)
 
 
+def save_network(path: Path, net: torch.nn.Module) -> None:
+    """Write the weights of a network, on the CPU: a file for `load` on any machine."""
+    save(path, {name: value.cpu() for name, value in net.state_dict().items()})
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `save` wrote.
 

@@ -19,7 +19,7 @@ class Share:
     world: int = 1
 
 
-ALL = Share()
+WHOLE_BATCH = Share()
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ class Processes:
             dist.barrier()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-def alone(processes: Processes) -> None:
+def require_single_process(processes: Processes) -> None:
     """Raise ValueError under torchrun: hidden states of several processes would not fit into one checkpoint."""
     if processes.world > 1:
         raise ValueError(f"text is read by one process; start it without torchrun, got {processes.world} processes")
 
 
-def join(device: str) -> tuple[Processes, torch.device]:
+def join_processes(device: str) -> tuple[Processes, torch.device]:
     """The process that torchrun made of this one, and its device ("auto": CUDA where there is some).
 
     Raises:
@@ -95,7 +95,7 @@ def join(device: str) -> tuple[Processes, torch.device]:
         raise ValueError(f"device must be one of {there}, got {device!r}")
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return ALONE, torch.device("cuda" if cuda else "cpu")
+        return SINGLE_PROCESS, torch.device("cuda" if cuda else "cpu")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")

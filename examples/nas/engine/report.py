@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..space import drawing
-from ..space.genotype import AnyGenotype, load
+from ..space.genotype import AnyGenotype, load_genotype
 from ..space.spaces import Space
 from . import curves
 
@@ -37,7 +37,7 @@ def write(
     settings: Mapping[str, Any],
 ) -> None:
     """cells.svg, cells.png, weights.png, curves.png and report.html in `out`, beside the genotype.json that is there."""
-    genotype = load(out / "genotype.json", space.kind)
+    genotype = load_genotype(out / "genotype.json", space.kind)
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
         "cells": drawing.cells(genotype, title),
@@ -53,7 +53,7 @@ def write(
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:
+def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:
     """What the table of epochs says of an architecture: zeros, living paths, living nodes and skip connections of each cell."""
     row = {}
     for cell in genotype.layout.cells:
@@ -85,9 +85,9 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _page(
     title: str, genotype: AnyGenotype, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, str], settings: Mapping[str, Any]
 ) -> str:
-    columns = [c for c in COLUMNS if c in rows[-1]]
-    head = "".join(f"<th>{c.replace('_', ' ')}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(c, row[c])}</td>" for c in columns) + "</tr>" for row in rows)
+    shown = [c for c in COLUMNS if c in rows[-1]]
+    head = "".join(f"<th>{c.replace('_', ' ')}</th>" for c in shown)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(c, row[c])}</td>" for c in shown) + "</tr>" for row in rows)
     chosen = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in settings.items())
     notes = "".join(f'<p class="warning">{html.escape(w)}</p>' for w in warnings(rows))
     drawn = {name: text[text.index("<svg") :] for name, text in pictures.items()}

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
-from .distributed import Processes, join
+from .distributed import Processes, join_processes
 from .log import Log
 
 
@@ -122,7 +122,7 @@ class Run:
             content = {"identity": self.identity(), "progress": progress, "random": random, "state": self.state()}
             checkpoint.save(self.out / "checkpoint.pt", content)
 
-    def load(self) -> None:
+    def continue_from_checkpoint(self) -> None:
         """Go on from the checkpoint; ValueError where it is damaged or belongs to other settings."""
         content = checkpoint.load(self.out / "checkpoint.pt", self.device)
         checkpoint.refuse_other(self.kind, self.identity(), content["identity"], type(self.settings)().plain())
@@ -132,7 +132,7 @@ class Run:
         checkpoint.restore_random_state(content["random"], self.device)
 
 
-def carry_out(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
+def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
     """Build a run, continue it where it had stopped, and run it to the end; the row it stands for.
 
     Under torchrun every process calls this; the first one writes.
@@ -145,7 +145,7 @@ def carry_out(make: Callable[[Processes, torch.device], Run], settings: Any, out
         raise ValueError(f"threads must be >= 0, got {settings.threads}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    processes, device = join(settings.device)
+    processes, device = join_processes(settings.device)
     there = (out / "checkpoint.pt").exists()
     if there and not settings.resume:
         raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
@@ -153,6 +153,6 @@ def carry_out(make: Callable[[Processes, torch.device], Run], settings: Any, out
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)
     if there:
-        run.load()
+        run.continue_from_checkpoint()
     processes.wait()
     return run.run()

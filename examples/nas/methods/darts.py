@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
 from ..engine.settings import check
 from ..space.genotype import AnyGenotype, Path
 from ..space.spaces import Masks, Space, Weights
@@ -35,16 +35,16 @@ class LogitSettings:
 
 
 @dataclass(frozen=True)
-class Settings(LogitSettings, SearchSettings):
+class DartsSettings(LogitSettings, CifarSearchSettings):
     space: str = "darts_zero"
 
     def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
+        CifarSearchSettings.__post_init__(self)
         LogitSettings.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class TextSettings(LogitSettings, TextSearchSettings):
+class DartsTextSettings(LogitSettings, TextSearchSettings):
     space: str = "recurrent_zero"
     arch_lr: float = 3e-3
     arch_beta1: float = 0.9
@@ -54,12 +54,12 @@ class TextSettings(LogitSettings, TextSearchSettings):
         LogitSettings.__post_init__(self)
 
 
-PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=3e-3)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=1e-2)}
+CIFAR_PRESETS = {"paper": DartsSettings(), "small": small_cifar(DartsSettings, arch_lr=3e-3)}
+TEXT_PRESETS = {"paper": DartsTextSettings(), "small": small_text(DartsTextSettings, arch_lr=1e-2)}
 KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 
 
-class Search:
+class Darts:
     """parameters: the logits of the paths, a vector for each cell."""
 
     name = "darts"
@@ -96,7 +96,7 @@ class Search:
         layout = self.space.layout
         weighted = {cell: list(zip(self.space.paths(cell), w.tolist())) for cell, w in self.point().items()}
         kept = KEPT[layout.name]
-        return self.space.kind.from_paths(**{c: strongest(weighted[c], layout.nodes, kept) for c in self.cells})
+        return self.space.kind.from_paths(**{c: strongest_edges(weighted[c], layout.nodes, kept) for c in self.cells})
 
     def log(self) -> dict[str, float]:
         edges = len(self.space.layout.edges)
@@ -121,7 +121,7 @@ def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
     return out
 
 
-def strongest(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
+def strongest_edges(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
     """Of each node the `kept` edges with the largest weight, and on each the operation that has it; zero does not count."""
     chosen = []
     for node in nodes:

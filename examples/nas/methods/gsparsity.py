@@ -19,15 +19,13 @@ published code and logs.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,10 +35,11 @@ from torch.nn import functional as F
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
-from ..engine import report
-from ..engine.bisection import closest, refuse_old
+from ..engine import report, results
+from ..engine.bisection import closest_strength, refuse_existing_runs
 from ..engine.distributed import Processes
-from ..engine.run import carry_out
+from ..engine.log import write_csv
+from ..engine.run import launch
 from ..engine.settings import check
 from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
@@ -49,8 +48,8 @@ from ..space import genotype, spaces
 from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
-from ..train.settings import TrainSettings
-from ..train.train_cifar import Recipe
+from ..train.settings import ImageTrainSettings
+from ..train.train_cifar import ImageTraining
 
 Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
@@ -62,7 +61,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
 
 
 @dataclass(frozen=True)
-class Settings(TrainSettings):
+class GSparsitySettings(ImageTrainSettings):
     channels: int = 16
     layers: int = 8
     epochs: int = 100
@@ -91,6 +90,7 @@ class Settings(TrainSettings):
     """Groups that are 0 at the prox point and whose own norm is below this are set to 0 and run no more; 0: never."""
     cut: float = 0.0
     """Remove groups whose norm at the prox point is at most this; 0 removes exact zeros only, which changes no logit."""
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "want_paths", "want_parameters", "bisect_runs")  # of one search
     want_paths: int = 0
     """Look for the mu that leaves so many paths in both cells, by bisection; 0: take mu as it is."""
     want_parameters: int = 0
@@ -109,14 +109,10 @@ class Settings(TrainSettings):
         if self.tau != "direct" and not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
 
-    def plain(self) -> dict[str, Any]:
-        """What one search computes: a bisection is several."""
-        return {k: v for k, v in super().plain().items() if k not in ("want_paths", "want_parameters", "bisect_runs")}
 
-
-PRESETS = {
-    "paper": Settings(),
-    "small": Settings(
+CIFAR_PRESETS = {
+    "paper": GSparsitySettings(),
+    "small": GSparsitySettings(
         channels=8,
         layers=5,
         epochs=10,
@@ -165,10 +161,10 @@ class GatedGroup:
         return GroupL2(self.mu, weights="none")
 
 
-class Operations:
+class OperationGroups:
     """The groups of a supernet: for each path of each cell type its weights and gates, as one flat parameter."""
 
-    def __init__(self, net: cnn.Supernet, settings: Settings):
+    def __init__(self, net: cnn.Supernet, settings: GSparsitySettings):
         self.net, self.settings = net, settings
         self.gates: dict[tuple[str, CellPath], nn.Parameter] = {}
         self.flats: dict[tuple[str, CellPath], Flat] = {}
@@ -292,20 +288,20 @@ class Operations:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class GroupSparse(Recipe):
+class GSparsitySearch(ImageTraining):
     """A search with one seed."""
 
     kind, table = "search", "search.csv"
-    settings: Settings
+    settings: GSparsitySettings
 
-    def __init__(self, settings: Settings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+    def __init__(self, settings: GSparsitySettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
-        self.operations = Operations(self.net, settings)
+        self.operations = OperationGroups(self.net, settings)
         self.sgd = self.operations.optimizer
 
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
-        return cnn.Supernet(spaces.get(s.space), s.channels, s.layers, classes, auxiliary=s.auxiliary > 0)
+        return cnn.Supernet(spaces.get_space(s.space), s.channels, s.layers, classes, auxiliary=s.auxiliary > 0)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
@@ -336,10 +332,14 @@ class GroupSparse(Recipe):
         if self.settings.vanish:
             operations.let_vanish()
         if self.processes.first:
-            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
-            genotype.save(self.out / "genotype.json")
+            results.save_epoch(self.out, self.epoch, genotype)
         own = {"restricted_loss": loss, "restricted_accuracy": accuracy, "regulariser": regulariser}
-        return row | own | report.columns(genotype, point) | {"vanished": sum(not a for a in operations.alive_.values())}
+        return (
+            row
+            | own
+            | report.architecture_columns(genotype, point)
+            | {"vanished": sum(not a for a in operations.alive_.values())}
+        )
 
     @torch.no_grad()
     def at_point(self, masks: Masks) -> tuple[float, float]:
@@ -370,9 +370,8 @@ class GroupSparse(Recipe):
         if dead:
             print(f"every operation of the {dead[0]} cell has died: a smaller mu than {self.settings.mu:g} keeps some")
             return
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
         print(f"the cut changes logits by {self.cut_changes():g}")
-        report.write(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
+        results.write_report(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
         return {"method": "gsparsity", **super().identity()}
@@ -386,45 +385,42 @@ class GroupSparse(Recipe):
         self.sums.copy_(state["sums"])
 
 
-def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
+def search_or_bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or look for the one that leaves as much as is wanted; the last row."""
     if settings.want_paths or settings.want_parameters:
-        return bisection(settings, seed, out)
-    return carry_out(partial(GroupSparse, settings, seed, out), settings, out)
+        return bisect(settings, seed, out)
+    return launch(partial(GSparsitySearch, settings, seed, out), settings, out)
 
 
-def bisection(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
+def bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Searches in `out`/mu-..., each going on where it was; what the closest one left is copied to `out`. Its last row.
 
     Raises FileExistsError where `out` holds such searches and `settings.resume` is off.
     """
-    refuse_old(out, settings.resume)
+    refuse_existing_runs(out, settings.resume)
     rows: dict[float, dict[str, Any]] = {}
     want = settings.want_paths or settings.want_parameters
 
     def left(mu: float) -> int:
         at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
         folder = out / f"mu-{mu:.6g}"
-        rows[mu] = carry_out(partial(GroupSparse, at, seed, folder), at, folder)
+        rows[mu] = launch(partial(GSparsitySearch, at, seed, folder), at, folder)
         paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
-        count = paths if settings.want_paths else parameters(genotype.load(folder / "genotype.json"))
+        count = paths if settings.want_paths else genotype_parameters(genotype.load_genotype(folder / "genotype.json"))
         print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
         rows[mu] = {"mu": mu, "left": count, **rows[mu]}
         return count
 
-    mu = closest(left, want, settings.mu, settings.bisect_runs)
+    mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
     for file in (out / f"mu-{mu:.6g}").iterdir():
         if file.is_file() and file.name != "checkpoint.pt":
             shutil.copy(file, out / file.name)
-    with (out / "bisection.csv").open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, fieldnames=list(rows[mu]))
-        writer.writeheader()
-        writer.writerows(rows[m] for m in sorted(rows))
+    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
     return rows[mu]
 
 
-def parameters(found: genotype.Genotype) -> int:
+def genotype_parameters(found: genotype.Genotype) -> int:
     """Of the network of 20 cells and 36 channels; 0 for a genotype with a dead cell."""
     if not all(found.living(cell) for cell in genotype.CELLS):
         return 0
-    return cnn.count(cnn.Network(found, auxiliary=False), (3, 32, 32))["parameters"]
+    return cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))["parameters"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from proxopt import sparse_code
 
-from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
 from ..engine.settings import check
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
@@ -61,18 +61,18 @@ class TwoStageSettings(CodeSettings):
 
 
 @dataclass(frozen=True)
-class Settings(TwoStageSettings, SearchSettings):
+class IstaSettings(TwoStageSettings, CifarSearchSettings):
     batch: int = 256
     lr: float = 0.1
     order: Literal["first", "second"] = "first"
 
     def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
+        CifarSearchSettings.__post_init__(self)
         TwoStageSettings.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class TextSettings(TwoStageSettings, TextSearchSettings):
+class IstaTextSettings(TwoStageSettings, TextSearchSettings):
     order: Literal["first", "second"] = "first"
     sparsity: int = 1
 
@@ -82,11 +82,11 @@ class TextSettings(TwoStageSettings, TextSearchSettings):
 
 
 # Steps cost a tenth of those of a dense supernet: the small search takes four times the images and twice the epochs.
-PRESETS = {
-    "paper": Settings(),
-    "small": replace(small(Settings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
+CIFAR_PRESETS = {
+    "paper": IstaSettings(),
+    "small": replace(small_cifar(IstaSettings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
 }
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=3e-3)}
+TEXT_PRESETS = {"paper": IstaTextSettings(), "small": small_text(IstaTextSettings, arch_lr=3e-3)}
 
 
 class Codes:
@@ -98,7 +98,7 @@ class Codes:
     def __init__(self, space: Space, settings: CodeSettings, device: torch.device) -> None:
         self.space, self.settings = space, settings
         self.cells, nodes = space.layout.cells, space.layout.nodes
-        draw = matrix(settings.matrix)
+        draw = measurement_matrix(settings.matrix)
         self.members: dict[str, list[list[int]]] = {}  # for each node the numbers of its paths
         for cell in self.cells:
             paths = space.paths(cell)
@@ -146,7 +146,9 @@ class Codes:
         self.codes = codes
         for cell, b in zip(self.cells, self.parameters):
             vectors = b.detach().double().cpu().numpy()
-            chosen = [strongest(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)]
+            chosen = [
+                largest_entries(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)
+            ]
             numbers = [[m[i] for i in s] for m, s in zip(self.members[cell], chosen)]
             self.support[cell].copy_(torch.tensor(numbers))
             self.values[cell].copy_(torch.tensor(np.stack([z[s] for z, s in zip(self.codes[cell], chosen)])))
@@ -196,7 +198,7 @@ class Codes:
         self.gap, self.moved = state["gap"], state["moved"]
 
 
-class Search:
+class Ista:
     """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
 
     name = "ista"
@@ -206,7 +208,7 @@ class Search:
         self.settings = settings
         self.codes = Codes(space, settings, device)
         self.parameters = self.codes.parameters
-        self.optimizer = adam(self.parameters, settings)
+        self.optimizer = code_optimizer(self.parameters, settings)
         self.steps = 0
 
     def begin_epoch(self, epoch: int) -> None:
@@ -250,12 +252,12 @@ class Search:
         self.steps = state["steps"]
 
 
-def adam(parameters: list[nn.Parameter], settings: CodeSettings) -> torch.optim.Adam:
+def code_optimizer(parameters: list[nn.Parameter], settings: CodeSettings) -> torch.optim.Adam:
     """The optimizer of the compressed variables."""
     return torch.optim.Adam(parameters, settings.arch_lr, (0.5, 0.999), weight_decay=settings.arch_decay, foreach=True)
 
 
-def matrix(kind: str) -> Any:
+def measurement_matrix(kind: str) -> Any:
     """(rows, columns) -> a measurement matrix from torch's random numbers, in double precision."""
 
     def uniform(rows: int, columns: int) -> np.ndarray:
@@ -268,7 +270,7 @@ def matrix(kind: str) -> Any:
     return {"uniform": uniform, "gaussian": gaussian}[kind]
 
 
-def strongest(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
+def largest_entries(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
     """The places of the `sparsity` largest entries of a code; where fewer are not zero, of the columns closest to b as well."""
     order = np.lexsort((-np.abs(A.T @ b), -np.abs(code)))
     return sorted(int(i) for i in order[:sparsity])

@@ -10,31 +10,28 @@ Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; e
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine import checkpoint, curves, report
+from ..engine import checkpoint, curves, report, results
 from ..engine.distributed import Processes
-from ..engine.run import carry_out
 from ..engine.settings import check
 from ..nets.torch import cnn
 from ..nets.torch.operations import BatchNorm
 from ..space import drawing, spaces
 from ..space.genotype import CELLS, NODES
-from ..train.settings import TrainSettings
-from ..train.train_cifar import Recipe
-from .ista import Codes, CodeSettings, adam
+from ..train.settings import ImageTrainSettings
+from ..train.train_cifar import ImageTraining
+from .ista import Codes, CodeSettings, code_optimizer
 
 
 @dataclass(frozen=True)
-class Settings(CodeSettings, TrainSettings):
+class OneStageSettings(CodeSettings, ImageTrainSettings):
     """The recipe is that of the papers for CIFAR-10; `epochs` follow the search."""
 
     out: Path = Path("runs/one_stage")
@@ -50,14 +47,14 @@ class Settings(CodeSettings, TrainSettings):
     refuses 3.7 million, the paper does not say so."""
 
     def __post_init__(self) -> None:
-        TrainSettings.__post_init__(self)
+        ImageTrainSettings.__post_init__(self)
         CodeSettings.__post_init__(self)
         check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance"))
 
 
-PRESETS = {
-    "paper": Settings(),
-    "small": Settings(
+CIFAR_PRESETS = {
+    "paper": OneStageSettings(),
+    "small": OneStageSettings(
         channels=8,
         layers=5,
         epochs=8,
@@ -72,15 +69,15 @@ PRESETS = {
 }
 
 
-class OneStage(Recipe):
+class OneStageSearch(ImageTraining):
     """A search and training with one seed."""
 
     kind, table = "search", "search.csv"
 
-    def __init__(self, settings: Settings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+    def __init__(self, settings: OneStageSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
         self.codes = Codes(self.net.space, settings, device)
-        self.adam = adam(self.codes.parameters, settings)
+        self.adam = code_optimizer(self.codes.parameters, settings)
         self.resting = {cell: [False] * len(NODES) for cell in CELLS}
         self.rests_from = -1  # the first epoch in which all nodes rest
         for norms in self._norms().values():
@@ -89,7 +86,7 @@ class OneStage(Recipe):
 
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
-        space = spaces.get(s.space)
+        space = spaces.get_space(s.space)
         if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
             raise ValueError(f"space must hold operations that can end in a batch norm, and noise does not, got {s.space!r}")
         return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
@@ -191,10 +188,11 @@ class OneStage(Recipe):
         self.processes.check_same("the architecture", self.codes.parameters)
         genotype, point = self.codes.genotype(), self.point()
         if self.processes.first:
-            genotype.save(self.out / "genotypes" / f"epoch-{self.epoch + 1:03d}.json")
-            genotype.save(self.out / "genotype.json")
+            results.save_epoch(self.out, self.epoch, genotype)
         own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.resting.values()))}
-        return row | own | report.columns(genotype, point) | {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
+        return (
+            row | own | report.architecture_columns(genotype, point) | {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
+        )
 
     @torch.no_grad()
     def point(self) -> dict[str, Tensor]:
@@ -204,10 +202,9 @@ class OneStage(Recipe):
         """The network without architecture variables, and the pictures."""
         with torch.no_grad():
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
-        checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
-        (self.out / "settings.json").write_text(json.dumps(self.identity(), indent=1) + "\n", encoding="utf-8")
+        checkpoint.save_network(self.out / "network.pt", net)
         drawing.save(curves.training(self.rows), self.out / "train.png")
-        report.write(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
+        results.write_report(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
         return {"method": "ista one_stage", **super().identity()}
@@ -222,8 +219,3 @@ class OneStage(Recipe):
         self.adam.load_state_dict(state["adam"])
         self.resting, self.rests_from = state["resting"], state["rests_from"]
         self._free_norms()
-
-
-def search(settings: Settings, seed: int, out: Path) -> dict[str, Any]:
-    """Search and train; the last row."""
-    return carry_out(partial(OneStage, settings, seed, out), settings, out)

@@ -28,15 +28,15 @@ from ..engine.settings import check
 from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
 from ..space.genotype import CELLS, Genotype
-from ..train.settings import GenotypeSettings
-from ..train.train_cifar import Recipe, network
+from ..train.settings import GenotypeTrainSettings
+from ..train.train_cifar import ImageTraining, image_network
 
 Operation = tuple[int, int]  # number of the cell, number of the path in it
 BETA = 0.999  # of the second moment behind the adaptive tau
 
 
 @dataclass(frozen=True)
-class Settings(GenotypeSettings):
+class PruningSettings(GenotypeTrainSettings):
     """Of the training that prunes. mu and the retraining belong to the command."""
 
     epochs: int = 600
@@ -63,20 +63,17 @@ class Settings(GenotypeSettings):
         if not isinstance(self.tau, str) and not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be finite and > 0, adaptive or direct, got {self.tau}")
 
-    def plain(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in super().plain().items()}
 
-
-class Pruning(Recipe):
+class Pruning(ImageTraining):
     """One training with one mu."""
 
     kind, table = "pruning", "prune.csv"
-    settings: Settings
+    settings: PruningSettings
 
     def __init__(
         self,
         genotype: Genotype,
-        settings: Settings,
+        settings: PruningSettings,
         mu: float,
         seed: int,
         out: Path,
@@ -99,7 +96,7 @@ class Pruning(Recipe):
         self.sgd = ProxSGD([*named, *free], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
-        net = network(self.genotype, self.settings, classes)
+        net = image_network(self.genotype, self.settings, classes)
         if self.settings.start is not None:
             net.load_state_dict(read_weights(self.settings.start, net))
         return net
@@ -219,7 +216,7 @@ def cascade(net: cnn.Discrete) -> list[Genotype]:
     Raises ValueError where nothing is left of a cell.
     """
     found = []
-    for i, (cell, kind) in enumerate(zip(net.cells, cnn.kinds(len(net.cells)))):
+    for i, (cell, kind) in enumerate(zip(net.cells, cnn.cell_kinds(len(net.cells)))):
         genotype = Genotype.from_paths(**{name: cell.paths if name == kind else () for name in CELLS}).clean()
         if not genotype.living(kind):
             raise ValueError(f"every operation of cell {i} has died: a smaller mu keeps some")

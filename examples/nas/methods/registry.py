@@ -11,7 +11,7 @@ from ..bilevel.method import Method
 from ..bilevel.search import BilevelSearch
 from ..bilevel.search_cifar import CifarSearch
 from ..bilevel.search_text import TextSearch
-from ..engine.run import carry_out
+from ..engine.run import Run, launch
 from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
 
 
@@ -27,22 +27,31 @@ def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str
     """A method whose architecture variables are trained on data of their own."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
-        return carry_out(partial(run, method, settings, seed, out), settings, out)
+        return launch(partial(run, method, settings, seed, out), settings, out)
 
     return SearchMethod(presets, search, method)
 
 
+def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
+    """A method with a loop of its own, in which architecture and weights see the same data."""
+
+    def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
+        return launch(partial(run, settings, seed, out), settings, out)
+
+    return SearchMethod(presets, search)
+
+
 CIFAR = {
-    "darts": bilevel(CifarSearch, darts.Search, darts.PRESETS),
-    "gsparsity": SearchMethod(gsparsity.PRESETS, gsparsity.search),
-    "ista": bilevel(CifarSearch, ista.Search, ista.PRESETS),
-    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.Search, sparse_supernet.PRESETS),
+    "darts": bilevel(CifarSearch, darts.Darts, darts.CIFAR_PRESETS),
+    "gsparsity": SearchMethod(gsparsity.CIFAR_PRESETS, gsparsity.search_or_bisect),
+    "ista": bilevel(CifarSearch, ista.Ista, ista.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_supernet.CIFAR_PRESETS),
 }
-ONE_STAGE = {"ista": SearchMethod(ista_one_stage.PRESETS, ista_one_stage.search)}
+ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
 TEXT = {
-    "darts": bilevel(TextSearch, darts.Search, darts.TEXT_PRESETS),
-    "ista": bilevel(TextSearch, ista.Search, ista.TEXT_PRESETS),
-    "sparse_supernet": bilevel(TextSearch, sparse_supernet.Search, sparse_supernet.TEXT_PRESETS),
+    "darts": bilevel(TextSearch, darts.Darts, darts.TEXT_PRESETS),
+    "ista": bilevel(TextSearch, ista.Ista, ista.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_supernet.TEXT_PRESETS),
 }
 
 

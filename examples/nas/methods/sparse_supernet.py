@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
-from ..bilevel.settings import SearchSettings, TextSearchSettings, small, small_text
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
 from ..engine.settings import check
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
@@ -62,16 +62,16 @@ class PenaltySettings:
 
 
 @dataclass(frozen=True)
-class Settings(PenaltySettings, SearchSettings):
+class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "hapg": 0.025}
 
     def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
+        CifarSearchSettings.__post_init__(self)
         PenaltySettings.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class TextSettings(PenaltySettings, TextSearchSettings):
+class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
     arch_lr: float | None = None
     """Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which explodes on text."""
     init: float = 1 / 4
@@ -82,11 +82,17 @@ class TextSettings(PenaltySettings, TextSearchSettings):
         PenaltySettings.__post_init__(self)
 
 
-PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, strength_step=0.0025, target_paths=20)}
+CIFAR_PRESETS = {
+    "paper": SparseSupernetSettings(),
+    "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
+}
+TEXT_PRESETS = {
+    "paper": SparseSupernetTextSettings(),
+    "small": small_text(SparseSupernetTextSettings, strength_step=0.0025, target_paths=20),
+}
 
 
-class Search:
+class SparseSupernet:
     """parameters: the architecture weights, a vector for each cell, at the search point A."""
 
     name = "sparse_supernet"

@@ -170,7 +170,7 @@ class RecurrentGenotype(AnyGenotype):
     recurrent: Cell
 
 
-def load(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]
+def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]
     """A published genotype by name (upper or lower case), the one in a file, or one as it is printed. kind: what it has to be.
 
     A file holds the JSON of `to_json`, or one genotype as the published code prints it, with or without a name before it:

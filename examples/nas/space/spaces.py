@@ -95,7 +95,7 @@ def everywhere(name: str, *operations: Sequence[str], kind: type[AnyGenotype] = 
     return Space(name, {cell: (tuple(names),) * len(layout.edges) for cell, names in zip(layout.cells, each, strict=True)}, kind)
 
 
-def get(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
+def get_space(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
     """A space of this file by its name, for genotypes of this kind."""
     known = [n for n, space in SPACES.items() if space.kind is kind]
     if name not in known:

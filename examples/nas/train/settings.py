@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from ..engine.settings import ELSEWHERE, check
+from ..engine.settings import RunSettings, check
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class ImageTrainSettings(RunSettings):
     """The recipe of DARTS. The defaults are those of the papers for CIFAR-10 (SparseNAS trains its DARTS space 1200 epochs)."""
 
     out: Path = Path("runs/train")
-    """Folder for everything that the training writes."""
-    seeds: tuple[int, ...] = (0,)
-    """One training for each; several get a folder each in --out."""
-    resume: bool = False
-    """Continue what is in --out."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
     data_dir: Path = Path("data")
     images: int = 0
@@ -48,11 +43,6 @@ class TrainSettings:
     """Label smoothing."""
     amp: bool = False
     """Run the network in bfloat16."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
 
     def __post_init__(self) -> None:
         check(
@@ -62,10 +52,6 @@ class TrainSettings:
             shares=("drop_path", "smoothing"),
         )
 
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings."""
-        return {k: v for k, v in asdict(self).items() if k not in (*ELSEWHERE, "count", "workers", "genotype")}
-
     def rate(self, epoch: int) -> float:
         """The learning rate in an epoch."""
         done = epoch / self.epochs
@@ -74,17 +60,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class GenotypeSettings(TrainSettings):
+class GenotypeTrainSettings(ImageTrainSettings):
     """The recipe for the network of a genotype."""
 
     genotype: str = "DARTS_V2"
     """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
     form: Literal["evaluation", "one_stage"] = "evaluation"
     """one_stage: batch norms after pools and identities too, as in the network that a one-stage search trains."""
 
 
 @dataclass(frozen=True)
-class CifarSettings(GenotypeSettings):
+class CifarTrainSettings(GenotypeTrainSettings):
     """The training of a genotype on CIFAR."""
 
     count: bool = False
@@ -99,7 +86,7 @@ class CifarSettings(GenotypeSettings):
 
 
 @dataclass(frozen=True)
-class ImageNetSettings(CifarSettings):
+class ImageNetTrainSettings(CifarTrainSettings):
     """The mobile setting: 224x224 images from a folder with `train` and `val`, 14 cells, 48 channels."""
 
     data: Literal["folder"] = "folder"  # type: ignore[assignment]
@@ -128,14 +115,14 @@ class ImageNetSettings(CifarSettings):
             raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 
 
-CIFAR_PRESETS = {
-    "paper": CifarSettings(),
-    "long": CifarSettings(epochs=1200),
-    "small": CifarSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
+CIFAR_TRAIN_PRESETS = {
+    "paper": CifarTrainSettings(),
+    "long": CifarTrainSettings(epochs=1200),
+    "small": CifarTrainSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
 }
-IMAGENET_PRESETS = {
-    "paper": ImageNetSettings(),
-    "small": ImageNetSettings(channels=16, layers=8, epochs=30, batch=64, lr=0.05),
+IMAGENET_TRAIN_PRESETS = {
+    "paper": ImageNetTrainSettings(),
+    "small": ImageNetTrainSettings(channels=16, layers=8, epochs=30, batch=64, lr=0.05),
 }
 
 
@@ -177,15 +164,11 @@ class LanguageSettings:
 
 
 @dataclass(frozen=True)
-class TextTrainSettings(LanguageSettings):
+class TextTrainSettings(LanguageSettings, RunSettings):
     """The recipe of DARTS, with the epochs of SparseNAS. The defaults are those of the papers for Penn Treebank."""
 
     out: Path = Path("runs/train_ptb")
-    """Folder for everything that the training writes."""
-    seeds: tuple[int, ...] = (0,)
-    """One training for each; several get a folder each in --out."""
-    resume: bool = False
-    """Continue what is in --out."""
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count")
     genotype: str = "DARTS_V2"
     """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
     count: bool = False
@@ -205,11 +188,6 @@ class TextTrainSettings(LanguageSettings):
     """Largest norm of the gradient."""
     patience: int = 5
     """SGD is averaged from the epoch on in which validation is worse than the best of all but the last so many epochs."""
-    device: str = "auto"
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to PyTorch."""
-    checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often inside one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,12 +197,8 @@ class TextTrainSettings(LanguageSettings):
             amounts=("lr", "weight_decay", "clip"),
         )
 
-    def plain(self) -> dict[str, Any]:
-        """What the run computes, as numbers and strings."""
-        return {k: v for k, v in asdict(self).items() if k not in (*ELSEWHERE, "genotype", "count")}
 
-
-TEXT_PRESETS = {
+TEXT_TRAIN_PRESETS = {
     "paper": TextTrainSettings(),
     "small": TextTrainSettings(
         hidden=128, epochs=12, batch=32, tokens=300_000, test_batch=10, drop_input=0.2, drop_output=0.3, drop_words=0.0, lr=10.0

@@ -18,7 +18,7 @@ from ..engine.run import Run
 from ..nets.torch import cnn
 from ..space import drawing
 from ..space.genotype import Genotype
-from .settings import CifarSettings, GenotypeSettings, ImageNetSettings, TrainSettings
+from .settings import CifarTrainSettings, GenotypeTrainSettings, ImageNetTrainSettings, ImageTrainSettings
 
 
 class Epochs(Protocol):
@@ -30,47 +30,53 @@ class Epochs(Protocol):
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def network(genotype: Genotype | Sequence[Genotype], settings: GenotypeSettings, classes: int) -> cnn.Discrete:
+def image_network(genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int) -> cnn.Discrete:
     """The network that is trained and counted."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
-    return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetSettings) else cnn.Network(*sizes, form=settings.form)
+    return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetTrainSettings) else cnn.Network(*sizes, form=settings.form)
 
 
-def count(genotype: Genotype, settings: CifarSettings) -> dict[str, int]:
+def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
     """{"parameters": ..., "macs": ...} of the network of a genotype, without its auxiliary head."""
-    imagenet = isinstance(settings, ImageNetSettings)
+    imagenet = isinstance(settings, ImageNetTrainSettings)
     classes = settings.classes or (1000 if imagenet else cifar.SOURCES[settings.data].classes)
-    net = network(genotype, replace(settings, auxiliary=0.0), classes)
-    return cnn.count(net, (3, settings.pixels, settings.pixels) if isinstance(settings, ImageNetSettings) else (3, 32, 32))
+    net = image_network(genotype, replace(settings, auxiliary=0.0), classes)
+    return cnn.network_size(
+        net, (3, settings.pixels, settings.pixels) if isinstance(settings, ImageNetTrainSettings) else (3, 32, 32)
+    )
 
 
-def prepare(settings: TrainSettings, seed: int, device: torch.device, processes: Processes) -> tuple[Epochs, Validation, int]:
+def prepare_data(
+    settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes
+) -> tuple[Epochs, Validation, int]:
     """Training batches, validation batches and the number of classes."""
     share = processes.share
-    if isinstance(settings, ImageNetSettings):
-        train, valid = (image_folder.read(settings.data_dir, split) for split in ("train", "val"))
+    if isinstance(settings, ImageNetTrainSettings):
+        train, valid = (image_folder.read_folder(settings.data_dir, split) for split in ("train", "val"))
         if train.classes != valid.classes:
             raise ValueError(f"train and val of {settings.data_dir} must hold the same classes")
         batches = image_folder.FolderBatches(train, settings.batch, seed, settings.pixels, device, settings.workers, share)
-        check = lambda: image_folder.whole(valid, settings.pixels, settings.batch, device, settings.workers, share)
+        check = lambda: image_folder.folder_evaluation_batches(
+            valid, settings.pixels, settings.batch, device, settings.workers, share
+        )
         return batches, check, len(train.classes)
-    dataset = cifar.load(settings.data, settings.data_dir).to(device)
+    dataset = cifar.load_cifar(settings.data, settings.data_dir).to(device)
     augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
     images = dataset.train.take(slice(settings.images or None))
     plain = cifar.Augment(dataset.mean, dataset.std)
     test = dataset.test.take(slice(settings.valid_images or None))
-    check = lambda: cifar.whole(test, plain, share=share)
+    check = lambda: cifar.evaluation_batches(test, plain, share=share)
     return cifar.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
 
 
-class Recipe(Run):
+class ImageTraining(Run):
     """The training of a network by the recipe, whatever the network."""
 
     table = "train.csv"
 
-    def __init__(self, settings: TrainSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+    def __init__(self, settings: ImageTrainSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
-        self.data, self.validation, classes = prepare(settings, seed, device, processes)
+        self.data, self.validation, classes = prepare_data(settings, seed, device, processes)
         self.net = self.build(classes).to(device)
         self.net.drop_path = torch.zeros((), device=device)
         self.params = list(self.net.parameters())
@@ -149,7 +155,7 @@ class Recipe(Run):
 
     def finish(self) -> None:
         drawing.save(curves.training(self.rows), self.out / "train.png")
-        checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
+        checkpoint.save_network(self.out / "network.pt", self.net)
 
     def state(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "sgd": self.sgd.state_dict(), "sums": self.sums}
@@ -160,7 +166,7 @@ class Recipe(Run):
         self.sums.copy_(state["sums"])
 
 
-class Training(Recipe):
+class GenotypeTraining(ImageTraining):
     """The training of a genotype, or of a network with one for each layer, with one seed."""
 
     kind = "training"
@@ -168,7 +174,7 @@ class Training(Recipe):
     def __init__(
         self,
         genotype: Genotype | Sequence[Genotype],
-        settings: CifarSettings,
+        settings: CifarTrainSettings,
         seed: int,
         out: Path,
         processes: Processes,
@@ -178,7 +184,7 @@ class Training(Recipe):
         super().__init__(settings, seed, out, processes, device)
 
     def build(self, classes: int) -> cnn.Discrete:
-        return network(self.genotype, self.settings, classes)
+        return image_network(self.genotype, self.settings, classes)
 
     def identity(self) -> dict[str, Any]:
         each = [self.genotype] if isinstance(self.genotype, Genotype) else self.genotype

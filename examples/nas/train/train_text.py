@@ -23,9 +23,9 @@ from torch import nn
 from ..data import text
 from ..data.text import Window, window
 from ..engine import checkpoint, curves
-from ..engine.distributed import Processes, alone
+from ..engine.distributed import Processes, require_single_process
 from ..engine.run import Run
-from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameters, perplexity
+from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameter_count, perplexity
 from ..space import drawing
 from ..space.genotype import RecurrentGenotype
 from .settings import TextTrainSettings
@@ -34,18 +34,18 @@ SPREAD = 5.0  # of the lengths of windows
 ROLLBACKS = 20  # that a training may need before it is given up
 
 
-def network(cell: RecurrentGenotype | None, vocabulary: int, settings: TextTrainSettings) -> LanguageModel:
+def language_model(cell: RecurrentGenotype | None, vocabulary: int, settings: TextTrainSettings) -> LanguageModel:
     """The network that is trained and counted; None: an LSTM."""
     if cell is None:
         return LSTM(vocabulary, settings.hidden, Drops.of(settings))
     return RecurrentNetwork(cell, vocabulary, settings.hidden, Drops.of(settings))
 
 
-def count(cell: RecurrentGenotype | None, settings: TextTrainSettings) -> dict[str, int]:
+def size_of_cell(cell: RecurrentGenotype | None, settings: TextTrainSettings) -> dict[str, int]:
     """{"parameters": of the network, "vocabulary": words}. Without a text the 10 000 words of Penn Treebank are counted for."""
-    words = 10_000 if settings.data_dir is None else len(text.load(settings.data_dir).vocabulary)
+    words = 10_000 if settings.data_dir is None else len(text.load_corpus(settings.data_dir).vocabulary)
     with torch.device("meta"):
-        return {"parameters": parameters(network(cell, words, settings)), "vocabulary": words}
+        return {"parameters": parameter_count(language_model(cell, words, settings)), "vocabulary": words}
 
 
 class TextTraining(Run):
@@ -65,15 +65,15 @@ class TextTraining(Run):
         device: torch.device,
     ) -> None:
         super().__init__(settings, seed, out, processes, device)
-        alone(processes)
+        require_single_process(processes)
         s, self.cell = settings, cell
-        self.corpus = text.load(s.data_dir).to(device)
+        self.corpus = text.load_corpus(s.data_dir).to(device)
         self.rows_of = {
-            "train": text.columns(self.corpus.train[: s.tokens or None], s.batch),
-            "valid": text.columns(self.corpus.valid, s.valid_batch, "valid_batch"),
-            "test": text.columns(self.corpus.test, s.test_batch, "test_batch"),
+            "train": text.text_columns(self.corpus.train[: s.tokens or None], s.batch),
+            "valid": text.text_columns(self.corpus.valid, s.valid_batch, "valid_batch"),
+            "test": text.text_columns(self.corpus.test, s.test_batch, "test_batch"),
         }
-        self.net = network(cell, len(self.corpus.vocabulary), s).to(device)
+        self.net = language_model(cell, len(self.corpus.vocabulary), s).to(device)
         if s.compiled and isinstance(self.net, CellModel):
             self.net.fuse()
         self.params = list(self.net.parameters())
@@ -203,8 +203,8 @@ class TextTraining(Run):
         own = self._copy()
         self._return_to(self.best)
         test = mean_loss(self.net, self.rows_of["test"], self.settings.bptt)
-        self.found = {"test_loss": test, "test_perplexity": perplexity(test), "parameters": parameters(self.net)}
-        checkpoint.save(self.out / "network.pt", {k: v.cpu() for k, v in self.net.state_dict().items()})
+        self.found = {"test_loss": test, "test_perplexity": perplexity(test), "parameters": parameter_count(self.net)}
+        checkpoint.save_network(self.out / "network.pt", self.net)
         self._return_to(own)
         drawing.save(curves.perplexities(self.rows), self.out / "train.png")
         (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")

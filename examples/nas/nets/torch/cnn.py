@@ -38,7 +38,7 @@ from .operations import (
 )
 
 
-def kinds(layers: int) -> list[str]:
+def cell_kinds(layers: int) -> list[str]:
     """The cell type of each layer: reduction at one third and two thirds of the depth."""
     return ["reduce" if i in (layers // 3, 2 * layers // 3) else "normal" for i in range(layers)]
 
@@ -62,7 +62,7 @@ class Supernet(nn.Module):
         drop_path: float | Tensor = 0.0,
     ):
         super().__init__()
-        self.space, self.kinds = space, kinds(layers)
+        self.space, self.kinds = space, cell_kinds(layers)
         self.channels, self.form, self.drop_path = channels, form, drop_path
         stem, width = 3 * channels, channels
         self.stem = nn.Sequential(conv3x3(3, stem), BatchNorm(stem))
@@ -360,7 +360,7 @@ def cells_of(
         raise ValueError(f"genotypes must be one or one for each of {layers} layers, got {len(each)}")
     cells, widths = [], []
     before = last = stem
-    for kind, genotype in zip(kinds(layers), [g.clean() for g in each]):
+    for kind, genotype in zip(cell_kinds(layers), [g.clean() for g in each]):
         if not genotype.living(kind):
             raise ValueError(f"no path of the genotype reaches an input of the {kind} cell")
         channels *= 2 if kind == "reduce" else 1
@@ -467,7 +467,7 @@ def keep_inputs(module: Any, columns: Tensor | None) -> Any:
     return module
 
 
-def count(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+def network_size(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """{"parameters": without the auxiliary head, "macs": multiply-adds of convolutions and linear maps for one image}.
 
     input_shape: (3, H, W). Nothing is computed: the model is copied to the meta device.

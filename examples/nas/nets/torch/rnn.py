@@ -259,7 +259,7 @@ class LSTM(LanguageModel):
         return torch.stack(outputs), torch.stack([out, memory])
 
 
-def parameters(model: nn.Module) -> int:
+def parameter_count(model: nn.Module) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in model.parameters())
 
