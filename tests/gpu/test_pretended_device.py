@@ -2,12 +2,8 @@
 
 from dataclasses import replace
 
-import digits_ablation
-import naive_ista
-import naive_rnn
 import nas_cifar10
 import numpy as np
-import optimizer_step
 import pytest
 import test_gpu
 import torch
@@ -198,6 +194,9 @@ def test_groups_of_operations():
 
 
 def test_the_published_loops():
+    import naive_ista
+    import naive_rnn
+
     with pretended():
         model = naive_ista.NaiveIsta(2, 3).to("cuda")
         model.codes = [[np.arange(A.shape[1]) < 2.0 for A in matrices] for matrices in model.matrices]
@@ -244,6 +243,8 @@ def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
 
 
 def test_the_digits_ablation_trains_on_the_device_what_it_trains_on_the_cpu(tmp_path):
+    import digits_ablation
+
     settings = digits_ablation.Settings(
         strengths=2, seeds=1, epochs=2, retrain_epochs=2, curves=("adam", "hapg", "adamhapg_exact")
     )
@@ -273,6 +274,8 @@ class Event:
 
 
 def test_optimizer_steps_are_timed_by_events_on_the_device(monkeypatch):
+    import optimizer_step
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
     with pretended():
         rows = optimizer_step.measure([(4, 3), (4,)], [optimizer_step.BASELINE, "ProxSGD", "AdamHAPG (median)"], 1, False, "cuda")

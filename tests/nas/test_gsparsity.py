@@ -1,16 +1,13 @@
 """GSparsity: groups of weights on one level, the cut that changes no logit, and operation pruning."""
 
 import math
-import re
 from dataclasses import replace
 
-import gsparsity_loss_free
 import nas_cifar10
 import numpy as np
 import prune_operations
 import pytest
 import torch
-from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
 from nas.engine import bisection, checkpoint
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import gsparsity
@@ -113,15 +110,6 @@ def test_the_regulariser_falls_as_published_without_any_loss(published):
     assert all(curve[epoch - 1] == pytest.approx(value, rel=1e-3) for epoch, value in logged.items())
 
 
-def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
-    gsparsity_loss_free.main(["--epochs", "8", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
-    curve = {int(n): float(v) for v, n in re.findall(r"([\d.]+) \((\d)\)", printed.splitlines()[0])}
-    assert {n: curve[n] for n in (1, 2, 3, 5)} == pytest.approx({1: 46.08, 2: 26.72, 3: 17.59, 5: 10.83}, abs=0.1)
-    assert "max_pool_3x3   below 1 % from epoch    6" in printed
-    assert len(rows_of(tmp_path / "loss_free.csv")) == 18 and (tmp_path / "loss_free.png").stat().st_size > 10_000
-
-
 def test_the_optimizer_alone_moves_norms_as_predicted():
     settings = gsparsity.GSparsitySettings(mu=3.0, lr=0.02, lr_min=0.02)
     operations = OperationGroups(supernet("S1"), settings)
@@ -164,6 +152,8 @@ def test_a_step_is_that_of_the_paper():
 
 
 def test_the_search_takes_the_steps_of_the_published_one():
+    from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
+
     torch.manual_seed(0)
     naive = NaiveGSparsity(2, 3).double()
     published = NaiveGSparsitySearch(naive, mu=5.0, lr=0.05)

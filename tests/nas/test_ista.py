@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from naive_ista import NaiveIsta, NaiveIstaSearch
 from nas.bilevel.steps import CifarSteps
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import ista, ista_one_stage, registry
@@ -69,8 +68,10 @@ def test_codes_are_certified_and_their_largest_entries_live():
     assert largest_entries(np.array([0.0, 0.5, 0.0, 0.0]), np.eye(4), np.array([0, 0, 0.2, -0.9]), 2) == [1, 3]
 
 
-def naive_twin(channels=2, layers=3):
+def published_and_ours(channels=2, layers=3):
     """Our method and supernet, and the published one with the same weights, matrices and variables, in double precision."""
+    from naive_ista import NaiveIsta
+
     torch.manual_seed(0)
     naive = NaiveIsta(channels, layers).double()
     net = supernet("darts", channels, layers).double()
@@ -89,7 +90,9 @@ def naive_twin(channels=2, layers=3):
 
 
 def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
-    net, method, naive = naive_twin()
+    from naive_ista import NaiveIstaSearch
+
+    net, method, naive = published_and_ours()
     steps, published = CifarSteps(net, method, method.settings), NaiveIstaSearch(naive)
     for cell, codes in zip(CELLS, naive.codes):
         for i, code in enumerate(codes):

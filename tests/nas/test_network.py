@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from naive_darts import NaiveNetwork
 from nas.methods import darts
 from nas.nets.torch import cnn, convolution_kernels
 from nas.nets.torch.operations import BatchNorm, frozen_statistics
@@ -12,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def twin(linear):
+def with_published(linear):
     """Our supernet and the published one with the same weights, in double precision."""
+    from naive_darts import NaiveNetwork
+
     torch.manual_seed(0)
     naive = NaiveNetwork(2, 3, linear=linear).double()
     ours = cnn.Supernet(spaces.get_space("darts" if linear else "darts_zero"), 2, 3).double()
@@ -23,7 +24,7 @@ def twin(linear):
 
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "softmax"])
 def test_the_supernet_and_its_gradients_equal_the_published_one(linear, exact_kernels):
-    ours, naive = twin(linear)
+    ours, naive = with_published(linear)
     x, y = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randint(10, (4,))
     alphas = {c: a.detach().reshape(-1).clone().requires_grad_() for c, a in zip(("normal", "reduce"), naive.arch_parameters())}
     weights = alphas if linear else darts.edge_softmax(ours.space, alphas)

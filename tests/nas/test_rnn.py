@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from naive_rnn import NaiveLanguageModel, NaiveTextSearch
 from nas.bilevel.steps import TextSteps
 from nas.methods import darts, registry
 from nas.nets.torch import recurrent_kernels, rnn
@@ -30,8 +29,10 @@ def supernet(space="recurrent", words=20, hidden=6, drops=None, dtype=torch.floa
     return net.to(dtype)
 
 
-def twin(net, softmax=False):
+def published_model(net, softmax=False):
     """The published model with the weights of ours."""
+    from naive_rnn import NaiveLanguageModel
+
     naive = NaiveLanguageModel(len(net.embedding), net.hidden, softmax).to(net.embedding.dtype)
     with torch.no_grad():
         naive.encoder.weight.copy_(net.embedding)
@@ -54,7 +55,7 @@ def masks_of(dropped):
 @pytest.mark.parametrize("softmax", [False, True])
 def test_the_supernet_is_the_published_one(softmax):
     net = supernet(drops=EVERY)
-    naive = twin(net, softmax)
+    naive = published_model(net, softmax)
     weights = naive.weights.detach().flatten().clone().requires_grad_()
     given = darts.edge_softmax(net.space, {"recurrent": weights}) if softmax else {"recurrent": weights}
     words, targets = sequence()
@@ -86,11 +87,13 @@ def test_float32_agrees_to_rounding():
 
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
+    from naive_rnn import NaiveTextSearch
+
     net = supernet(drops=EVERY)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.2)
-    naive = twin(net)
+    naive = published_model(net)
     settings = darts.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
@@ -113,8 +116,10 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
 
 
 def test_a_weight_step_is_the_published_one(monkeypatch):
+    from naive_rnn import NaiveTextSearch
+
     net = supernet(drops=EVERY)
-    naive = twin(net)
+    naive = published_model(net)
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, darts.DartsTextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():

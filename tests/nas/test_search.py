@@ -1,13 +1,8 @@
 """Searches and trainings from the command line: files, stops, several processes, what goes wrong."""
 
-import functools
 import json
 
-import nas_against_random
 import nas_cifar10
-import nas_kendall
-import nas_recovery
-import nas_sweeps
 import pytest
 import torch
 import train_cifar10
@@ -15,13 +10,9 @@ from nas.bilevel.search_cifar import CifarSearch
 from nas.data import cifar
 from nas.engine import report
 from nas.engine.distributed import SINGLE_PROCESS
-from nas.methods import darts, ista, sparse_supernet
+from nas.methods import darts
 from nas.space import genotype
-from nas.train.settings import CIFAR_TRAIN_PRESETS, CifarTrainSettings
 from nas_cases import TINY, fake_cifar, rows_of
-
-SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
-TRAINING = {"images": 16, "epochs": 1, "batch": 8, "channels": 2, "layers": 3, "auxiliary": 0.0, "valid_images": 16}
 
 
 @pytest.fixture
@@ -206,70 +197,3 @@ def test_augmentation_crops_flips_and_blanks():
     blank = cifar.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
     areas = blank[:, 0].flatten(1).sum(1)
     assert int(areas.max()) == 256 and int(areas.min()) >= 64
-
-
-def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
-    out = ["--out", str(tmp_path / "out"), *place]
-    monkeypatch.setitem(
-        sparse_supernet.CIFAR_PRESETS, "small", nas_sweeps.replace(sparse_supernet.CIFAR_PRESETS["small"], space="cherry")
-    )
-    options = ["--values", "0.01", "0.5", *SIZES, "--train"]
-    nas_sweeps.main([*out, *options])
-    rows = rows_of(tmp_path / "out" / "sweep.csv")
-    assert [float(row["strength_step"]) for row in rows] == [0.01, 0.5]
-    assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
-    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
-    nas_sweeps.main([*out, *options])
-    assert rows_of(tmp_path / "out" / "sweep.csv") == rows
-
-
-@pytest.mark.parametrize("stages", ["two", "one"])
-def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
-    monkeypatch.setitem(ista.CIFAR_PRESETS, "small", nas_kendall.replace(ista.CIFAR_PRESETS["small"], space="cherry"))
-    seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
-    options = [*SIZES, "--seeds", *seeds]
-    if stages == "one":
-        options += ["--one-stage"]
-        small = nas_kendall.replace(
-            nas_kendall.ista_one_stage.CIFAR_PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry"
-        )
-        monkeypatch.setitem(nas_kendall.ista_one_stage.CIFAR_PRESETS, "small", small)
-    tau = nas_kendall.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "kendall.csv")
-    pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]
-    assert len(pairs) == len(seeds) and all(0 <= v <= 1 for pair in pairs for v in pair)
-    signs = [(a[0] - b[0]) * (a[1] - b[1]) for i, a in enumerate(pairs) for b in pairs[:i]]
-    if all(signs):
-        assert tau == pytest.approx(sum(1 if s > 0 else -1 for s in signs) / len(signs))
-    assert "Kendall's tau" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        nas_kendall.main([*place, "--seeds", "0"])
-    with pytest.raises(SystemExit):
-        nas_kendall.main([*place, "--method", "darts", "--one-stage"])
-
-
-def test_recovery_improves_with_rows(tmp_path, capsys):
-    nas_recovery.main(["--rows", "3", "9", "--draws", "40", "--out", str(tmp_path)])
-    rows = {(r["matrix"], r["rows"], r["paths"]): float(r["recovered"]) for r in rows_of(tmp_path / "recovery.csv")}
-    for kind in ("uniform", "gaussian"):
-        assert rows[kind, "3", "35"] < rows[kind, "9", "35"] <= 1
-        assert rows[kind, "9", "14"] >= 0.8
-    assert (tmp_path / "recovery.png").stat().st_size > 10_000
-
-
-def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(nas_against_random, "alike", functools.partial(nas_against_random.alike, draws=20))
-    options = ["--genotype", "PC_DARTS", "--random", "1", "--seeds", "0", "1", *SIZES, "--images", "16"]
-    nas_against_random.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "against_random.csv")
-    assert [(r["genotype"], r["seed"]) for r in rows] == [(g, s) for g in ("searched", "random 0") for s in ("0", "1")]
-    sizes = {r["genotype"]: int(r["parameters"]) for r in rows}
-    assert abs(sizes["random 0"] / sizes["searched"] - 1) <= 0.3
-    drawn = genotype.load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
-    assert drawn.clean() == drawn
-    assert [len(drawn.paths(c)) for c in ("normal", "reduce")] == [8, 8]
-    assert "random 0" in capsys.readouterr().out

@@ -1,17 +1,14 @@
 """Text, and searches and trainings on it from the command line."""
 
-import functools
 import hashlib
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import nas_ptb
 import numpy as np
 import pytest
-import text_against_others
 import torch
 import train_ptb
 from nas.bilevel.search_text import TextSearch
@@ -21,7 +18,7 @@ from nas.methods import sparse_supernet
 from nas.nets.torch import rnn
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
-from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
+from nas.train.settings import TextTrainSettings
 from nas_cases import TINY_TEXT, rows_of, same
 
 SEARCH = TRAIN = TINY_TEXT
@@ -371,21 +368,6 @@ def test_a_convolutional_genotype_is_refused(tmp_path):
         train_ptb.main(["--genotype", str(file)])
     with pytest.raises(SystemExit, match="unknown genotype 'PDARTS'"):
         train_ptb.main(["--genotype", "PDARTS"])
-
-
-def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(text_against_others, "alike", functools.partial(text_against_others.alike, draws=20))
-    monkeypatch.setitem(TEXT_TRAIN_PRESETS, "small", replace(TEXT_TRAIN_PRESETS["small"], hidden=32))
-    options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
-    text_against_others.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "text_against_others.csv")
-    assert [r["cell"] for r in rows[::2]] == ["searched", "random 0", "LSTM", "DARTS_V2"] and len(rows) == 8
-    sizes = {r["cell"]: int(r["parameters"]) for r in rows}
-    assert all(abs(size / sizes["searched"] - 1) < 0.05 for size in sizes.values())
-    assert len({r["test_perplexity"] for r in rows}) == 6, "DARTS_V2 is what was searched, with each of its two seeds"
-    drawn = load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json", RecurrentGenotype)
-    assert drawn.clean() == drawn and len(drawn.paths("recurrent")) == 8
-    assert "LSTM" in capsys.readouterr().out
 
 
 @pytest.mark.slow
