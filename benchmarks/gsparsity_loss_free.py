@@ -1,9 +1,9 @@
-"""What the penalty of GSparsity does without any loss: python benchmarks/gsparsity_loss_free.py
+"""Effect of the penalty of GSparsity without a loss: python benchmarks/gsparsity_loss_free.py
 
 The norms of the operations of the CIFAR-10 supernet (16 channels, 8 cells) under ProxSGD with all gradients zero: sum_k ||w_k|| /
-sqrt(size_k) after each epoch of 782 steps, which the logs of the published search follow to four digits for five epochs, and
-the epoch in which each kind of operation dies. With the published weighting mu / sqrt(size) that order is given by size and
-initial norm alone; with `initial_norm` all fall alike. Writes loss_free.csv and loss_free.png into --out.
+sqrt(size_k) after each epoch of 782 steps, which agrees with the published logs to four digits for five epochs, and the epoch in
+which each kind of operation becomes zero. With the published weighting mu / sqrt(size) the order depends on size and initial norm
+only; with `initial_norm` all norms decrease at the same relative rate. Writes loss_free.csv and loss_free.png to --out.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from nas.nets.torch import cnn
 from nas.space import drawing, spaces
 from nas.space.drawing import COLORS, plt
 
-STEPS = 782  # of an epoch: 50 000 images in batches of 64
+STEPS = 782  # in an epoch: 50 000 images in batches of 64
 
 
 def curves(settings: GSparsitySettings, epochs: int) -> tuple[OperationGroups, np.ndarray]:
-    """The groups, and their norms at the start and after each epoch, (epochs + 1, groups)."""
+    """Return the groups, and their norms initially and after each epoch, (epochs + 1, groups)."""
     torch.manual_seed(0)
     operations = OperationGroups(cnn.Supernet(spaces.get_space(settings.space)), settings)
     norms = [np.array(list(operations.initial.values()))]

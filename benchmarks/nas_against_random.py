@@ -1,8 +1,8 @@
-"""What a search found beside random genotypes alike: python benchmarks/nas_against_random.py --genotype FILE --data-dir data
+"""Compare a genotype with random ones of its size: python benchmarks/nas_against_random.py --genotype FILE --data-dir data
 
-Each random genotype has as many paths in each cell, drawn from the same space, and no dead ends; of 300 draws the one closest
-in parameters is taken. All are trained alike, with every seed. Writes against_random.csv into --out and prints every result,
-whoever wins; trainings that are finished there are not repeated, one that was stopped goes on.
+Each random genotype has the same number of paths in each cell, from the same space, and no dead ends; it is the one of 300 draws
+with the closest number of parameters. All are trained with the same settings and every seed. Writes against_random.csv to --out
+and prints all results; finished trainings there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from nas.train.settings import CIFAR_TRAIN_PRESETS
 
 
 def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300, same_nodes: bool = False) -> G:
-    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in size.
+    """Draw random genotypes with as many paths in each cell and no dead ends; return the one of closest size.
 
-    same_nodes: with as many living nodes too, drawn first.
+    same_nodes: also with as many active nodes, which are drawn first.
     """
     rng = np.random.default_rng(seed)
     wanted = size(found)
@@ -41,11 +41,13 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
         for cell in found.layout.cells:
             paths = [p for p in space.paths(cell) if p.operation != "none"]
             if same_nodes:
-                nodes = set(rng.choice(found.layout.nodes, len(found.living(cell)), replace=False).tolist())
+                nodes = set(rng.choice(found.layout.nodes, len(found.active_nodes(cell)), replace=False).tolist())
                 paths = [p for p in paths if p.node in nodes and p.source in nodes.union(found.layout.inputs)]
             chosen[cell] = [paths[i] for i in sorted(rng.choice(len(paths), len(found.paths(cell)), replace=False))]
         drawn = type(found).from_paths(**chosen)
-        if drawn.clean() != drawn or (same_nodes and any(len(drawn.living(c)) != len(found.living(c)) for c in chosen)):
+        if drawn.clean() != drawn or (
+            same_nodes and any(len(drawn.active_nodes(c)) != len(found.active_nodes(c)) for c in chosen)
+        ):
             continue
         draws -= 1
         distance = abs(size(drawn) - wanted)
@@ -55,7 +57,7 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
 
 
 def parameters(genotype: Genotype, settings: Any) -> int:
-    """Of the network that is trained, without its auxiliary head."""
+    """The parameters of the network to be trained, without its auxiliary head."""
     with torch.device("meta"):
         net = train_cifar.image_network(genotype, replace(settings, auxiliary=0.0), 10)
     return sum(p.numel() for p in net.parameters())
@@ -65,13 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
     parser.add_argument("--space", default="darts")
-    parser.add_argument("--random", type=int, default=3, help="how many random genotypes")
+    parser.add_argument("--random", type=int, default=3, help="number of random genotypes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", choices=CIFAR_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/against_random"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="of the trainings; default: that of the preset")
+        parser.add_argument(f"--{name}", type=int, help="of the trainings; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
     settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)

@@ -1,10 +1,10 @@
-"""Does a good search accuracy mean a good network? python benchmarks/nas_kendall.py --method ista --seeds 0 1 2 3 --data-dir data
+"""Rank correlation of search and test accuracy: python benchmarks/nas_kendall.py --method ista --seeds 0 1 2 3 --data-dir data
 
-Kendall's tau between the accuracy that a search ends with and the test accuracy of what it found, over several seeds (ISTA-NAS,
-Table 2). Two-stage methods: the accuracy of the supernet on its validation half, and that of the genotype trained under
---train-preset. With --one-stage: the accuracy that the one run converges to, and that of the same network trained from new
-weights without compressed variables, by the same recipe for as many epochs.
-Writes kendall.csv and kendall.png into --out; runs that are finished there are not repeated, one that was stopped goes on.
+Kendall's tau between the final accuracy of a search and the test accuracy of its result, over several seeds (ISTA-NAS, Table 2).
+Two-stage methods: the accuracy of the supernet on its validation half, and that of the genotype trained with --train-preset. With
+--one-stage: the final accuracy of the run, and that of the same network trained from new weights without compressed variables, by
+the same recipe and for as many epochs.
+Writes kendall.csv and kendall.png to --out; finished runs there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SIZES = ("epochs", "images", "channels", "layers", "batch")
 
 
 def two_stage(method: str, settings: Any, training: CifarTrainSettings, out: Path, seed: int) -> tuple[float, float]:
-    """Accuracy of the supernet, accuracy of what it found."""
+    """Return the accuracy of the supernet and that of the trained result."""
     row = search(method, settings, out / "search", seed)[-1]
     found = genotype.load_genotype(out / "search" / "genotype.json")
     return row["valid_accuracy"], trained(training, found, out / "train", seed)["valid_accuracy"]
 
 
 def single(settings: ista_one_stage.OneStageSettings, out: Path, seed: int) -> tuple[float, float]:
-    """Accuracy of the run, accuracy of its network from new weights."""
+    """Return the accuracy of the run and that of its network trained from new weights."""
     settings = replace(settings, resume=True)
     make = lambda processes, device: ista_one_stage.OneStageSearch(settings, seed, out / "search", processes, device)
     row = launch(make, settings, out / "search")
@@ -60,7 +60,7 @@ def picture(rows: list[dict[str, Any]], tau: float, title: str) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> float:
-    """Run, print and write; tau."""
+    """Run all seeds, print and write the results; return tau."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=[n for n, m in registry.CIFAR.items() if m.method], default="ista")
     parser.add_argument("--one-stage", action="store_true")
@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_kendall"))
     for name in SIZES:
-        parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
-        parser.add_argument(f"--train-{name}", type=int, help="of the training; default: that of the preset")
+        parser.add_argument(f"--{name}", type=int, help="of the search; default: as in the preset")
+        parser.add_argument(f"--train-{name}", type=int, help="of the training; default: as in the preset")
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < 2:
         parser.error(f"--seeds must name at least two seeds to be ranked, got {args.seeds}")

@@ -1,9 +1,9 @@
-"""Does ISTA-NAS recover the codes it stands on? python benchmarks/nas_recovery.py
+"""How often sparse coding recovers the supports that ISTA-NAS relies on: python benchmarks/nas_recovery.py
 
-Draws sparse codes z of size 1e-3, compresses them to b = A z, and recovers them by the LASSO of the search (strength 1e-5): the
-share of draws in which the largest entries of the recovered code are those of z, over the rows m of A, for the two kinds of
-matrices and the numbers of paths into the four nodes. Every recovery is certified by its duality gap, all draws of a width are
-one batched call. Writes recovery.csv and recovery.png into --out.
+Draws sparse codes z of size 1e-3, compresses them to b = A z, and recovers them by the lasso of the search (strength 1e-5). The
+result is the share of draws in which the largest entries of the recovered code are those of z, over the number of rows of A, for
+both distributions of A and the numbers of paths into the four nodes. Every recovery is certified by its duality gap; all draws of
+a width are solved in one batch. Writes recovery.csv and recovery.png to --out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = ("uniform", "gaussian")
 
 
 def rate(kind: str, rows: int, width: int, sparsity: int, draws: int, strength: float) -> tuple[float, float, float]:
-    """(share of supports recovered, mean coherence of the matrices, largest relative duality gap)."""
+    """Return the share of recovered supports, the mean coherence of the matrices, and the largest relative duality gap."""
     draw_matrix = measurement_matrix(kind)
     A = np.stack([draw_matrix(rows, width) for _ in range(draws)])
     z = np.zeros((draws, width))

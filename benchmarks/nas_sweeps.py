@@ -1,9 +1,9 @@
-"""What the settings of the sparse supernet do: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
+"""Effect of the settings of the sparse supernet: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
 
 --sweep strength_step: 0.01, 0.02 and 0.03 per epoch, accuracy and sparsity over the epochs (SparseNAS, Fig. 4). --sweep
-l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values takes others. One search each under --preset (small or paper); with
---train what each found is trained under the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
-Writes sweep.csv and sweep.png into --out; searches that are finished there are not repeated, one that was stopped goes on.
+l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values replaces the values. One search for each with --preset (small or paper);
+with --train each result is trained with the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
+Writes sweep.csv and sweep.png to --out; finished searches there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
 
 def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, Any]]:
-    """The rows of a search that goes on where it was."""
+    """Run a search, or resume it; return its rows."""
     made: list[CifarSearch] = []
 
     def make(processes: Any, device: Any) -> CifarSearch:
@@ -41,7 +41,7 @@ def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, A
 
 
 def trained(settings: Any, found: genotype.Genotype, out: Path, seed: int) -> dict[str, Any]:
-    """The last row of the training of what was found."""
+    """Train the result, or resume the training; return its last row."""
     settings = replace(settings, resume=True)
     return launch(lambda processes, device: GenotypeTraining(found, settings, seed, out, processes, device), settings, out)
 
@@ -49,14 +49,14 @@ def trained(settings: Any, found: genotype.Genotype, out: Path, seed: int) -> di
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=SWEEPS, default="strength_step")
-    parser.add_argument("--values", type=float, nargs="+", help="values to try instead of the published ones")
+    parser.add_argument("--values", type=float, nargs="+", help="values instead of the published ones")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", action="store_true", help="train what each search finds")
+    parser.add_argument("--train", action="store_true", help="train the result of each search")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_sweeps"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
+        parser.add_argument(f"--{name}", type=int, help="of the search; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
     base = replace(registry.CIFAR["sparse_supernet"].presets[args.preset], data_dir=args.data_dir, **chosen)

@@ -1,12 +1,12 @@
-"""Cost of a step of an architecture search, ours beside the published loop: python benchmarks/search_step.py
+"""Cost of a step of an architecture search, compared with the published loop: python benchmarks/search_step.py
 
-DARTS first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batch 16 and 16 for validation, which
-GSparsity has none of), and the weight step alone with all paths and with a tenth of them; the recurrent supernet (300 entries,
-10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; every case in processes
-of its own, in turn, so that noise meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and
-the ratio to the published loop and, for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports;
-`recovery` is that of all eight nodes. --compiled adds steps of compiled networks, whose compilation takes minutes. With --device
-cuda: seconds and memory of the device, all cases in one process.
+DARTS of first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batches of 16 for training and
+validation; GSparsity has no validation), and the weight step alone with all paths and with a tenth of them; the recurrent
+supernet (hidden size 300, 10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; the cases alternate,
+each in processes of its own, so that noise affects all of them. Output: CPU seconds of a step (median over the rounds), peak
+memory of the process, and the ratio to the published loop and, for ISTA-NAS, to DARTS of first order (its Table 1). The ISTA
+cases have the same supports; `recovery` recovers all eight nodes. --compiled adds compiled networks, whose compilation takes
+minutes. With --device cuda: seconds and memory of the device, all cases in one process.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def build(case: str, batch: int, device: str) -> Callable[[], object]:
-    """A function that takes one step of the case."""
+    """Return a function that takes one step of the case."""
     import torch
 
     sys.path.insert(0, str(EXAMPLES))
@@ -81,7 +81,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
     settings = replace(registry.CIFAR[name].presets["paper"], order="second" if "second" in case else "first")
     net = cnn.Supernet(spaces.get_space(settings.space)).to(device)
     if "compiled" in case:
-        torch._dynamo.config.recompile_limit = 64  # one code for all cells, each with shapes and paths of its own
+        torch._dynamo.config.recompile_limit = 64  # all cells share the code, but have different shapes and paths
         for cell in net.cells:
             cell.forward = torch.compile(cell.forward, dynamic=False)
     torch.manual_seed(1)
@@ -106,7 +106,7 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
 
 
 def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], object]:
-    """A step of the published loop at the supports that our method starts from."""
+    """A step of the published loop, with the initial supports of our method."""
     import numpy as np
     import torch
     from naive_ista import NaiveIsta, NaiveIstaSearch
@@ -127,7 +127,7 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 
 
 def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
-    """A step on one level, ours or the published one; the dead operations are every other one of each cell."""
+    """A step of GSparsity, ours or the published one; for `dead` every other operation of each cell is zero."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
     from nas.methods.gsparsity import GSparsitySettings, OperationGroups
     from nas.nets.torch import cnn
@@ -141,18 +141,18 @@ def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]
     if "half" in case:
         for key in list(operations.flats)[::2]:
             operations.flats[key].clear()
-            operations.alive_[key] = False
+            operations.is_active[key] = False
 
     def step() -> None:
         operations.optimizer.zero_grad()
-        F.cross_entropy(operations.net(train[0], operations.weights(), operations.alive()), train[1]).backward()
+        F.cross_entropy(operations.net(train[0], operations.weights(), operations.active_paths()), train[1]).backward()
         operations.step()
 
     return step
 
 
 def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 300) -> Callable[[], object]:
-    """A step of a search on text, of both levels."""
+    """A step of a search on text: architecture and weights."""
     import torch
     from naive_rnn import NaiveLanguageModel, NaiveTextSearch
     from nas.bilevel.steps import TextSteps
@@ -188,12 +188,12 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
 
 
 def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
-    """CPU seconds of a step and peak MiB of this process; on a GPU seconds and peak MiB there."""
+    """Measure CPU seconds of a step and peak MiB of this process; with a GPU, seconds and peak MiB of the device."""
     import torch
 
     gpu = device != "cpu"
     if gpu:
-        gc.collect()  # of the case before
+        gc.collect()  # of the previous case
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     step = build(case, batch, device)
@@ -212,7 +212,7 @@ def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
 
 
 def apart(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
-    """`measure` in a process of its own, in which nothing else has used memory; on a GPU, where a start costs more, here."""
+    """Run `measure` in a new process, whose memory nothing else has used; with a GPU in this one, as starting is slow there."""
     if device != "cpu":
         return measure(case, batch, steps, device)
     command = [sys.executable, __file__, "--case", case, "--batch", str(batch), "--steps", str(steps)]
@@ -223,10 +223,10 @@ def apart(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="steps a round, after one to warm up")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round, after a warm-up step")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
-    parser.add_argument("--compiled", action="store_true", help="also the cases that torch.compile works on first")
+    parser.add_argument("--compiled", action="store_true", help="also the cases with torch.compile")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
@@ -241,7 +241,7 @@ def main() -> None:
         for case in cases:
             try:
                 run = apart(case, args.batch, args.steps, args.device)
-            except RuntimeError as error:  # of a device: the other cases are still worth their time
+            except RuntimeError as error:  # of a device: the other cases can still be measured
                 print(f"{case}: left out, {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
                 continue
             found[case].append(run)

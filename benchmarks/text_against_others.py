@@ -1,11 +1,11 @@
-"""What a search on text found beside random cells, the published one and an LSTM, all of one size, all trained alike:
+"""Compare a recurrent cell with random cells, the published one and an LSTM, all of one size and with the same training:
 
     python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
 
-Each random cell has as many nodes and paths as the one found, and no dead ends. The LSTM and the published cell DARTS_V2 get the
-width that brings them closest in parameters. Every network is trained with every seed for the same epochs, fixed beforehand.
-Writes text_against_others.csv into --out and prints every result, whoever wins; trainings that are finished there are not
-repeated, one that was stopped goes on.
+Each random cell has as many nodes and paths as the given one, and no dead ends. The LSTM and the published cell DARTS_V2 have the
+width with the closest number of parameters. Every network is trained with every seed, for a number of epochs fixed in advance.
+Writes text_against_others.csv to --out and prints all results; finished trainings there are not repeated, and interrupted ones
+are resumed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def size(cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings
 
 
 def of_size(wanted: int, cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> TextTrainSettings:
-    """The settings with the width that brings the network closest to so many parameters."""
+    """The settings with the width whose number of parameters is closest to `wanted`."""
     tried = (replace(settings, hidden=hidden) for hidden in range(8, 2 * settings.hidden))
     return min(tried, key=lambda s: abs(size(cell, words, s) - wanted))
 
@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/text_against_others"))
     parser.add_argument("--threads", type=int, default=0)
     for name in CHOICES:
-        parser.add_argument(
-            f"--{name}", type=float if name == "lr" else int, help="of the trainings; default: that of the preset"
-        )
+        parser.add_argument(f"--{name}", type=float if name == "lr" else int, help="of the trainings; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
     settings = replace(TEXT_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)

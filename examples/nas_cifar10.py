@@ -1,13 +1,13 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
 Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it looks for the strength that leaves so many), darts. Presets: paper (the default; for a
-GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
+--want-paths or --want-parameters it finds the strength that gives this size), darts. Presets: paper (the default; for a GPU)
+and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
 
-The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
---resume continues after any stop; with --one-stage also train.png and network.pt, the trained network.
-`examples/train_cifar10.py --genotype OUT/genotype.json` trains what was found. Several --seeds give a folder each and a table
-of all. Under torchrun the processes share every batch.
+Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
+an interrupted search; with --one-stage also train.png and network.pt, the trained network.
+`examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
+own, and a table compares them. Under torchrun the processes share every batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduc
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Search; the last row of the table of each seed."""
+    """Search; return the row of the result of each seed."""
     words = CommandLine(argv)
     method = words.option("--method", registry.CIFAR, "sparse_supernet")
     chosen = registry.CIFAR[method]
@@ -45,13 +45,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def describe(method: str, row: dict[str, Any], out: Path) -> None:
-    """What was found, in a few lines."""
+    """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
     if "resting_nodes" in row:
-        print(f"{row['resting_nodes']} of 8 nodes at rest, test accuracy {100 * row['valid_accuracy']:.2f} %")
+        print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
-        print(f"supernet {100 * row['valid_accuracy']:.2f} %, its living paths alone {100 * row['restricted_accuracy']:.2f} %")
+        print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
     for warning in report.warnings([row]):

@@ -1,12 +1,12 @@
 """Prune whole operations of a network: python examples/prune_operations.py --genotype DARTS_V2 --data-dir data --out runs/prune
 
-For each --mu a training by ProxSGD, in which operations become exactly zero; the accuracy before and after all are removed
-whose norm is at most a threshold, without retraining (GSparsity, Table 1); and the training of what is left from new weights
-(Fig. 1). --start takes a network.pt of `train_cifar10.py` instead of new weights. --want-share 0.5 looks for the mu that prunes
-half of the weights, by bisection from the first --mu.
+For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
+threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
+trained from new weights (Fig. 1). --start begins with the weights in a network.pt of `train_cifar10.py`. --want-share 0.5 finds
+the mu that prunes half of the weights, by bisection from the first --mu.
 
-Presets: paper (the default, 600 epochs) and small (for a laptop). Into --out: table.csv, pruning.png, for each mu the pruned
-network (network.pt, cells.json), and checkpoints: the same command with --resume goes on after any stop.
+Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
+pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from nas.train.train_cifar import GenotypeTraining
 class PruneOperationsSettings(pruning.PruningSettings):
     out: Path = Path("runs/prune")
     mu: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 2e-3, 4e-3)
-    """Strengths of the penalty, one training each."""
+    """Strengths of the penalty; one training for each."""
     want_share: float = 0.0
-    """Look for the mu that prunes this share of the weights; 0: train with each mu."""
+    """Find the mu that prunes this share of the weights by bisection; 0: train with each mu."""
     bisect_runs: int = 6
-    """Trainings that a bisection may take."""
+    """Maximal number of trainings of a bisection."""
     thresholds: tuple[float, ...] = (0.0, 1e-6, 1e-3, 0.5)
-    """Operations whose norm is at most this are removed, each for one row of the table; 0 removes exact zeros only."""
+    """Norms up to which operations are removed, one row of the table for each; 0: exact zeros only."""
     retrain_epochs: int = 600
-    """Of the training of what is left, by the recipe of `train_cifar10.py`; 0: none."""
+    """Epochs of the training of the remaining network by the recipe of `train_cifar10.py`; 0: no such training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ PRESETS = {
 
 
 def prune(settings: PruneOperationsSettings, found: Genotype, mu: float, seed: int, out: Path) -> list[dict[str, Any]]:
-    """One training with this mu, its cuts, and the training of what is left; a row of the table for each threshold."""
+    """Train with this mu, remove operations for each threshold, and retrain; return a row of the table for each threshold."""
     made: list[pruning.Pruning] = []
     common = {f.name: getattr(settings, f.name) for f in fields(pruning.PruningSettings)}
     own = pruning.PruningSettings(**{**common, "resume": True})
@@ -94,36 +94,41 @@ def prune(settings: PruneOperationsSettings, found: Genotype, mu: float, seed: i
     whole = run.net
     before, logits = accuracy(whole, run)
     for threshold in settings.thresholds:
-        dead = run.dead(threshold)
-        small = pruning.cut(whole, dead)
+        zeroed = run.zeroed_operations(threshold)
+        small = pruning.cut(whole, zeroed)
         after, left = accuracy(small, run)
-        row = {"mu": mu, "threshold": threshold, "dead_operations": len(dead), "pruned_share": pruning.pruned_share(whole, dead)}
+        row = {
+            "mu": mu,
+            "threshold": threshold,
+            "dead_operations": len(zeroed),
+            "pruned_share": pruning.pruned_share(whole, zeroed),
+        }
         row |= {"before": before, "after": after, "largest_change": float((left - logits).abs().max())}
         rows.append(row)
         if threshold == settings.thresholds[0]:
-            leave(small, out)
+            save_pruned(small, out)
             row |= retrain(settings, pruning.cascade(small), seed, out)
     return rows
 
 
 @torch.no_grad()
 def accuracy(net: cnn.Discrete, run: pruning.Pruning) -> tuple[float, torch.Tensor]:
-    """On the validation images, and the logits of all."""
+    """Compute the accuracy on the validation images, and all logits."""
     net.eval()
     logits, labels = zip(*((net(images)[0], y) for images, y in run.validation()))
     joined, y = torch.cat(logits), torch.cat(labels)
     return float((joined.argmax(1) == y).float().mean()), joined
 
 
-def leave(net: cnn.Discrete, out: Path) -> None:
-    """The pruned network, and the paths of each of its cells."""
+def save_pruned(net: cnn.Discrete, out: Path) -> None:
+    """Write the pruned network and the paths of each of its cells."""
     checkpoint.save_network(out / "network.pt", net)
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
     (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 
 def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
-    """Parameters of what is left and its accuracy when it is trained from new weights."""
+    """Count the parameters of the remaining network, and train it from new weights."""
     sizes = (cells, settings.channels, settings.layers)
     row: dict[str, Any] = {"parameters": cnn.network_size(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
     if settings.retrain_epochs:
@@ -138,7 +143,7 @@ def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int,
 
 
 def picture(rows: list[dict[str, Any]]) -> plt.Figure:
-    """Accuracy over the share of pruned weights."""
+    """Plot accuracy over the share of pruned weights."""
     figure, axis = plt.subplots(figsize=(5.6, 4), constrained_layout=True)
     first = [row for row in rows if "parameters" in row]
     curves = (("before", "before the cut", "o-"), ("after", "after the cut", "x--"), ("retrained", "retrained", "s:"))
@@ -153,7 +158,7 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Prune; the rows of the table."""
+    """Prune; return the rows of the table."""
     settings = CommandLine(argv).settings(PRESETS, __doc__)
     with errors_in_one_line():
         found = genotype.load_genotype(settings.genotype)
@@ -162,12 +167,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
-    """The table of one seed."""
+    """Prune with every mu and one seed; return the rows of the table, which is also written and printed."""
     refuse_existing_runs(out, settings.resume)
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:
-        """Thousandths of the weights that are left; only the training that is chosen is worth a retraining."""
+        """Remaining weights in thousandths; without retraining, which follows for the final mu only."""
         tables[mu] = prune(replace(settings, retrain_epochs=0), found, mu, seed, out / f"mu-{mu:.6g}")
         return round(1000 * (1 - tables[mu][0]["pruned_share"]))
 

@@ -3,11 +3,12 @@
 --genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
 the published code prints it, in a file or in quotes: "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6),
 reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "macs": ...} and trains nothing; --classes counts
-for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet takes the mobile network, and images from the
-folders DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
+for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet trains the mobile network on images in the folders
+DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). The training goes into --out: train.csv, train.png,
-network.pt, and a checkpoint from which --resume continues after any stop. Several --seeds give a folder each and a table of all.
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
+and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a folder of its
+own, and a table compares them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Train; the last row of the table of each seed."""
+    """Train; return the last row of the table of each seed."""
     words = CommandLine(argv)
     presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
     settings = words.settings(presets, __doc__)
     with errors_in_one_line():
         chosen = genotype.load_genotype(settings.genotype)
         if settings.classes and not settings.count:
-            raise ValueError(f"classes belongs to --count; the data say how many to train, got {settings.classes}")
+            raise ValueError(f"classes is for --count only, as a training has the classes of its data, got {settings.classes}")
         if settings.count:
             print(json.dumps(size_of_genotype(chosen, settings)))
             return []

@@ -69,5 +69,5 @@ def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from nas.nets.torch import convolution_kernels, operations
 
     anywhere = lambda x: True
-    monkeypatch.setattr(convolution_kernels, "worthwhile", anywhere)
-    monkeypatch.setattr(operations, "worthwhile", anywhere)
+    monkeypatch.setattr(convolution_kernels, "use_custom_gradient", anywhere)
+    monkeypatch.setattr(operations, "use_custom_gradient", anywhere)

@@ -276,7 +276,7 @@ def test_packed_images_are_the_first_of_the_data_set(tmp_path, capsys):
         cifar.pack(whole, 22, file, test=1)
     with pytest.raises(ValueError, match=r"must end in .npz"):
         cifar.pack(whole, 4, tmp_path / "some.bin", test=1)
-    with pytest.raises(ValueError, match="must hold cifar100, got cifar10"):
+    with pytest.raises(ValueError, match="must contain cifar100, got cifar10"):
         cifar.load_cifar("cifar100", file)
     with pytest.raises(FileNotFoundError, match=r"no file .*none.npz of packed images"):
         cifar.load_cifar("cifar10", tmp_path / "none.npz")
@@ -289,14 +289,14 @@ def test_a_damaged_file_of_images_is_named(tmp_path):
     content = bytearray(file.read_bytes())
     content[3000] ^= 1  # a bit of an image
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read: Bad CRC"):
+    with pytest.raises(ValueError, match=r"some.npz must contain packed images, but could not be read: Bad CRC"):
         cifar.load_cifar("cifar10", file)
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read"):
+    with pytest.raises(ValueError, match=r"some.npz must contain packed images, but could not be read"):
         cifar.load_cifar("cifar10", file)
     arrays = {"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": np.zeros(2, np.uint8), "train_of": 2}
     np.savez(file, name="cifar10", **arrays, **{k.replace("train", "test"): v for k, v in arrays.items()})
-    with pytest.raises(ValueError, match=r"must hold bytes \(N, 3, 32, 32\) .* got uint8 of shape \(2, 32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"must contain bytes \(N, 3, 32, 32\) .* got uint8 of shape \(2, 32, 32, 3\)"):
         cifar.load_cifar("cifar10", file)
 
 

@@ -67,7 +67,7 @@ def test_a_file_comes_back_as_it_was(tmp_path):
     found.save(tmp_path / "g.json")
     assert load_genotype(tmp_path / "g.json") == found
     assert json.loads((tmp_path / "g.json").read_text())["normal"]["4"] == [["dil_conv_5x5", 2]]
-    assert found.living("normal") == (2, 4)
+    assert found.active_nodes("normal") == (2, 4)
     assert cnn.network_size(cnn.Network(found, 4, 3, auxiliary=False), (3, 32, 32))["parameters"] > 0
 
 
@@ -128,7 +128,7 @@ def printed(found, ranges=True):
     """A genotype of two paths (in a recurrent cell one) for each node as a printed named tuple."""
     fields = []
     for cell, concat in zip(found.layout.cells, found.layout.printed[1::2]):
-        nodes = found.living(cell)
+        nodes = found.active_nodes(cell)
         pairs = [(path.operation, path.source) for path in found.paths(cell)]
         fields += [f"{cell}={pairs}", f"{concat}={range(nodes[0], nodes[-1] + 1) if ranges else list(nodes)}"]
     return f"Genotype({', '.join(fields)})"
@@ -179,7 +179,7 @@ ONE_NODE = f"Genotype(normal={PAIRS}, normal_concat=[2], reduce={PAIRS}, reduce_
         ("1)]", "1), ('skip_connect', 2)]", "normal: expected a list of (operation, source), 2 for each node"),
         (f"normal={PAIRS}", f"normal={PAIRS} * 5", "is none of them"),
         ("'skip_connect', 0", "'skip_connect', 2", "normal, node 2: the source of skip_connect must be one of 0 to 1, got 2"),
-        ("'skip_connect', 0", "'none', 0", "normal, node 2: 'none' is the absence of a path"),
+        ("'skip_connect', 0", "'none', 0", "normal, node 2: 'none' means that there is no path"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_printed_genotype_is_said(old, new, message, tmp_path):

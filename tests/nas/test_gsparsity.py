@@ -36,7 +36,7 @@ def take_epoch(run):
     """The steps of one epoch."""
     run.begin_epoch()
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
 
 
 def zero_some(optimizer, flats, share=0.5):
@@ -224,7 +224,7 @@ def test_the_cut_changes_no_logit(space, tau, images, tmp_path):
     assert 0.3 * paths < sum(zero) < 0.7 * paths
     found = run.operations.genotype()
     kept = sum(len(found.paths(c)) for c in CELLS)
-    assert all(map(found.living, CELLS)) and 0 < kept <= paths - sum(zero)
+    assert all(map(found.active_nodes, CELLS)) and 0 < kept <= paths - sum(zero)
     assert run.cut_changes() == 0.0
     if space != "S4":  # where the network alone draws other noise
         x = torch.randn(8, 3, 32, 32)
@@ -240,7 +240,7 @@ def test_the_cut_changes_no_logit(space, tau, images, tmp_path):
 def test_groups_that_vanish_run_no_more(images, tmp_path):
     run = search(images, tmp_path, mu=0.0, vanish=0.5, space="S1")
     take_epoch(run)
-    assert run.operations.alive() is None
+    assert run.operations.active_paths() is None
     flats = run.operations.flats
     zero_at_point, small = list(flats)[::3], list(flats)[::6]
     with torch.no_grad():
@@ -249,13 +249,13 @@ def test_groups_that_vanish_run_no_more(images, tmp_path):
             flats[key].vector.mul_((0.4 if key in small else 2.0) / norm)
             run.sgd.state[flats[key].vector]["point"].zero_()
     row = run.end_epoch()
-    gone = [key for key, alive in run.operations.alive_.items() if not alive]
+    gone = [key for key, active in run.operations.is_active.items() if not active]
     assert gone == small and row["vanished"] == len(gone)
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
     assert all(not flats[key].vector.any() for key in gone)
-    masks = run.operations.alive()
-    assert sum(not lives for cell in CELLS for lives in masks[cell]) == len(gone)
+    masks = run.operations.active_paths()
+    assert sum(not is_active for cell in CELLS for is_active in masks[cell]) == len(gone)
 
 
 def test_groups_decay_to_nothing_under_a_penalty_that_no_gradient_balances(images, tmp_path):
@@ -267,8 +267,8 @@ def test_groups_decay_to_nothing_under_a_penalty_that_no_gradient_balances(image
     assert not any(run.operations.norms().values())
     np.testing.assert_allclose(after, 0.7 ** len(run) * np.array(before), rtol=1e-4)
     run.operations.settings = replace(run.settings, vanish=1e3)
-    run.operations.let_vanish()
-    assert all(run.operations.alive_.values()), "of a cell that would be empty nothing is taken"
+    run.operations.drop_zeroed()
+    assert all(run.operations.is_active.values()), "of a cell that would be empty nothing is taken"
 
 
 def test_the_strength_for_so_many_paths_is_looked_for(images, tmp_path, no_pictures, capsys):
@@ -279,11 +279,11 @@ def test_the_strength_for_so_many_paths_is_looked_for(images, tmp_path, no_pictu
     assert 1 <= len(tried) <= 3 and row["left"] == min((int(t["left"]) for t in tried), key=lambda n: abs(n - 30))
     found = genotype.load_genotype(tmp_path / "wanted" / "genotype.json")
     assert sum(len(found.paths(c)) for c in CELLS) == row["left"]
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already contains a run"):
         nas_cifar10.main([*options, "--want-paths", "30", "--out", str(tmp_path / "wanted")])
     with pytest.raises(SystemExit, match="no path of the genotype reaches an input"):
         nas_cifar10.main([*options, "--mu", "50", "--out", str(tmp_path / "dead")])
-    assert "has died: a smaller mu than 50 keeps some" in capsys.readouterr().out
+    assert "cell are zero: a mu smaller than 50 keeps some" in capsys.readouterr().out
 
 
 def test_bisection_brackets_and_halves():
@@ -338,17 +338,19 @@ def test_removing_dead_operations_changes_no_logit(layers, images, tmp_path):
     run = pruned(images, tmp_path, mu=1e-3, layers=layers)
     take_epoch(run)
     zero = zero_some(run.sgd, run.flats)
-    row, dead = run.end_epoch(), run.dead()
-    assert dead == {m for m, z in zip(run.members, zero) if z} and 0 < len(dead) < len(run.flats)
+    row, zeroed = run.end_epoch(), run.zeroed_operations()
+    assert zeroed == {m for m, z in zip(run.members, zero) if z} and 0 < len(zeroed) < len(run.flats)
     net = run.net.eval()
-    small = pruning.cut(net, dead)
+    small = pruning.cut(net, zeroed)
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net(x)[0], small.eval()(x)[0])
-    assert row["dead_operations"] == len(dead)
-    assert row["pruned_share"] == pytest.approx(pruning.weights_of(net, dead) / cnn.network_size(net, (3, 32, 32))["parameters"])
+    assert row["dead_operations"] == len(zeroed)
+    assert row["pruned_share"] == pytest.approx(
+        pruning.weights_of(net, zeroed) / cnn.network_size(net, (3, 32, 32))["parameters"]
+    )
     held = sum(p.numel() for p in small.parameters())
-    assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, dead)
+    assert held == sum(p.numel() for p in net.parameters()) - pruning.weights_of(net, zeroed)
 
 
 def test_groups_that_only_decay_become_exactly_zero_once_they_are_small(images, tmp_path):
@@ -362,27 +364,27 @@ def test_groups_that_only_decay_become_exactly_zero_once_they_are_small(images, 
     assert not any(run.sgd.state[f.vector]["point"].any() for f in run.flats)
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(run.net.eval()(x)[0], pruning.cut(run.net, run.dead()).eval()(x)[0])
+        assert torch.equal(run.net.eval()(x)[0], pruning.cut(run.net, run.zeroed_operations()).eval()(x)[0])
 
 
 def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
     v2 = genotype.load_genotype("DARTS_V2")
     net = cnn.Network(v2, 4, 3, auxiliary=False).eval()
-    dead = {(0, k) for k, path in enumerate(net.cells[0].paths) if path.node == 2}
+    zeroed = {(0, k) for k, path in enumerate(net.cells[0].paths) if path.node == 2}
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        for k in {k for _, k in dead}:
+        for k in {k for _, k in zeroed}:
             for p in net.cells[0].operations[k].parameters():
                 p.zero_()
-        small = pruning.cut(net, dead)
+        small = pruning.cut(net, zeroed)
         assert torch.equal(net(x)[0], small(x)[0])
     left = pruning.cascade(small)
-    assert left[0].living("normal") == (3, 4, 5)
+    assert left[0].active_nodes("normal") == (3, 4, 5)
     assert ("dil_conv_3x3", 2) not in left[0].normal["5"], "an edge from a dead node"
     assert all(left[i].paths("reduce") == v2.paths("reduce") for i in (1, 2))
     assert cnn.Network(left, 4, 3, auxiliary=False)(x)[0].shape == (2, 10)
     everything = {(1, k) for k in range(8)}
-    with pytest.raises(ValueError, match="every operation of cell 1 has died"):
+    with pytest.raises(ValueError, match="all operations of cell 1 are zero"):
         pruning.cascade(pruning.cut(net, everything))
     with pytest.raises(ValueError, match="one for each of 3 layers, got 2"):
         cnn.Network(left[:2], 4, 3)
@@ -392,12 +394,12 @@ def test_with_groups_of_tensors_one_dead_tensor_kills_its_operation(images, tmp_
     run = pruned(images, tmp_path / "out", mu=0.0, groups="tensor", tau="adaptive", lr=0.001)
     assert len(run.flats) == len(list(run.net.parameters()))
     run.run()
-    assert not run.dead()
+    assert not run.zeroed_operations()
     assert all(0 < group["tau"] != 1.0 for group in run.sgd.param_groups)
     k = next(i for i, m in enumerate(run.members) if m is not None)
     run.flats[k].clear()
-    assert run.dead() == {run.members[k]}
-    assert run.dead(1e9) == {m for m in run.members if m is not None}
+    assert run.zeroed_operations() == {run.members[k]}
+    assert run.zeroed_operations(1e9) == {m for m in run.members if m is not None}
 
 
 def test_the_adaptive_tau_is_the_mean_root_of_the_second_moment(images, tmp_path):
@@ -437,7 +439,7 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
     assert (tmp_path / "out" / "pruning.png").stat().st_size > 5_000
     assert rows_of(tmp_path / "out" / "mu-8" / "prune.csv")[-1]["dead_operations"] == str(len(zero))
     assert (tmp_path / "out" / "mu-8" / "cells.json").exists()
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already contains a run"):
         prune_operations.main(options)
     capsys.readouterr()
     assert prune_operations.main([*options, "--resume"]) == rows
@@ -446,7 +448,7 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
     with pytest.raises(SystemExit, match="must hold the weights of this network"):
         prune_operations.main([*options, "--out", str(tmp_path / "c"), "--channels", "6"])
     (tmp_path / "bad.pt").write_bytes(b"nothing")
-    with pytest.raises(SystemExit, match="holds no weights of a network"):
+    with pytest.raises(SystemExit, match="does not contain weights of a network"):
         prune_operations.main([*options, "--out", str(tmp_path / "d"), "--start", str(tmp_path / "bad.pt")])
 
 

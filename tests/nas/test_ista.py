@@ -101,7 +101,7 @@ def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
     draw = lambda: torch.randn(4, 3, 16, 16, dtype=torch.float64)
     x = draw()
     # the codes of the published loop are exact to the tolerance of its solver
-    torch.testing.assert_close(net(x, method.weights(), method.alive()), naive(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(net(x, method.weights(), method.active_paths()), naive(x), rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         for cell, codes in zip(CELLS, naive.codes):
             for i, code in enumerate(codes):
@@ -132,25 +132,25 @@ def test_only_the_supported_operations_run_and_learn():
     steps.weights(batch)
     assert len(ran) <= 8 * len(net.cells), "shared pools may count once"
     named = {name for name, p in net.named_parameters() if p.grad is not None and ".operations." in name}
-    alive = {
+    active = {
         f"cells.{i}.operations.{c.keys[k]}."
         for i, c in enumerate(net.cells)
-        for k, v in enumerate(method.alive()[net.kinds[i]])
+        for k, v in enumerate(method.active_paths()[net.kinds[i]])
         if v
     }
-    assert named and all(any(name.startswith(a) for a in alive) for name in named)
+    assert named and all(any(name.startswith(a) for a in active) for name in named)
 
 
 def test_supports_change_between_epochs_only_unless_asked_for_more():
     for every, changes in ((0, False), (2, True)):
         method = registry.build("ista", supernet(), ista.IstaSettings(arch_lr=0.3, recover_every=every))
         method.begin_epoch(0)
-        before = method.alive()
+        before = method.active_paths()
         for _ in range(4):
             method.update([torch.randn(4, 7) for _ in CELLS])
-        assert (method.alive() != before) == changes
+        assert (method.active_paths() != before) == changes
         method.begin_epoch(1)
-        assert (method.alive() != before) or changes
+        assert (method.active_paths() != before) or changes
         assert method.log()["recovery_gap"] < 1e-6 and method.log()["moved"] > 0
 
 
@@ -250,7 +250,7 @@ def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
 
 
 def test_a_space_whose_coefficients_cannot_be_absorbed_is_refused_at_once(images, tmp_path):
-    with pytest.raises(ValueError, match="noise does not, got 'S4'"):
+    with pytest.raises(ValueError, match="which noise cannot, got 'S4'"):
         run_of(images, tmp_path / "out", space="S4")
 
 
@@ -258,7 +258,7 @@ def test_without_a_clip_the_run_still_learns(images, tmp_path):
     run = run_of(images, tmp_path / "out", clip=0.0)
     before = run.net.classifier.weight.detach().clone()
     run.begin_epoch()
-    run.take(next(iter(run.batches())))
+    run.train_step(next(iter(run.batches())))
     assert (run.net.classifier.weight != before).any()
 
 
@@ -266,14 +266,14 @@ def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
     run = run_of(images, tmp_path / "out")
     run.begin_epoch()
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
     norms = run._norms()
     assert all(not n.weight.requires_grad and (n.weight == 1).all() and not n.bias.any() for ns in norms.values() for n in ns)
-    run.resting["normal"][1] = True
-    run._free_norms()
+    run.converged["normal"][1] = True
+    run._train_norms()
     kept = run.codes.parameters[0].detach().clone()
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
     assert torch.equal(run.codes.parameters[0][1], kept[1])
     assert all((run.codes.parameters[0][i] != kept[i]).any() for i in (0, 2, 3))
     learnt = {key for key, ns in norms.items() if any((n.weight != 1).any() for n in ns)}

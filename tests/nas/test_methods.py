@@ -47,7 +47,7 @@ def test_a_growing_strength_never_empties_a_cell():
         for _ in range(30):
             method.update([1e-3 * torch.randn(98) for _ in CELLS])
         found = method.genotype()
-        assert found.living("normal") and found.living("reduce")
+        assert found.active_nodes("normal") and found.active_nodes("reduce")
     assert sum(len(found.paths(c)) for c in CELLS) <= 10
 
 
@@ -70,9 +70,9 @@ def test_the_guard_keeps_the_strongest_way_through_a_cell():
     kept = {space.paths("normal")[i] for i in point.nonzero().flatten().tolist()}
     assert kept == {strong, Path(3, 1, "skip_connect")}, "node 5 starts in the dead node 2"
     assert torch.equal(search, point)
-    alive = before.clone()
-    guard(search, alive, torch.zeros(98))
-    assert torch.equal(alive, before), "a cell that lives is left alone"
+    active = before.clone()
+    guard(search, active, torch.zeros(98))
+    assert torch.equal(active, before), "a cell that lives is left alone"
 
 
 def test_paths_that_lead_nowhere_do_not_count_as_life():
@@ -89,11 +89,11 @@ def test_the_architecture_rests_at_the_target():
     net = supernet()
     method = registry.build("sparse_supernet", net, settings)
     method.begin_epoch(1)
-    living = []
-    while not method.rests:
+    active = []
+    while not method.frozen:
         method.update([1e-3 * torch.randn(98) for _ in CELLS])
-        living.append(sum(map(sum, method.masks().values())))
-    assert living[-1] <= 150 < min([196, *living[:-1]])
+        active.append(sum(map(sum, method.masks().values())))
+    assert active[-1] <= 150 < min([196, *active[:-1]])
     assert all(torch.equal(a, p) for a, p in zip(method.parameters, method.point().values()))
     before = [a.detach().clone() for a in method.parameters]
     batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
@@ -103,7 +103,7 @@ def test_the_architecture_rests_at_the_target():
     assert all(torch.equal(a, b) for a, b in zip(method.parameters, before))
     again = registry.build("sparse_supernet", net, settings)
     again.load_state_dict(method.state_dict())
-    assert again.rests and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
+    assert again.frozen and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
 
 
 def test_a_relative_cut_removes_small_weights_from_the_genotype():
@@ -124,9 +124,9 @@ def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
     method.begin_epoch(1)
     nodes = torch.tensor(method.space.nodes("normal"))
     torch.manual_seed(0)
-    pull = torch.where(nodes <= 3, 0.0, -1.0)  # nodes 4 and 5 are wanted
+    weighted = torch.where(nodes <= 3, 0.0, -1.0)  # nodes 4 and 5 are wanted
     for _ in range(30):
-        method.update([pull + 0.05 * torch.randn(98) for _ in CELLS])
+        method.update([weighted + 0.05 * torch.randn(98) for _ in CELLS])
     zero = method.point()["normal"] == 0
     mixed = [bool(zero[nodes == n].any()) and not bool(zero[nodes == n].all()) for n in (2, 3, 4, 5)]
     assert bool(zero.any()) and not bool(zero.all())
@@ -151,11 +151,11 @@ def test_darts_takes_the_two_strongest_edges_of_each_node():
 
 def test_dead_paths_can_be_probed_now_and_then():
     method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings(probe_every=3))
-    assert [method.probes(i) for i in range(4)] == [True, False, False, True]
-    assert method.alive() is None
+    assert [method.needs_zeroed_paths(i) for i in range(4)] == [True, False, False, True]
+    assert method.active_paths() is None
     with torch.no_grad():
         method.parameters[0][5] = 0.0
-    assert method.alive()["normal"][5] is False and method.alive()["normal"][4] is True
+    assert method.active_paths()["normal"][5] is False and method.active_paths()["normal"][4] is True
 
 
 @pytest.mark.parametrize(

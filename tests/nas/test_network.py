@@ -1,4 +1,4 @@
-"""The supernet computes what the published one does, in less; its living part is a network of its own."""
+"""The supernet equals the published one; restricted to a genotype it equals a separate network."""
 
 import pytest
 import torch
@@ -86,10 +86,10 @@ def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other(exact
 def test_dead_paths_need_not_run(training):
     net = supernet("darts", 2).double().train(training)
     weights = random_weights(net, 0.3)
-    alive = {cell: (w != 0).tolist() for cell, w in weights.items()}
+    active = {cell: (w != 0).tolist() for cell, w in weights.items()}
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad(), frozen_statistics(net):
-        torch.testing.assert_close(net(x, weights, alive), net(x, weights))
+        torch.testing.assert_close(net(x, weights, active), net(x, weights))
 
 
 @pytest.mark.parametrize("space", ["darts", "S1", "S4"])
@@ -98,10 +98,10 @@ def test_what_lives_is_a_network_that_computes_the_same(space, training):
     net = supernet(space, 2).double()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     net(x)  # statistics
-    for living in (0.15, 0.4, 1.0):
-        weights = random_weights(net, living)
+    for active in (0.15, 0.4, 1.0):
+        weights = random_weights(net, active)
         found = net.space.genotype({cell: (w != 0).tolist() for cell, w in weights.items()}).clean()
-        if not all(map(found.living, ("normal", "reduce"))):
+        if not all(map(found.active_nodes, ("normal", "reduce"))):
             continue
         alone = cnn.restricted(net, found, weights).train(training)
         masks = net.train(training).space.masks(found)

@@ -68,7 +68,7 @@ def test_a_setting_that_is_new_since_the_checkpoint_has_its_default(images, tmp_
     content = checkpoint.load(tmp_path / "checkpoint.pt")
     del content["identity"]["arch_beta1"]
     checkpoint.save(tmp_path / "checkpoint.pt", content)
-    with pytest.raises(SystemExit, match=r"--resume must continue .* there arch_beta1 is 0\.5, not 0\.9"):
+    with pytest.raises(SystemExit, match=r"--resume must continue .* in the checkpoint arch_beta1 is 0\.5, not 0\.9"):
         main([*argv, "--out", str(tmp_path), "--resume", "--arch-beta1", "0.9"])
     stopped(main, [*argv, "--out", str(tmp_path), "--resume"], 1)
     assert checkpoint.load(tmp_path / "checkpoint.pt")["identity"]["arch_beta1"] == 0.5

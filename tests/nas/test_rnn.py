@@ -158,7 +158,7 @@ def plain_cell(net, genotype, x, h):
     value = lambda p: p.detach().numpy()
     c, d = np.split(np.concatenate([x, h], 1) @ value(net.entry), 2, 1)
     states = {0: h + sigmoid(c) * (np.tanh(d) - h)}
-    for node in genotype.living("recurrent"):
+    for node in genotype.active_nodes("recurrent"):
         terms = []
         for path in genotype.paths("recurrent"):
             if path.node == node:
@@ -166,7 +166,7 @@ def plain_cell(net, genotype, x, h):
                 c, d = np.split(s @ value(net.products[str(node)]), 2, 1)
                 terms.append(s + sigmoid(c) * (functions[path.operation](d) - s))
         states[node] = np.mean(terms, axis=0)
-    return np.mean([states[n] for n in genotype.living("recurrent")], axis=0)
+    return np.mean([states[n] for n in genotype.active_nodes("recurrent")], axis=0)
 
 
 SEVERAL = RecurrentGenotype(
@@ -197,24 +197,24 @@ def test_what_leads_nowhere_is_left_out():
         rnn.RecurrentNetwork(RecurrentGenotype({"5": [["tanh", 2]]}), 20, 6)
 
 
-def test_dead_paths_do_not_run_and_dead_nodes_do_not_count():
+def test_inactive_paths_are_not_computed_and_inactive_nodes_do_not_enter_the_mean():
     net = supernet(words=20)
     paths = net.space.paths("recurrent")
     torch.manual_seed(3)
     a = torch.randn(144, dtype=torch.float64)
     a[[i for i, p in enumerate(paths) if p.node == 4 or torch.rand(()) < 0.7]] = 0.0
-    a[0] = 1.0  # a path from the input: node 1 lives
+    a[0] = 1.0  # a path from the input: node 1 is active
     words, targets = sequence()
-    alive = {"recurrent": tuple((a != 0).tolist())}
-    living = {p.node for p, w in zip(paths, a) if w != 0}
-    assert 4 not in living
-    found, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, alive)
+    active = {"recurrent": tuple((a != 0).tolist())}
+    nodes = {p.node for p, w in zip(paths, a) if w != 0}
+    assert 4 not in nodes
+    found, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, active)
     found.backward()
-    assert all((net.products[str(n)].grad is not None) == (n in living) for n in range(1, 9))
-    mask = {"recurrent": tuple(p.node in living and p.source in {0, *living} for p in paths)}
+    assert all((net.products[str(n)].grad is not None) == (n in nodes) for n in range(1, 9))
+    mask = {"recurrent": tuple(p.node in nodes and p.source in {0, *nodes} for p in paths)}
     again, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, mask)
     torch.testing.assert_close(found, again)
-    with pytest.raises(ValueError, match="no path lives in the recurrent cell"):
+    with pytest.raises(ValueError, match="no path is active in the recurrent cell"):
         net(words, net.start(5), None, {"recurrent": a}, {"recurrent": (False,) * 144})
     with pytest.raises(ValueError, match=r"weights have shape \(144,\), got \(98,\)"):
         net(words, net.start(5), None, {"recurrent": torch.zeros(98)})
@@ -242,7 +242,7 @@ def test_a_node_of_its_own_is_the_one_written_out(used, masked):
     inputs = [mixing, weight, *sources]
     ours = recurrent_kernels.node(used, mixing, weight, mask, sources)
     assert type(ours.grad_fn).__name__ == "_NodeBackward"
-    plain = recurrent_kernels.written_out(used, mixing, weight, mask, sources)
+    plain = recurrent_kernels.node_reference(used, mixing, weight, mask, sources)
     torch.testing.assert_close(ours, plain)
     grad = torch.randn_like(ours)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad)):
@@ -340,10 +340,10 @@ def test_a_compiled_node_gives_the_same(backend, monkeypatch):
     dropped = net.draw(5)
     a = torch.zeros(144)
     a[:12] = 0.5
-    alive = {"recurrent": tuple((a != 0).tolist())}
-    eager, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, alive)
+    active = {"recurrent": tuple((a != 0).tolist())}
+    eager, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, active)
     net.fuse()
-    compiled, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, alive)
+    compiled, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, active)
     torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
     compiled.backward()
     assert torch.isfinite(net.products["1"].grad).all()

@@ -118,7 +118,7 @@ def test_a_training_on_a_folder_of_images(tmp_path, capsys):
     (tmp_path / "tree" / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"0\.png must be an image"):
         train_cifar10.main([*options, *tree, "--out", str(tmp_path / "other")])
-    with pytest.raises(SystemExit, match="--data-dir must hold a folder 'train'"):
+    with pytest.raises(SystemExit, match="--data-dir must contain a folder 'train'"):
         train_cifar10.main([*options, "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path / "other")])
 
 
@@ -143,13 +143,13 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
     assert "l1_ratio must lie in [0, 1], got 3.0" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
     run("--epochs", "1")
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already contains a run"):
         run("--epochs", "1")
-    with pytest.raises(SystemExit, match=r"--resume must continue .* there lr is 0\.025, not 0\.5"):
+    with pytest.raises(SystemExit, match=r"--resume must continue .* in the checkpoint lr is 0\.025, not 0\.5"):
         run("--epochs", "1", "--resume", "--lr", "0.5")
     file = tmp_path / "out" / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(SystemExit, match=r"checkpoint.pt must be a whole checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint.pt must be a complete checkpoint"):
         run("--epochs", "1", "--resume")
 
 

@@ -63,7 +63,9 @@ def test_what_is_wrong_with_a_text_is_said(tmp_path):
         text.load_corpus(tmp_path / "none")
     (tmp_path / "ptb.train.txt").write_text("no penn treebank")
     (tmp_path / "ptb.valid.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"must hold one \.txt file with 'test' in its name, got 0 among ptb.train.txt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must contain one \.txt file with 'test' in its name, got 0 among ptb.train.txt"
+    ):
         text.load_corpus(tmp_path)
     (tmp_path / "ptb.test.txt").write_text("x")
     with pytest.raises(ValueError, match=r"ptb.train.txt must have the md5 f26c4b.* it is damaged"):
@@ -215,7 +217,7 @@ def test_a_search_that_diverges_says_so(tmp_path, place):
 def test_another_text_does_not_continue_a_search(tmp_path, place, no_pictures):
     out = ["--out", str(tmp_path / "out"), "--epochs", "1"]
     nas_ptb.main([*SEARCH, *place, *out])
-    with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: there .*text is"):
+    with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: in the checkpoint .*text is"):
         nas_ptb.main([*SEARCH, *out, "--resume"])
 
 
@@ -268,7 +270,7 @@ def test_a_short_step_lessens_the_loss_of_its_batch(tmp_path, corpus):
     loss = lambda: run.net.loss(*batch, start, None)[0]
     before = loss()
     square = sum(float((g**2).sum()) for g in torch.autograd.grad(before, run.params))
-    run.take(batch)
+    run.train_step(batch)
     assert (before - loss()).item() == pytest.approx(1e-3 * len(batch[0]) / 9 * square, rel=0.05)
 
 
@@ -302,7 +304,7 @@ def test_the_averages_are_means_of_the_iterates(tmp_path, corpus):
     run.sgd = run._optimizer()
     seen = []
     for number, batch in enumerate(run.batches()):
-        run.take(batch)
+        run.train_step(batch)
         seen.append(run.params[0].detach().clone())
         if number == 5:
             break
@@ -327,15 +329,15 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
 
 
 def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, place, capsys, monkeypatch):
-    honest = train_text.TextTraining.take
+    honest = train_text.TextTraining.train_step
 
-    def take(self, batch):
+    def train_step(self, batch):
         honest(self, batch)
         if self.epoch == 1 and self.step == len(self) - 1:
             with torch.no_grad():
                 self.params[0].fill_(float("nan"))
 
-    monkeypatch.setattr(train_text.TextTraining, "take", take)
+    monkeypatch.setattr(train_text.TextTraining, "train_step", train_step)
     (row,) = train_ptb.main(["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *place, "--lr", "5"])
     assert row["rollbacks"] == 1 and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
     assert "the loss was not finite 1 times" in capsys.readouterr().out
@@ -346,12 +348,12 @@ def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
     run.averages = True
     run.sgd = run._optimizer()
     batches = list(run.batches())
-    run.take(batches[0])
+    run.train_step(batches[0])
     run.best = run._copy()
     before = run._copy()
     for batch in batches:
         run._roll_back()
-        run.take(batch)
+        run.train_step(batch)
     assert same(run.best, before) and not same(run._copy(), before)
 
 

@@ -1,1 +1,1 @@
-"""Searches on two levels: network weights on training data, architecture on validation data."""
+"""Bilevel searches: network weights are trained on training data, architecture weights on validation data."""

@@ -1,15 +1,15 @@
 """Gradients of architecture weights A in min_A L_val(w*(A), A), w*(A) = argmin_w L_train(w, A).
 
-First order takes w for w*. Second order takes one step of the weight optimizer, w' = w - lr d(w, A):
+First order approximates w* by w. Second order approximates it by one step of the weight optimizer, w' = w - lr d(w, A):
 
     dA = grad_A L_val(w', A) - lr grad_A <grad_w L_train(w, A), v>,    v = grad_w' L_val(w', A)
 
-with the last term by a central difference in w, as DARTS does, or exactly by differentiating twice. With `clip` the gradients
-of the weights, grad_w L_train and v, are first scaled down to that norm, as DARTS does for recurrent networks; the factor of the
-former then stands before the last term.
+where the last term is computed by a central difference in w, as in DARTS, or exactly by differentiating twice. With `clip` the
+gradients grad_w L_train and v are first clipped to that norm, as DARTS does for recurrent networks; the clipping factor of the
+former then multiplies the last term.
 
-Source: Liu, Simonyan, Yang, "DARTS", 2019, Eq. 5-8; SparseNAS, Eq. 11-13 (whose v is printed with the training loss; the chain
-rule, and the code it refers to, take the validation loss).
+Source: Liu, Simonyan, Yang, "DARTS", 2019, Eq. 5-8; SparseNAS, Eq. 11-13 (which print v with the training loss; by the chain
+rule, and in the code they refer to, it is the validation loss).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch import Tensor
 Loss = Callable[[], Tensor]
 Average = Callable[[Sequence[Tensor]], None]
 HESSIANS = ("difference", "exact")
-RADIUS = 0.01  # how far the difference reaches, as published; networks with dead channels need less to be accurate
+RADIUS = 0.01  # norm of the step of the difference, as published; networks with zero channels need a smaller one to be accurate
 
 
 def first_order(arch: Sequence[Tensor], valid_loss: Loss, average: Average = lambda tensors: None) -> list[Tensor]:
-    """grad_A L_val(w, A); no gradient of the weights is computed.
+    """Compute grad_A L_val(w, A), without a gradient of the weights.
 
     Args:
-      arch: the architecture weights, which `valid_loss()` uses.
+      arch: the architecture weights A.
+      valid_loss: returns L_val(w, A).
       average: replaces tensors by their mean over the processes of a data-parallel run.
     """
     grads = [_or_zero(g, a) for g, a in zip(torch.autograd.grad(valid_loss(), arch, allow_unused=True), arch)]
@@ -49,16 +50,16 @@ def second_order(
     average: Average = lambda tensors: None,
     clip: float = 0.0,
 ) -> list[Tensor]:
-    """The gradient above. `weights` are moved while it is computed and hold their old bits at the end.
+    """Compute the second-order gradient above. `weights` are changed meanwhile, and restored exactly.
 
     Args:
       arch: the architecture weights A.
       weights: the weights w; both losses use these tensors and `arch`.
       lr: learning rate of the step to w'.
-      direction: d(w, A) from grad_w L_train(w, A): momentum and decay, as far as the weight optimizer has them.
-      hessian: "difference", two more gradients at w +- v 0.01 / ||v||, or "exact".
+      direction: computes d(w, A) from grad_w L_train(w, A): adds momentum and weight decay of the weight optimizer.
+      hessian: "difference", by two gradients at w +- 0.01 v / ||v||, or "exact".
       average: as in `first_order`.
-      clip: largest norm of grad_w L_train and of v; 0: any.
+      clip: clipping threshold of the norms of grad_w L_train and v; 0: no clipping.
 
     Raises:
       ValueError: an unknown `hessian`.
@@ -82,7 +83,7 @@ def second_order(
 
 
 def clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | float]:
-    """The gradients scaled down to the norm `clip` (0: any), and the factor that did it."""
+    """Clip the gradients to the norm `clip` (0: no clipping); return them and the factor."""
     if not clip:
         return grads, 1.0
     norm = torch.stack(torch._foreach_norm(grads)).norm()
@@ -92,7 +93,7 @@ def clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | fl
 
 @contextmanager
 def constant(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """The tensors want no gradient: nothing is kept or computed for one."""
+    """Context in which the tensors need no gradient, so that nothing is kept or computed for it."""
     for t in tensors:
         t.requires_grad_(False)
     try:

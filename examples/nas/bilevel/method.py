@@ -1,4 +1,4 @@
-"""What the bilevel search asks of a method: architecture variables, one step of them, and the genotype they stand at."""
+"""The interface of a method of bilevel search: architecture variables, their updates, and the genotype they represent."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from ..space.spaces import Masks, Space, Weights
 
 
 class Method(Protocol):
-    """One search method in one space, of whatever supernet."""
+    """A search method in one search space, for any supernet.
+
+    name: of the method, on the command line and in checkpoints. parameters: the architecture variables.
+    """
 
     name: ClassVar[str]
     parameters: list[nn.Parameter]
-    rests: bool  # whether the architecture moves no more: its steps are left out
+    frozen: bool  # whether the architecture is final: its steps are skipped
 
     def __init__(self, space: Space, settings: Any, device: torch.device) -> None: ...
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set what changes from epoch to epoch: strengths, learning rates."""
+        """Update what depends on the epoch, such as strengths and learning rates."""
 
     def weights(self) -> Weights:
-        """What the paths are multiplied by while searching, as a function of the parameters."""
+        """The factors of the paths in the supernet, as a differentiable function of the parameters."""
 
-    def alive(self) -> Masks | None:
-        """The paths whose weight is not exactly zero; None where all are: the others need not run."""
+    def active_paths(self) -> Masks | None:
+        """Flags of the paths with nonzero weight, the only ones to compute; None if all weights are nonzero."""
 
-    def probes(self, step: int) -> bool:
-        """Whether the architecture gradient of this step is wanted for dead paths too."""
+    def needs_zeroed_paths(self, step: int) -> bool:
+        """Whether this architecture step needs the gradient of zero weights too, by which they can become nonzero."""
 
     def update(self, grads: list[Tensor]) -> None:
-        """One step of the parameters."""
+        """Update the parameters by their gradients."""
 
     def point(self) -> dict[str, Tensor]:
-        """The weights to evaluate and draw: exactly sparse where the method is."""
+        """The weights for evaluation and pictures: exactly sparse if the method is."""
 
     def genotype(self) -> AnyGenotype:
-        """The architecture at `point()`."""
+        """The genotype of the weights `point()`."""
 
     def log(self) -> dict[str, float]:
-        """Columns of its own in the table of epochs."""
+        """Additional columns for the table of epochs."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -1,6 +1,6 @@
-"""The search on two levels, whatever the data and the network.
+"""The loop of a bilevel search, for any data and network.
 
-Writes into `out`: checkpoint.pt, search.csv, genotype.json (and one for each epoch), settings.json and the pictures of
+Writes to `out`: checkpoint.pt, search.csv, genotype.json (and one for each epoch), settings.json and the pictures of
 `engine.report`.
 """
 
@@ -22,10 +22,10 @@ from .steps import BilevelSteps
 
 
 class BilevelSearch(Run):
-    """A search by one method with one seed. Subclasses bring the data, a supernet, and what they measure."""
+    """A search by one method with one seed. Subclasses define the data, the supernet, and the measure of quality."""
 
     kind, table = "search", "search.csv"
-    measure = "accuracy"  # what is reported beside the loss
+    measure = "accuracy"  # reported in addition to the loss
     net: Any
     method: Method
     steps: BilevelSteps
@@ -38,7 +38,7 @@ class BilevelSearch(Run):
         self.points: list[dict[str, Tensor]] = []  # the prox point after every epoch
 
     def prepare(self, net: Any, steps: type[BilevelSteps]) -> None:
-        """Build what moves: the supernet on its device, the method, the steps."""
+        """Move the supernet to its device, and build the method and the steps."""
         self.net = net.to(self.device)
         self.method = self.make(self.net.space, self.settings, self.device)
         self.steps = steps(self.net, self.method, self.settings, self.processes)
@@ -48,7 +48,7 @@ class BilevelSearch(Run):
             self.method.begin_epoch(self.epoch)
         self.net.train()
 
-    def take(self, batch: tuple[Any, Any]) -> None:
+    def train_step(self, batch: tuple[Any, Any]) -> None:
         train, valid = batch
         self.steps.architecture(self.step, train, valid)
         self.steps.weights(train)
@@ -59,10 +59,10 @@ class BilevelSearch(Run):
         trained = self.steps.means()
         self.check_finite("train", trained[0])
         point, genotype = self.method.point(), self.method.genotype()
-        weights, alive, masks = self.method.weights(), self.method.alive(), self.net.space.masks(genotype)
-        valid = restricted = self.evaluate(weights, alive)
-        if alive != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):
-            restricted = self.evaluate(point, masks)  # else the supernet is its living paths already
+        weights, active, masks = self.method.weights(), self.method.active_paths(), self.net.space.masks(genotype)
+        valid = restricted = self.evaluate(weights, active)
+        if active != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):
+            restricted = self.evaluate(point, masks)  # otherwise the supernet has no other paths
         self.check_finite("valid", valid[0])
         row = {"lr": self.steps.sgd.param_groups[0]["lr"]}
         for part, found in (("train", trained), ("valid", valid), ("restricted", restricted)):
@@ -73,7 +73,7 @@ class BilevelSearch(Run):
         return row | report.architecture_columns(genotype, point) | self.method.log()
 
     def check_finite(self, part: str, loss: float) -> None:
-        """Raise ValueError for a loss that is infinite or no number: what follows would be lost time."""
+        """Raise ValueError for a loss that is infinite or NaN, from which the search cannot recover."""
         if not loss < float("inf"):
             largest = max(float(p.detach().abs().max()) for p in self.method.parameters)
             raise ValueError(
@@ -81,17 +81,17 @@ class BilevelSearch(Run):
                 f" is {largest:.3g}: a lower lr or arch_lr may help"
             )
 
-    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and measure of the supernet on the validation data."""
-        raise TypeError(f"{type(self).__name__} does not evaluate")
+    def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
+        """Compute loss and measure of the supernet on the validation data."""
+        raise TypeError(f"{type(self).__name__} must define evaluate")
 
     def result(self) -> dict[str, Any]:
         limit, cells = self.settings.pick_below, self.net.space.layout.cells
         sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
-        return min(sparse, key=self.badness) if sparse else self.rows[-1]
+        return min(sparse, key=self.selection_loss) if sparse else self.rows[-1]
 
-    def badness(self, row: dict[str, Any]) -> float:
-        """What is lowest in the epoch that `pick_below` picks."""
+    def selection_loss(self, row: dict[str, Any]) -> float:
+        """The quantity that `pick_below` minimises over the epochs."""
         return -row["restricted_accuracy"]
 
     def finish(self) -> None:

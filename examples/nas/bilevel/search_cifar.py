@@ -1,6 +1,6 @@
-"""The search of convolutional cells on images: weights on one half of them, architecture on the other.
+"""Bilevel search of convolutional cells: network weights on one half of the training images, architecture on the other.
 
-row = carry_out(lambda processes, device: CifarSearch(Darts, settings, 0, out, processes, device), settings, out)
+row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .search import BilevelSearch
 from .settings import CifarSearchSettings
 from .steps import Batch, CifarSteps
 
-TRAIN, VALID = 1, 2  # streams of random numbers
+TRAIN, VALID = 1, 2  # numbers of the random streams of the two halves
 
 
 class CifarSearch(BilevelSearch):
-    """On images."""
+    """A bilevel search on images."""
 
     steps: CifarSteps
 
@@ -46,7 +46,7 @@ class CifarSearch(BilevelSearch):
         if settings.images > len(dataset.train.labels):
             raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
         half = settings.images // 2
-        parts = [dataset.train.take(slice(half)), dataset.train.take(slice(half, 2 * half))]
+        parts = [dataset.train.select(slice(half)), dataset.train.select(slice(half, 2 * half))]
         self.train_set, self.valid_set = (part.to(device) for part in parts)
         self.plain = cifar.Augment(dataset.mean, dataset.std)
         augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
@@ -67,15 +67,15 @@ class CifarSearch(BilevelSearch):
         return row
 
     @torch.no_grad()
-    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and accuracy of the supernet on the validation half.
+    def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
+        """Compute loss and accuracy of the supernet on the validation half.
 
-        Batch norms use the statistics of each batch of 500: those that run lag behind an architecture that moves.
+        Batch norms use the statistics of each batch of 500: running statistics lag behind a changing architecture.
         """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with frozen_statistics(self.net):
             for images, labels in cifar.evaluation_batches(self.valid_set, self.plain, share=self.processes.share):
-                logits = self.steps.logits(images, weights, alive)
+                logits = self.steps.logits(images, weights, active)
                 loss = F.cross_entropy(logits, labels, reduction="sum").double()
                 sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
         self.processes.total([sums])

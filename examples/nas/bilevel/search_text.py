@@ -1,10 +1,10 @@
-"""The search of a recurrent cell: weights on the training text, architecture on the validation text.
+"""Bilevel search of a recurrent cell: network weights on the training text, architecture on the validation text.
 
-    row = carry_out(lambda processes, device: TextSearch(SparseSupernet, settings, 0, out, processes, device), settings, out)
+    row = launch(partial(TextSearch, SparseSupernet, settings, 0, out), settings, out)
 
-Both texts are read in columns, each with a hidden state that goes on from window to window. The validation window lies as far
-into its text as the training window into its own, modulo its length, and its state is the one that the last architecture step
-left, as published.
+Both texts are batches of columns, with hidden states that are carried from window to window. As published, the validation window
+starts at the position of the training window, modulo the length of the validation text, with the hidden state of the last
+architecture step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .steps import TextSteps
 
 
 class TextSearch(BilevelSearch):
-    """On text."""
+    """A bilevel search on text."""
 
     measure = "perplexity"
     steps: TextSteps
@@ -56,7 +56,7 @@ class TextSearch(BilevelSearch):
 
     def begin_epoch(self) -> None:
         if self.step == 0:
-            self.steps.forget()
+            self.steps.reset_states()
         super().begin_epoch()
 
     def batches(self) -> Iterator[tuple[Window, Window]]:
@@ -65,12 +65,12 @@ class TextSearch(BilevelSearch):
             there = start % places
             yield window(self.train_rows, start, words), window(self.valid_rows, there, min(self.settings.bptt, places - there))
 
-    def evaluate(self, weights: Any, alive: Masks | None) -> tuple[float, float]:
-        """Loss and perplexity on the validation text, in as many columns as the architecture sees: the norms need them."""
-        loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, alive)
+    def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
+        """Compute loss and perplexity on the validation text, with the batch size of the search, on which batch norms depend."""
+        loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, active)
         return loss, perplexity(loss)
 
-    def badness(self, row: dict[str, Any]) -> float:
+    def selection_loss(self, row: dict[str, Any]) -> float:
         return row["restricted_loss"]
 
     def headline(self, row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the searches on two levels. A method adds its own in its file, a preset is an instance."""
+"""Settings of bilevel searches. A method adds its own in its file; a preset is an instance."""
 
 from __future__ import annotations
 
@@ -12,48 +12,54 @@ from ..train.settings import LanguageSettings
 
 @dataclass(frozen=True)
 class BilevelSettings(RunSettings):
-    """Of every search on two levels, whatever the network and the data."""
+    """Settings of every bilevel search."""
 
     epochs: int = 50
+    """Number of epochs."""
     batch: int = 64
+    """Batch size, of network weights and of the architecture."""
     lr: float = 0.025
-    """Of SGD on the weights."""
+    """Learning rate of SGD for network weights."""
     weight_decay: float = 3e-4
+    """Weight decay of the network weights."""
     clip: float = 5.0
-    """Largest norm of the gradient of the weights."""
+    """Gradient clipping threshold (norm) of the network weights."""
     order: Literal["first", "second"] = "second"
-    """Of the architecture gradient; second takes one weight step into account."""
+    """Order of the architecture gradient; second differentiates through one step of the network weights."""
     hessian: Literal["difference", "exact"] = "difference"
-    """How second order differentiates twice."""
+    """Second derivatives by a central difference, or exact."""
     pick_below: int = 0
-    """Take the genotype of the epoch whose living paths alone do best, among epochs with at most so many of them; 0 takes the
-    last epoch."""
+    """The result is the epoch with the best restricted supernet among those with at most so many paths; 0: the last epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
 
 
 @dataclass(frozen=True)
 class CifarSearchSettings(BilevelSettings):
-    """On images. The defaults are those of the papers (CIFAR-10, 50 epochs, batch 64)."""
+    """Settings of bilevel searches on images. The defaults are the published ones (CIFAR-10, 50 epochs, batch 64)."""
 
     out: Path = Path("runs/nas_cifar10")
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
     data_dir: Path = Path("data")
-    """Folder that holds the data set; it is downloaded there if missing."""
+    """Folder of the data set, which is downloaded if it is missing."""
     images: int = 50_000
-    """Training images used: the first half for the weights, the second for the architecture."""
+    """Number of training images to use: the first half for network weights, the second for the architecture."""
     channels: int = 16
+    """Number of channels of the first cell."""
     layers: int = 8
-    """Cells; those at one and two thirds of the depth halve the image and double the channels."""
+    """Number of cells; those at one and two thirds of the depth halve the image and double the channels."""
     lr: float = 0.025
-    """Of SGD on the weights; follows a cosine down to lr_min, epoch by epoch."""
+    """Learning rate of SGD for network weights, with a cosine schedule down to lr_min, by epoch."""
     lr_min: float = 0.001
+    """Final learning rate of the network weights."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     amp: bool = False
-    """Run the network in bfloat16; weights, architecture and prox stay in float32."""
+    """Run the network in bfloat16; weights, architecture and prox are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,38 +69,37 @@ class CifarSearchSettings(BilevelSettings):
 
 
 def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
-    """A search for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
+    """Settings for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
 
 
 @dataclass(frozen=True)
 class TextSearchSettings(LanguageSettings, BilevelSettings):
-    """On text. The defaults are those of the papers (Penn Treebank, 50 epochs, batch 256)."""
+    """Settings of bilevel searches on text. The defaults are the published ones (Penn Treebank, 50 epochs, batch 256)."""
 
     out: Path = Path("runs/nas_ptb")
     space: str = "recurrent"
     """Search space: recurrent, recurrent_zero."""
     batch: int = 256
     lr: float = 20.0
-    """Of SGD on the weights, for `bptt` words; fewer words take a smaller step."""
+    """Learning rate of SGD for network weights and windows of bptt words; it is scaled with the length of the window."""
     weight_decay: float = 5e-7
     clip: float = 0.25
-    """Largest norm of the gradient of the weights."""
+    """Gradient clipping threshold (norm) of the network weights."""
     arch_clip: float = 0.0
-    """Largest norm of the gradient of the architecture; 0: any, as published. It explodes now and then, on the way back through
-    nine norms for every word, and Adam remembers for a thousand steps."""
+    """Gradient clipping threshold (norm) of the architecture; 0: no clipping, as published. Backpropagation through nine batch
+    norms for each word sometimes explodes, and Adam's second moment keeps such a gradient for about a thousand steps."""
 
     def __post_init__(self) -> None:
-        BilevelSettings.__post_init__(self)
-        LanguageSettings.__post_init__(self)
+        super().__post_init__()
         check(self, amounts=("arch_clip",))
 
 
 def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:
-    """A search for a laptop, about ten minutes on one core: a narrow cell, part of the text, first order.
+    """Settings for a laptop, about ten minutes on one core: a narrow cell, part of the text, first order.
 
-    In so narrow a cell the gradient explodes on its way back through 35 words, and clipping leaves little of anything else:
-    `--tokens 100000 --epochs 3 --target-paths 0` ends at perplexity 449 on Penn Treebank, and with `--bptt 35` at 2721.
+    bptt is 10, because the gradient of so narrow a cell explodes over 35 words and clipping then removes most of it: with
+    `--tokens 100000 --epochs 3 --target-paths 0` perplexity on Penn Treebank is 449, and 2721 with `--bptt 35`.
     """
     sizes = {"hidden": 96, "batch": 64, "bptt": 10, "epochs": 8, "tokens": 300_000}
     return settings(**sizes, order="first", drop_input=0.3, drop_output=0.5, arch_clip=0.25, **own)

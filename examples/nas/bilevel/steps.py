@@ -1,4 +1,4 @@
-"""The two steps of a bi-level search: the architecture on a validation batch, the weights on a training batch."""
+"""The two steps of a bilevel search: architecture on a validation batch, network weights on a training batch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 class BilevelSteps:
-    """Steps of a method and of SGD on the weights of its supernet. `sums` collects what `means` reports of the weight steps.
+    """Architecture steps by a method, and weight steps by SGD. Subclasses define the losses.
 
-    Subclasses say what the losses of their data are.
+    sums: accumulates the losses of the weight steps for `means`.
     """
 
-    clips_inner_step = False  # whether the step to w' of second order is clipped, as the steps of the weights are
+    clips_inner_step = False  # whether the gradient of the step to w' (second order) is clipped, as those of weight steps
 
     def __init__(
         self, net: Any, method: Method, settings: BilevelSettings, processes: Processes = SINGLE_PROCESS, momentum: float = 0.0
@@ -39,27 +39,27 @@ class BilevelSteps:
         self.sgd = torch.optim.SGD(self.params, settings.lr, momentum=momentum, weight_decay=settings.weight_decay, foreach=True)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def losses(self, train: Any, valid: Any, alive: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
-        """What the architecture sees: the training and the validation loss as functions of its parameters."""
-        raise TypeError(f"{type(self).__name__} has no losses")
+    def losses(self, train: Any, valid: Any, active: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
+        """Training and validation loss for an architecture step, as functions without arguments."""
+        raise TypeError(f"{type(self).__name__} must define losses")
 
-    def loss(self, batch: Any, weights: Any, alive: Masks | None) -> Tensor:
-        """What a step of the weights lessens; counts itself in `sums`."""
-        raise TypeError(f"{type(self).__name__} has no loss")
+    def loss(self, batch: Any, weights: Any, active: Masks | None) -> Tensor:
+        """The training loss of a weight step; adds itself to `sums`."""
+        raise TypeError(f"{type(self).__name__} must define loss")
 
-    def seen(self, number: int) -> Masks | None:
-        """The paths that an architecture step looks at; None: all."""
-        return None if self.method.probes(number) else self.method.alive()
+    def architecture_paths(self, number: int) -> Masks | None:
+        """The paths that this architecture step computes; None: all."""
+        return None if self.method.needs_zeroed_paths(number) else self.method.active_paths()
 
     def architecture(self, number: int, train: Any, valid: Any) -> None:
-        """One step of the architecture. Batch norms use the statistics of the batches and do not remember them.
+        """Take an architecture step. Batch norms use batch statistics and do not update running ones.
 
-        number: of the step, for methods that do not look at dead paths in every one.
+        number: of the step, for methods that compute paths of zero weight in some steps only.
         """
         s, method, average = self.settings, self.method, self.processes.average
-        if method.rests:
+        if method.frozen:
             return
-        on_train, on_valid = self.losses(train, valid, self.seen(number))
+        on_train, on_valid = self.losses(train, valid, self.architecture_paths(number))
         with frozen_statistics(self.norms):
             if s.order == "first":
                 with gradients.constant(self.params):
@@ -69,17 +69,17 @@ class BilevelSteps:
                 grads = gradients.second_order(
                     method.parameters, self.params, on_train, on_valid, lr, self._direction, s.hessian, average, clip
                 )
-        method.update(self.bounded(grads))
+        method.update(self.clipped(grads))
 
-    def bounded(self, grads: list[Tensor]) -> list[Tensor]:
-        """The gradient of the architecture as the method gets it."""
+    def clipped(self, grads: list[Tensor]) -> list[Tensor]:
+        """Clip the architecture gradient; not by default."""
         return grads
 
     def weights(self, batch: Any) -> None:
-        """One step of the weights; paths whose architecture weight is 0 do not run, and their weights rest."""
+        """Take a weight step. Paths of architecture weight 0 are not computed, and their weights do not change."""
         with torch.no_grad():
             weights = dict(self.method.weights())
-        loss = self.loss(batch, weights, self.method.alive())
+        loss = self.loss(batch, weights, self.method.active_paths())
         self.sgd.zero_grad()
         loss.backward()
         live = [p for p in self.params if p.grad is not None]
@@ -88,7 +88,7 @@ class BilevelSteps:
         self.sgd.step()
 
     def _direction(self, grads: Any) -> list[Tensor]:
-        """Where SGD would go: with its weight decay and momentum."""
+        """The direction of SGD: the gradients with weight decay and momentum."""
         group = self.sgd.param_groups[0]
         out = list(torch._foreach_add(list(grads), self.params, alpha=group["weight_decay"]))
         for i, p in enumerate(self.params):
@@ -98,14 +98,14 @@ class BilevelSteps:
         return out
 
     def means(self) -> tuple[float, float]:
-        """Loss and accuracy over all weight steps, of all processes, since this was last asked."""
+        """Mean loss and accuracy of the weight steps of all processes since the last call."""
         self.processes.total([self.sums])
         loss, correct, samples = self.sums.tolist()
         self.sums.zero_()
         return loss / samples, correct / samples
 
     def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch to the sums: its mean loss, its hits, its size."""
+        """Add a batch to the sums: loss, number of correct labels, size."""
         n = len(labels)
         self.sums += torch.stack([loss.detach().double() * n, (logits.argmax(1) == labels).sum(), torch.full_like(loss, n)])
 
@@ -118,31 +118,31 @@ class BilevelSteps:
 
 
 class CifarSteps(BilevelSteps):
-    """On images. batch: (images, labels)."""
+    """Steps on images. A batch is (images, labels)."""
 
     def __init__(self, net: Any, method: Method, settings: Any, processes: Processes = SINGLE_PROCESS) -> None:
         super().__init__(net, method, settings, processes, settings.momentum)
 
-    def logits(self, images: Tensor, weights: Any, alive: Masks | None) -> Tensor:
+    def logits(self, images: Tensor, weights: Any, active: Masks | None) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16) if self.settings.amp else nullcontext():
-            return self.net(images, weights, alive).float()
+            return self.net(images, weights, active).float()
 
-    def losses(self, train: Batch, valid: Batch, alive: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
+    def losses(self, train: Batch, valid: Batch, active: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
         def on(batch: Batch) -> gradients.Loss:
-            return lambda: F.cross_entropy(self.logits(batch[0], self.method.weights(), alive), batch[1])
+            return lambda: F.cross_entropy(self.logits(batch[0], self.method.weights(), active), batch[1])
 
         return on(train), on(valid)
 
-    def loss(self, batch: Batch, weights: Any, alive: Masks | None) -> Tensor:
+    def loss(self, batch: Batch, weights: Any, active: Masks | None) -> Tensor:
         images, labels = batch
-        logits = self.logits(images, weights, alive)
+        logits = self.logits(images, weights, active)
         loss = F.cross_entropy(logits, labels)
         self.count(loss, logits, labels)
         return loss
 
 
 class TextSteps(BilevelSteps):
-    """On text. `state`: the hidden states of the training and the validation text."""
+    """Steps on text. state: the hidden states of the training and the validation text."""
 
     net: RecurrentSupernet
     clips_inner_step = True
@@ -151,22 +151,22 @@ class TextSteps(BilevelSteps):
         super().__init__(net, method, settings, processes)
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.state: dict[str, Tensor] = {}
-        self.forget()
+        self.reset_states()
 
-    def forget(self) -> None:
-        """Go back to the hidden states of the start."""
+    def reset_states(self) -> None:
+        """Reset the hidden states to those before the first word."""
         self.state = {part: self.net.start(self.settings.batch) for part in ("train", "valid")}
 
-    def losses(self, train: Window, valid: Window, alive: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
-        # What is left out is drawn once for all passes over a batch: the published code draws anew in each, and takes the
-        # difference of two losses that leave out different things.
+    def losses(self, train: Window, valid: Window, active: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:
+        # One draw of dropout masks for all passes over a batch: the published code draws new masks in each pass, so that its
+        # central difference compares losses with different masks.
         before = dict(self.state)
         draw = lambda: self.net.draw(self.settings.batch)
         batches = {"train": (*train, before["train"], draw()), "valid": (*valid, before["valid"], draw())}
 
         def on(part: str) -> gradients.Loss:
             def loss() -> Tensor:
-                found, _, last = self.net.loss(*batches[part], self.method.weights(), alive)
+                found, _, last = self.net.loss(*batches[part], self.method.weights(), active)
                 if part == "valid":
                     self.state["valid"] = last.detach()
                 return found
@@ -175,35 +175,35 @@ class TextSteps(BilevelSteps):
 
         return on("train"), on("valid")
 
-    def loss(self, batch: Window, weights: Any, alive: Masks | None) -> Tensor:
+    def loss(self, batch: Window, weights: Any, active: Masks | None) -> Tensor:
         words, targets = batch
         dropped = self.net.draw(self.settings.batch)
-        loss, states, last = self.net.loss(words, targets, self.state["train"], dropped, weights, alive)
+        loss, states, last = self.net.loss(words, targets, self.state["train"], dropped, weights, active)
         self.state["train"] = last.detach()
         n = targets.numel()
         self.sums += torch.stack([n * loss.detach().double(), self.sums.new_tensor(n)])
         return loss + self.settings.temporal * (states[1:] - states[:-1]).pow(2).mean()
 
     def means(self) -> tuple[float, float]:
-        """Loss and perplexity over all weight steps since this was last asked."""
+        """Mean loss and perplexity of the weight steps since the last call."""
         total, words = self.sums.tolist()
         self.sums.zero_()
         return total / words, perplexity(total / words)
 
-    def seen(self, number: int) -> Masks | None:
-        """All paths into nodes that live: a node that has died stays dead.
+    def architecture_paths(self, number: int) -> Masks | None:
+        """The paths into nodes with nonzero weights: a node whose weights are all zero stays zero.
 
-        Behind its norm a node is the same however small its weights are, so at 0 its gradient is not one to go by: it is larger
-        by 1 / sqrt(eps) of the norm, and would bring every dead node back in the next step.
+        The batch norm of a node cancels the scale of its weights. At 0 the gradient is therefore larger by the factor
+        1 / sqrt(eps) of the norm, and would make every such node nonzero in the next step.
         """
-        alive = super().seen(number)
-        if alive is not None or self.method.alive() is None:
-            return alive
+        active = super().architecture_paths(number)
+        if active is not None or self.method.active_paths() is None:
+            return active
         paths = self.net.space.paths(CELL)
-        lives = {path.node for path, living in zip(paths, self.method.alive()[CELL]) if living}  # type: ignore[index]
-        return {CELL: tuple(path.node in lives for path in paths)}
+        nodes = {path.node for path, active in zip(paths, self.method.active_paths()[CELL]) if active}  # type: ignore[index]
+        return {CELL: tuple(path.node in nodes for path in paths)}
 
-    def bounded(self, grads: list[Tensor]) -> list[Tensor]:
+    def clipped(self, grads: list[Tensor]) -> list[Tensor]:
         return gradients.clipped(grads, self.settings.arch_clip)[0]
 
     def architecture(self, number: int, train: Window, valid: Window) -> None:
@@ -216,7 +216,7 @@ class TextSteps(BilevelSteps):
 
     @contextmanager
     def _shorter_step(self, batch: Window) -> Iterator[None]:
-        """A learning rate in proportion to the length of the window."""
+        """Context in which the learning rate is proportional to the length of the window."""
         group = self.sgd.param_groups[0]
         usual = group["lr"]
         group["lr"] = usual * len(batch[0]) / self.settings.bptt

@@ -1,1 +1,1 @@
-"""Images and text."""
+"""Data sets: CIFAR, folders of images, and text."""

@@ -1,11 +1,11 @@
 """CIFAR-10 and CIFAR-100 as tensors on the device, augmented there.
 
-    data = load("cifar10", "data")
+    data = load_cifar("cifar10", "data")
     augment = Augment(data.mean, data.std, padding=4, cutout=16)
     for images, labels in Batches(data.train, size=64, seed=0, augment=augment).epoch(3):
 
-A batch is a function of (seed, epoch, number) and nothing else, so a stopped run goes on with the batch it had come to, and each
-rank of a data-parallel run takes its share of one and the same batch.
+A batch depends on (seed, epoch, number) only: a resumed run continues with its next batch, and the ranks of a data-parallel run
+take their shares of the same batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..engine.distributed import WHOLE_BATCH, Share
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and the md5 of everything that is read."""
+    """The origin of a data set, its files and their md5 sums, and its statistics."""
 
     title: str
     url: str
@@ -78,11 +78,11 @@ SOURCES = {
 }
 
 
-PACKED = ".npz"  # a file of `pack`
+PACKED = ".npz"  # the suffix of files that `pack` writes
 
 
 class Images(NamedTuple):
-    """images: uint8 (N, 3, H, W). labels: int64 (N,)."""
+    """Images, uint8 (N, 3, H, W), and their labels, int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -90,13 +90,13 @@ class Images(NamedTuple):
     def to(self, device: torch.device | str) -> Images:
         return Images(self.images.to(device), self.labels.to(device))
 
-    def take(self, which: slice) -> Images:
+    def select(self, which: slice) -> Images:
         return Images(self.images[which], self.labels[which])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """train, test: all images. mean, std: of the channels, on the scale [0, 1]."""
+    """A data set. mean, std: of each channel, for pixels in [0, 1]."""
 
     name: str
     train: Images
@@ -110,13 +110,13 @@ class Dataset:
 
 
 def load_cifar(name: str, data_dir: str | Path) -> Dataset:
-    """A data set from `data_dir`, downloaded there first if it is missing; or a part of it, from a file that `pack` wrote.
+    """Read a data set from `data_dir`, after downloading it if it is missing, or a part of it from a file that `pack` wrote.
 
     Every published file is checked against its published md5 before it is parsed.
 
     Raises:
-      ValueError: an unknown name; a file that is damaged.
-      FileNotFoundError: the data are missing and could not be downloaded; the message says how to get them by hand.
+      ValueError: an unknown name, or a damaged file.
+      FileNotFoundError: the data are missing and could not be downloaded; the message gives the address and the place.
     """
     if name not in SOURCES:
         raise ValueError(f"data must be one of {', '.join(SOURCES)}, got {name!r}")
@@ -141,7 +141,7 @@ def _download(source: Source, root: Path) -> None:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{source.title} is not in {root / source.folder} and could not be downloaded ({error}). "
-            f"Get {source.url}, unpack it, and pass the folder that holds {source.folder} as --data-dir"
+            f"Get {source.url}, unpack it, and pass the folder that contains {source.folder} as --data-dir"
         ) from error
 
 
@@ -152,22 +152,22 @@ def _read(folder: Path, files: tuple[tuple[str, str], ...], source: Source) -> I
         found = hashlib.md5(content).hexdigest()
         if found != md5:
             raise ValueError(
-                f"{folder / name} must have the md5 {md5}, got {found}: the file is damaged, delete it to get it anew"
+                f"{folder / name} must have the md5 {md5}, got {found}: the file is damaged; delete it to download it again"
             )
-        batch = pickle.loads(content, encoding="bytes")  # known bytes: the md5 was checked
+        batch = pickle.loads(content, encoding="bytes")  # safe: the md5 shows that these are the published bytes
         images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
         labels.append(np.asarray(batch[source.label], np.int64))
     return Images(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
 
 
 def pack(dataset: Dataset, count: int, file: Path, test: int) -> None:
-    """Write the first `count` images of a data set, `test` of them test images, to one file that `load` takes as `data_dir`.
+    """Write the first `count` images of a data set, `test` of them test images, to a file for `load_cifar`.
 
-    Images and labels are arrays of bytes in the order of the data set: a search that takes no more of them sees what it would see
-    of the whole. They are not compressed, which would save a tenth.
+    Images and labels keep the order of the data set, so a search that uses no more of them gets the same images as from the
+    whole data set. Compression would save only a tenth and is left out.
 
     Raises:
-      ValueError: more images than there are, or none to train or to test; a file name that does not end in .npz.
+      ValueError: more images than the data set has, no training or no test images, or a file name that does not end in .npz.
     """
     parts = {"train": (dataset.train, count - test), "test": (dataset.test, test)}
     if file.suffix != PACKED:
@@ -189,19 +189,19 @@ def _unpack(name: str, file: Path) -> Dataset:
         raise FileNotFoundError(f"no file {file} of packed images: `python benchmarks/gpu.py --pack 16000 {file}` writes one")
     try:
         with np.load(file, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in found.files}  # each is checked against a sum that the format holds
-        held = str(arrays["name"])
+            arrays = {key: found[key] for key in found.files}  # the zip format verifies a checksum of each
+        stored = str(arrays["name"])
         parts = [(arrays[f"{part}_images"], arrays[f"{part}_labels"], int(arrays[f"{part}_of"])) for part in ("train", "test")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} must hold packed images, but could not be read: {error}") from None
+        raise ValueError(f"{file} must contain packed images, but could not be read: {error}") from None
     source = SOURCES[name]
-    if held != name:
-        raise ValueError(f"{file} must hold {name}, got {held}")
+    if stored != name:
+        raise ValueError(f"{file} must contain {name}, got {stored}")
     for images, labels, _ in parts:
         fits = images.ndim == 4 and images.shape[1:] == (3, 32, 32) and labels.shape == images.shape[:1] and len(labels) > 0
         if not fits or images.dtype != np.uint8 or labels.dtype != np.uint8 or labels.max() >= source.classes:
             raise ValueError(
-                f"{file} must hold bytes (N, 3, 32, 32) and as many labels below {source.classes}, got {images.dtype} of shape"
+                f"{file} must contain bytes (N, 3, 32, 32) and as many labels below {source.classes}, got {images.dtype} of shape"
                 f" {images.shape} and {labels.dtype} of shape {labels.shape}"
             )
     (train, _, every), (test, _, every_test) = parts
@@ -216,8 +216,11 @@ def _unpack(name: str, file: Path) -> Dataset:
 
 @dataclass(frozen=True)
 class Augment:
-    """uint8 images to normalised floats; with `padding` a random crop out of the padded image and a random flip, and where
-    `cutout` a square of that side is blanked (DeVries and Taylor, 2017: clipped at the border)."""
+    """Convert uint8 images to normalised floats, and augment them.
+
+    padding: take a random crop of the image padded by so many pixels, and flip it at random; 0: neither. cutout: set a square
+    of this side at a random place to 0, clipped at the border (DeVries and Taylor, 2017); 0: none.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -249,7 +252,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Batches:
-    """Shuffled, augmented batches of a set of images. `stream` tells apart sets that are drawn from in one run."""
+    """Shuffled, augmented batches of images. stream: a number for independent random numbers of several sets in a run."""
 
     data: Images
     size: int
@@ -265,7 +268,7 @@ class Batches:
             raise ValueError(f"batch must be a multiple of the {self.share.world} processes, got {self.size}")
 
     def __len__(self) -> int:
-        """Batches of an epoch; an incomplete last one is left out."""
+        """The number of batches of an epoch; an incomplete last batch is dropped."""
         return len(self.data.labels) // self.size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -289,7 +292,7 @@ class Batches:
 def evaluation_batches(
     data: Images, augment: Augment, size: int = 500, share: Share = WHOLE_BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, not shuffled: to evaluate. A process sees its share."""
+    """Yield all images in order, for evaluation. Each process gets its share."""
     images, labels = data.images[share.rank :: share.world], data.labels[share.rank :: share.world]
     for part, own in zip(images.split(size), labels.split(size)):
         yield augment(part), own

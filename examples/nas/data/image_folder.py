@@ -1,4 +1,4 @@
-"""Folders of images, one per class, as ImageNet is kept: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+"""Images in one folder for each class, in the layout of ImageNet: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Folder:
-    """Files and their classes, in the order of the names."""
+    """Image files and their labels, sorted by name. classes: the names of the classes."""
 
     files: tuple[Path, ...]
     labels: tuple[int, ...]
@@ -29,23 +29,25 @@ class Folder:
 
 
 def read_folder(root: Path, split: str) -> Folder:
-    """The images of ROOT/SPLIT.
+    """Find the images of ROOT/SPLIT.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no image in it.
+      FileNotFoundError: the folder is missing, or contains no image.
     """
     place = root / split
     if not place.is_dir():
-        raise FileNotFoundError(f"--data-dir must hold a folder {split!r} with one folder of images for each class, got {root}")
+        raise FileNotFoundError(
+            f"--data-dir must contain a folder {split!r} with one folder of images for each class, got {root}"
+        )
     classes = tuple(sorted(d.name for d in place.iterdir() if d.is_dir()))
     found = [(f, i) for i, c in enumerate(classes) for f in sorted((place / c).rglob("*")) if f.suffix.lower() in SUFFIXES]
     if not found:
-        raise FileNotFoundError(f"{place} must hold images ({', '.join(SUFFIXES)}) in a folder for each class, found none")
+        raise FileNotFoundError(f"{place} must contain images ({', '.join(SUFFIXES)}) in a folder for each class, found none")
     return Folder(tuple(f for f, _ in found), tuple(i for _, i in found), classes)
 
 
 class Decoded(Dataset):
-    """(image, label) by index; random crops are a function of (seed, epoch, index)."""
+    """(image, label) by index. Random crops depend on (seed, epoch, index) only; epoch None: the central crop."""
 
     def __init__(self, folder: Folder, size: int, seed: int, epoch: int | None) -> None:
         self.folder, self.size, self.seed, self.epoch = folder, size, seed, epoch
@@ -69,7 +71,7 @@ class Decoded(Dataset):
 
 
 def central(image: Image.Image, size: int) -> Image.Image:
-    """The middle of the image, its shorter side 8/7 of `size`."""
+    """The central crop of `size` pixels, after resizing the shorter side to 8/7 of it."""
     short = round(size * 8 / 7)
     scale = short / min(image.size)
     image = image.resize(
@@ -80,7 +82,7 @@ def central(image: Image.Image, size: int) -> Image.Image:
 
 
 def augmented(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random part of 8 to 100 % of the area, flipped half of the time, colours jittered."""
+    """A random crop of 8 to 100 % of the area, resized, flipped with probability 1/2, with random changes of the colours."""
     left, top, width, height = _part(image.width, image.height, rng)
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
     if rng.random() < 0.5:
@@ -106,7 +108,7 @@ def _part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
 
 @dataclass(frozen=True)
 class FolderBatches:
-    """Shuffled batches of a folder, decoded by `workers` processes. Same interface as `cifar.Batches`."""
+    """Shuffled batches of a folder, decoded by `workers` processes; same interface as `cifar.Batches`."""
 
     folder: Folder
     size: int
@@ -126,7 +128,7 @@ class FolderBatches:
         return len(self.folder.files) // self.size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on; an incomplete last one is left out."""
+        """The batches of an epoch from number `start` on; an incomplete last batch is dropped."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.folder.files))
         batches = [order[i * self.size : (i + 1) * self.size] for i in range(start, len(self))]
         own = [b[self.share.rank :: self.share.world].tolist() for b in batches]
@@ -136,7 +138,7 @@ class FolderBatches:
 def folder_evaluation_batches(
     folder: Folder, pixels: int, size: int, device: torch.device, workers: int = 0, share: Share = WHOLE_BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, cropped in the middle. A process sees its share."""
+    """Yield the central crops of all images in order. Each process gets its share."""
     own = range(len(folder.files))[share.rank :: share.world]
     batches = [list(own[i : i + size]) for i in range(0, len(own), size)]
     yield from _decode(Decoded(folder, pixels, 0, None), batches, workers, device)

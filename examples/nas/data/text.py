@@ -1,12 +1,11 @@
-"""Text as numbers: Penn Treebank, any other plain text, or the documentation that comes with Python.
+"""Text as word indices: Penn Treebank, any other plain text, or the documentation that comes with Python.
 
-    corpus = load("data/ptb")                    # or a folder of your own; None: Python's language topics
-    rows = columns(corpus.train, batch=64)       # (rows, 64): 64 texts side by side
+    corpus = load_corpus("data/ptb")              # or another folder; None: Python's language topics
+    rows = text_columns(corpus.train, batch=64)   # (rows, 64): 64 parts of the text, one in each column
     for start, words in windows(len(rows), bptt=35, seed=0, epoch=3):
-        rows[start : start + words], rows[start + 1 : start + 1 + words]     # words and the words that follow them
+        inputs, targets = window(rows, start, words)
 
-Which windows an epoch has is a function of (seed, epoch) and nothing else, so a stopped run goes on with the window it had come
-to.
+The windows of an epoch depend on (seed, epoch) only: a resumed run continues with its next window.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Window = tuple[Tensor, Tensor]  # words and the words that follow them, (T, batch) each
+Window = tuple[Tensor, Tensor]  # inputs and targets, the words that follow them: (T, batch) each
 PARTS = ("train", "valid", "test")
 END, RARE = "<eos>", "<unk>"
 # Penn Treebank as prepared by Mikolov (the text belongs to the Linguistic Data Consortium and is not downloaded).
@@ -31,12 +30,12 @@ PTB_MD5 = {
     "ptb.valid.txt": "aa0affc06ff7c36e977d7cd49e3839bf",
     "ptb.test.txt": "8b80168b89c18661a38ef683c0dc3721",
 }
-SHARES = (0.9, 0.95)  # where a text in one piece is cut into its three parts
+SHARES = (0.9, 0.95)  # where a text in one file is split into its three parts
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """train, valid, test: numbers of words in `vocabulary`, int64 (words,). fingerprint: of all of it."""
+    """A text. train, valid, test: indices into `vocabulary`, int64 (words,). fingerprint: a hash of all of it."""
 
     name: str
     vocabulary: tuple[str, ...]
@@ -50,18 +49,20 @@ class Corpus:
 
 
 def load_corpus(data_dir: str | Path | None = None) -> Corpus:
-    """The corpus in a folder (or in its subfolder `ptb`): three files that end in .txt and have train, valid and test in their
-    names, or one file, of which the last tenth of the lines is for validation and test. None: the documentation of Python's
-    language topics, rare words replaced.
+    """Read a corpus.
 
-    A line ends in a word of its own, <eos>; words are what white space separates. The vocabulary is that of all three parts.
-    Files are UTF-8, with or without a byte order mark, in any locale. Lines end at \\n or \\r\\n and at nothing else, as in the
-    published loaders: a form feed, U+2028 or a single \\r inside a line is white space. Files of Penn Treebank are checked
-    against their published md5 before they are read.
+    data_dir: a folder (or one with a subfolder `ptb`) with three .txt files that have train, valid and test in their names, or
+    with one .txt file, whose last tenth of lines is for validation and test. None: the documentation of Python's language
+    topics, with rare words replaced.
+
+    Words are separated by white space; the end of a line is a word of its own, <eos>. The vocabulary contains the words of all
+    three parts. Files are UTF-8, with or without a byte order mark, whatever the locale. As in the published loaders a line
+    ends at \\n or \\r\\n only: a form feed, U+2028 or a single \\r inside a line is white space. Files of Penn Treebank are
+    checked against their published md5 sums.
 
     Raises:
-      FileNotFoundError: no such folder, or no text in it.
-      ValueError: a damaged file of Penn Treebank; text that is not UTF-8, whose lines end at \\r, or that is too short to have
+      FileNotFoundError: the folder is missing, or contains no text.
+      ValueError: a damaged file of Penn Treebank; text that is not UTF-8, whose lines end at \\r, or that is too short for
         three parts.
     """
     if data_dir is None:
@@ -73,7 +74,7 @@ def load_corpus(data_dir: str | Path | None = None) -> Corpus:
     if not files:
         raise FileNotFoundError(
             f"no text in {folder}: --data-dir names a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or with one or"
-            " three .txt files of your own; without --data-dir Python's own documentation is taken"
+            " three other .txt files; without --data-dir Python's own documentation is the text"
         )
     if len(files) == 1:
         return _corpus(files[0].name, _three(_lines(files[0])))
@@ -81,7 +82,9 @@ def load_corpus(data_dir: str | Path | None = None) -> Corpus:
     for part, named in found.items():
         if len(named) != 1:
             there = ", ".join(file.name for file in files)
-            raise FileNotFoundError(f"{folder} must hold one .txt file with {part!r} in its name, got {len(named)} among {there}")
+            raise FileNotFoundError(
+                f"{folder} must contain one .txt file with {part!r} in its name, got {len(named)} among {there}"
+            )
     name = "ptb" if all(file[0].name in PTB_MD5 for file in found.values()) else folder.name
     return _corpus(name, [_lines(found[part][0]) for part in PARTS])
 
@@ -109,7 +112,7 @@ def _split(text: str) -> list[str]:
 
 
 def _topics() -> list[str]:
-    """The documentation of Python's language topics, in lower case, words and signs apart, words that are seen once rare."""
+    """The documentation of Python's language topics as lines: lower case, punctuation apart, <unk> for words that occur once."""
     from pydoc_data import topics
 
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
@@ -138,7 +141,7 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
 
 
 def text_columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
-    """(rows, batch): the text cut into `batch` pieces of one length, side by side; what is left over is dropped."""
+    """Cut the text into `batch` parts of equal length, the columns of the result (rows, batch); the remainder is dropped."""
     rows = len(words) // batch
     if batch < 1 or rows < 3:
         raise ValueError(f"{name} must lie in [1, {len(words) // 3}], a third of the {len(words)} words, got {batch}")
@@ -146,10 +149,10 @@ def text_columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
 
 
 def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) -> list[tuple[int, int]]:
-    """(first row, number of rows) of the windows of an epoch. Each is followed by a row to predict, and none has one row only.
+    """Draw the windows of an epoch, (first row, number of rows) each. Each has at least two rows, and a row that follows.
 
-    A window has `bptt` rows and, once in twenty times, half of that. spread: standard deviation of a normal number around it, as
-    published for the training of networks; the number then lies in [5, bptt + 20].
+    A window has `bptt` rows, and with probability 0.05 half as many. spread: where it is not 0, the number of rows is normally
+    distributed around that with this standard deviation, and clipped to [5, bptt + 20], as published for trainings.
     """
     draw = np.random.default_rng((seed, epoch))
     found, start = [], 0
@@ -162,4 +165,5 @@ def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) ->
 
 
 def window(rows: Tensor, start: int, words: int) -> Window:
+    """The inputs and targets of a window."""
     return rows[start : start + words], rows[start + 1 : start + 1 + words]

@@ -1,1 +1,1 @@
-"""What searches and trainings share: settings, command line, the loop over epochs, checkpoints, tables, reports."""
+"""Code shared by searches and trainings: settings, command line, the loop over epochs, checkpoints, tables, reports."""

@@ -1,21 +1,21 @@
-"""The strength of a penalty that leaves as much as is wanted: bisection on its logarithm, one run for each strength tried."""
+"""Find the strength of a penalty that gives a wanted size, by bisection on its logarithm with one run for each strength tried."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-FACTOR = 4.0  # between the first strengths tried, until the wanted number lies between two
+FACTOR = 4.0  # ratio of successive strengths, until two of them enclose the wanted size
 
 
-def closest_strength(left: Callable[[float], int], want: int, start: float, runs: int) -> float:
-    """Of at most `runs` strengths tried the one at which `left(strength)`, which falls as it grows, is closest to `want`."""
+def closest_strength(size: Callable[[float], int], want: int, start: float, runs: int) -> float:
+    """Try at most `runs` strengths and return the one whose size, a decreasing function of the strength, is closest to `want`."""
     found: dict[float, int] = {}
-    low: float | None = None  # leaves too many
-    high: float | None = None  # leaves too few
+    low: float | None = None  # largest strength known to be too small
+    high: float | None = None  # smallest strength known to be too large
     strength = start
     for _ in range(runs):
-        found[strength] = left(strength)
+        found[strength] = size(strength)
         if found[strength] == want:
             break
         if found[strength] > want:
@@ -27,6 +27,6 @@ def closest_strength(left: Callable[[float], int], want: int, start: float, runs
 
 
 def refuse_existing_runs(out: Path, resume: bool) -> None:
-    """FileExistsError where `out` holds runs for several strengths that were not to be continued."""
+    """Raise FileExistsError if `out` contains runs for several strengths and `resume` is off."""
     if not resume and any(out.glob("mu-*")):
-        raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+        raise FileExistsError(f"{out} already contains a run: continue it with --resume, or choose another --out")

@@ -67,7 +67,7 @@ def first_process() -> bool:
 
 
 def run_each_seed(settings: Any, run: Callable[[int, Path], dict[str, Any]], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The results of ``run(seed, folder)`` for every seed of the settings; with several, prints a table of these columns."""
+    """Return ``run(seed, folder)`` for every seed of the settings; with several, print a table of these columns."""
     if not settings.seeds:
         raise SystemExit("error: --seeds must name at least one seed, got none")
     rows = []

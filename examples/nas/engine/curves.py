@@ -1,4 +1,4 @@
-"""Accuracy, loss, perplexity and sparsity over the epochs of searches and trainings, by matplotlib."""
+"""Plot accuracy, loss, perplexity and sparsity over the epochs of searches and trainings, with matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..space.drawing import plt
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
-    """Accuracy or perplexity, living paths and living nodes over the epochs; `runs`: the rows of searches by name."""
+    """Plot accuracy or perplexity, paths and active nodes over the epochs. runs: the rows of each search, by its name."""
     last = next(iter(runs.values()))[-1]
     what = "accuracy" if "valid_accuracy" in last else "perplexity"
     cells = [key.removeprefix("paths_") for key in last if key.startswith("paths_")]
@@ -41,14 +41,14 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
 
 
 def _logarithmic(axis: Any) -> None:
-    """A logarithmic axis with numbers that are written out."""
+    """Make the y axis logarithmic, with tick labels such as 200 instead of powers of ten."""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
-    """Loss and accuracy of a training over the epochs."""
+    """Plot loss and accuracy of a training over the epochs."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     epochs = [row["epoch"] + 1 for row in rows]
     for axis, what, factor in zip(axes, ("loss", "accuracy"), (1, 100)):
@@ -61,7 +61,7 @@ def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
 
 
 def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
-    """Perplexity of a training over the epochs; where averages were validated, and where it was rolled back."""
+    """Plot perplexity over the epochs, with the first epoch of averaged weights and the epochs of rollbacks marked."""
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
     epochs = [row["epoch"] + 1 for row in rows]
     for part, style in (("train", ":"), ("valid", "-")):

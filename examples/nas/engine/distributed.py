@@ -1,4 +1,4 @@
-"""Data-parallel runs under torchrun: every process works on its share of each batch, and all hold the same architecture."""
+"""Data-parallel runs under torchrun: every process computes its share of each batch; the architecture is the same in all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch a process works on."""
+    """The part of every batch that a process computes."""
 
     rank: int = 0
     world: int = 1
@@ -24,14 +24,14 @@ WHOLE_BATCH = Share()
 
 @dataclass(frozen=True)
 class Processes:
-    """One process of `world`. With one, nothing is sent."""
+    """One of `world` processes. With a single process there is no communication."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files and shows progress."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     @property
@@ -47,7 +47,7 @@ class Processes:
 
     @torch.no_grad()
     def total(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over the processes, all in one message."""
+        """Replace every tensor by its sum over the processes, in one all-reduce for all tensors."""
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -56,7 +56,7 @@ class Processes:
             t.copy_(part.view_as(t))
 
     def average_buffers(self, net: nn.Module) -> None:
-        """Running statistics, of which each process has seen other images."""
+        """Average the running statistics, which each process computed from its own images."""
         self.average([b for b in net.buffers() if b.is_floating_point()])
 
     def check_same(self, name: str, tensors: Sequence[Tensor]) -> None:
@@ -71,6 +71,7 @@ class Processes:
             raise RuntimeError(f"{name} must be the same on all processes, but differs from rank 0 on ranks {different}")
 
     def wait(self) -> None:
+        """Wait until all processes have come here."""
         if self.world > 1:
             dist.barrier()
 
@@ -79,16 +80,18 @@ SINGLE_PROCESS = Processes()
 
 
 def require_single_process(processes: Processes) -> None:
-    """Raise ValueError under torchrun: hidden states of several processes would not fit into one checkpoint."""
+    """Raise ValueError under torchrun: a checkpoint has the hidden states of one process only."""
     if processes.world > 1:
         raise ValueError(f"text is read by one process; start it without torchrun, got {processes.world} processes")
 
 
 def join_processes(device: str) -> tuple[Processes, torch.device]:
-    """The process that torchrun made of this one, and its device ("auto": CUDA where there is some).
+    """Join the process group if torchrun started this process; return the process and its device.
+
+    device: auto (CUDA where available), cpu or cuda.
 
     Raises:
-      ValueError: another device than auto, cpu or cuda, or cuda where there is none.
+      ValueError: an unknown device, or cuda on a machine without it.
     """
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "auto, cpu, cuda" if torch.cuda.is_available() else "auto, cpu (this machine has no CUDA)"

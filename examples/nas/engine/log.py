@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the file by one with these rows, in one move; a column that a row does not have stays empty there."""
+    """Write the rows to a CSV file atomically; a row without some column has an empty cell there."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(column for row in rows for column in row)))
     writer.writeheader()
@@ -22,7 +22,7 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Log:
-    """Writes the rows of a run. A checkpoint holds all of them: after a stop the file is the same as without one."""
+    """Writes the rows of a run. All rows are in the checkpoint, so a resumed run writes the file of an uninterrupted one."""
 
     def __init__(self, out: Path, name: str = "search.csv") -> None:
         self.file, self.board = out / name, None

@@ -1,4 +1,4 @@
-"""What a finished search leaves behind: pictures, and one HTML page that holds all of them."""
+"""The report of a finished search: pictures, and an HTML page with all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(
     space: Space,
     settings: Mapping[str, Any],
 ) -> None:
-    """cells.svg, cells.png, weights.png, curves.png and report.html in `out`, beside the genotype.json that is there."""
+    """Write cells.svg, cells.png, weights.png, curves.png and report.html to `out`, which contains genotype.json."""
     genotype = load_genotype(out / "genotype.json", space.kind)
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     pictures = {
@@ -54,20 +54,20 @@ def write(
 
 
 def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:
-    """What the table of epochs says of an architecture: zeros, living paths, living nodes and skip connections of each cell."""
+    """The columns of an architecture in the table of epochs: zeros, paths, active nodes and skip connections of each cell."""
     row = {}
     for cell in genotype.layout.cells:
-        living = [path.operation for path in genotype.paths(cell)]
+        active = [path.operation for path in genotype.paths(cell)]
         row[f"zeros_{cell}"] = int((point[cell] == 0).sum())
-        row[f"paths_{cell}"] = len(living)
-        row[f"nodes_{cell}"] = len(genotype.living(cell))
+        row[f"paths_{cell}"] = len(active)
+        row[f"nodes_{cell}"] = len(genotype.active_nodes(cell))
         if "skip_connect" in genotype.layout.operations:
-            row[f"skips_{cell}"] = living.count("skip_connect")
+            row[f"skips_{cell}"] = active.count("skip_connect")
     return row
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader should know of the result before he trains it."""
+    """Reasons to doubt the result, to be read before it is trained."""
     last, found = rows[-1], []
     for cell in [key.removeprefix("skips_") for key in last if key.startswith("skips_")]:
         paths, skips = last[f"paths_{cell}"], last[f"skips_{cell}"]

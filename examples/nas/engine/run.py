@@ -1,4 +1,4 @@
-"""What a search and a training share: epochs of steps with progress and a table, checkpoints, going on after any stop."""
+"""The loop of a search or training: epochs of steps with a progress bar, a table, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .log import Log
 
 
 class Run:
-    """Epochs of steps. Subclasses say what a step does, what a row of the table holds, and what belongs into a checkpoint."""
+    """Epochs of steps. Subclasses define a step, a row of the table, and the state in a checkpoint."""
 
     kind = "run"
     table = "run.csv"
@@ -29,60 +29,60 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         torch.manual_seed(seed)
 
-    # -- what subclasses say ------------------------------------------------------------------
+    # -- defined by subclasses ----------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
-        raise TypeError(f"{type(self).__name__} does not say how many steps an epoch has")
+        """The number of steps of an epoch."""
+        raise TypeError(f"{type(self).__name__} must define __len__, the number of steps of an epoch")
 
     def epochs(self) -> int:
-        """How many there will be, as far as is known."""
+        """The number of epochs, as far as it is known at this time."""
         return self.settings.epochs
 
     def begin_epoch(self) -> None:
-        """Before the first step of an epoch that starts or goes on: set what only depends on its number."""
+        """Prepare an epoch that starts or is resumed: set everything that depends on its number only."""
 
     def batches(self) -> Iterator[Any]:
-        """What the steps of this epoch take, from number `self.step` on."""
-        raise TypeError(f"{type(self).__name__} has no batches")
+        """The batches of this epoch from number `self.step` on."""
+        raise TypeError(f"{type(self).__name__} must define batches")
 
-    def take(self, batch: Any) -> None:
-        """One step."""
-        raise TypeError(f"{type(self).__name__} has no steps")
+    def train_step(self, batch: Any) -> None:
+        """Take one step."""
+        raise TypeError(f"{type(self).__name__} must define train_step")
 
     def end_epoch(self) -> dict[str, Any]:
-        """Evaluate: the columns of this epoch beside its number and time."""
+        """Evaluate, and return the columns of this epoch without its number and time."""
         return {}
 
     def headline(self, row: dict[str, Any]) -> str:
-        """What the line of progress says of the last epoch."""
+        """The summary of the last epoch in the progress bar."""
         return f"valid {100 * row['valid_accuracy']:.2f} %"
 
     def finish(self) -> None:
-        """After the last epoch, in the first process: pictures, reports."""
+        """Write pictures and reports after the last epoch; called in the first process only."""
 
     def result(self) -> dict[str, Any]:
-        """The row of the epoch that the run stands for."""
+        """The row of the epoch that is the result of the run."""
         return self.rows[-1]
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes, as plain data: a checkpoint belongs to exactly this."""
+        """What the run computes, as plain data. A checkpoint can be resumed by runs with the same identity only."""
         return {"seed": self.seed, "processes": self.processes.world, **self.settings.plain()}
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain data from which `restore` goes on."""
+        """The tensors and plain data that `restore` needs."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
 
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to the last epoch; the row of `result`."""
+        """Run to the last epoch; return the row of `result`."""
         first = self.processes.first
         log = Log(self.out, self.table) if first else None
-        patience = 0.5 if os.isatty(2) else 30.0  # seconds between lines of progress
+        patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
         done = self.epoch * len(self) + self.step
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
             while self.epoch < self.epochs():
@@ -104,7 +104,7 @@ class Run:
         self.begin_epoch()
         last = saved = time.monotonic()
         for batch in self.batches():
-            self.take(batch)
+            self.train_step(batch)
             self.step += 1
             bar.update()
             now = time.monotonic()
@@ -115,7 +115,7 @@ class Run:
                 saved = now
 
     def save(self) -> None:
-        """Write the checkpoint, in the first process."""
+        """Write the checkpoint; only the first process does."""
         if self.processes.first:
             progress = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "rows": self.rows}
             random = checkpoint.random_state(self.device)
@@ -123,7 +123,7 @@ class Run:
             checkpoint.save(self.out / "checkpoint.pt", content)
 
     def continue_from_checkpoint(self) -> None:
-        """Go on from the checkpoint; ValueError where it is damaged or belongs to other settings."""
+        """Restore the state of the checkpoint. ValueError if it is damaged or was written with other settings."""
         content = checkpoint.load(self.out / "checkpoint.pt", self.device)
         checkpoint.refuse_other(self.kind, self.identity(), content["identity"], type(self.settings)().plain())
         progress = content["progress"]
@@ -133,13 +133,16 @@ class Run:
 
 
 def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
-    """Build a run, continue it where it had stopped, and run it to the end; the row it stands for.
+    """Build a run, resume it from its checkpoint if there is one, and run it to the end; return the row of its result.
 
-    Under torchrun every process calls this; the first one writes.
+    Under torchrun every process calls this; the first one writes files.
+
+    Args:
+      make: builds the run from the process and its device.
 
     Raises:
-      FileExistsError: `out` holds a run and `settings.resume` is off.
-      ValueError: a setting out of its domain; a checkpoint of other settings, or a damaged one.
+      FileExistsError: `out` contains a run and `settings.resume` is off.
+      ValueError: a setting outside its domain; a checkpoint of other settings, or a damaged one.
     """
     if settings.threads < 0:
         raise ValueError(f"threads must be >= 0, got {settings.threads}")
@@ -148,7 +151,7 @@ def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: P
     processes, device = join_processes(settings.device)
     there = (out / "checkpoint.pt").exists()
     if there and not settings.resume:
-        raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+        raise FileExistsError(f"{out} already contains a run: continue it with --resume, or choose another --out")
     run = make(processes, device)
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 
+class CheckedSettings:
+    """Base class of all settings. A class that adds fields checks them in ``__post_init__``, after that of its bases."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(CheckedSettings):
     """Where a run writes and how it is executed. None of it changes a result, so none of it identifies a checkpoint."""
 
     out: Path = Path("runs/run")

@@ -1,1 +1,1 @@
-"""Search methods, a file each with its settings, and the registry that the scripts choose from."""
+"""Search methods: a module for each, with its settings, and the registry of all of them for the scripts."""

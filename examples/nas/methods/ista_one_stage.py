@@ -1,11 +1,11 @@
-"""ISTA-NAS in one stage: one network, of the size and by the recipe of the final training, is searched and trained in one run.
+"""ISTA-NAS in one stage: a network of final size is searched and trained in one run, by the recipe of the final training.
 
-Until its code comes to rest, ||z_new - z_old|| <= tolerance between two epochs, each node searches: one backward pass on a
-training batch moves its compressed variable and the weights of the paths it has at the time, whose batch norms keep scale 1
-and shift 0. Then the node keeps its paths, and their norms are trained too. When all nodes rest, `epochs` epochs of the recipe
-follow, without a new start; at the end the coefficients are absorbed into the batch norms.
+While a node is searched, one backward pass on a training batch updates its compressed variable and the weights of its current
+paths, whose batch norms have scale 1 and shift 0. When its code has converged, ||z_new - z_old|| <= tolerance between two epochs,
+its paths are final, and their batch norms are trained too. When all nodes have converged, `epochs` epochs of the recipe continue
+with the same weights. At the end the coefficients are absorbed into the batch norms.
 
-Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; ending node by node is the published code's.
+Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; convergence by node is that of the published code.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ from .ista import Codes, CodeSettings, code_optimizer
 
 @dataclass(frozen=True)
 class OneStageSettings(CodeSettings, ImageTrainSettings):
-    """The recipe is that of the papers for CIFAR-10; `epochs` follow the search."""
+    """Settings of the search and the training. The recipe is the published one for CIFAR-10; `epochs` follow the search."""
 
     out: Path = Path("runs/one_stage")
     lr_min: float = 0.001
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3."""
     tolerance: float = 1e-3
-    """A node rests when its code moves by no more from one epoch to the next."""
+    """A node has converged when its code changes by at most this between two epochs."""
     search_epochs: int = 200
-    """The search ends after so many epochs even if nodes still move."""
+    """Maximal number of epochs of the search, after which all nodes count as converged."""
     max_parameters: int = 0
-    """Refuse supports that make a network of more parameters and keep the last ones; 0: none are refused. The published code
-    refuses 3.7 million, the paper does not say so."""
+    """Keep the last supports if the new ones give a network with more parameters than this; 0: no limit. The published code has
+    a limit of 3.7 million, which the paper does not mention."""
 
     def __post_init__(self) -> None:
-        ImageTrainSettings.__post_init__(self)
-        CodeSettings.__post_init__(self)
+        super().__post_init__()
         check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance"))
 
 
@@ -70,7 +69,7 @@ CIFAR_PRESETS = {
 
 
 class OneStageSearch(ImageTraining):
-    """A search and training with one seed."""
+    """A search and training in one run, with one seed."""
 
     kind, table = "search", "search.csv"
 
@@ -78,8 +77,8 @@ class OneStageSearch(ImageTraining):
         super().__init__(settings, seed, out, processes, device)
         self.codes = Codes(self.net.space, settings, device)
         self.adam = code_optimizer(self.codes.parameters, settings)
-        self.resting = {cell: [False] * len(NODES) for cell in CELLS}
-        self.rests_from = -1  # the first epoch in which all nodes rest
+        self.converged = {cell: [False] * len(NODES) for cell in CELLS}
+        self.training_from = -1  # the first epoch in which all nodes have converged
         for norms in self._norms().values():
             for norm in norms:
                 norm.requires_grad_(False)
@@ -88,54 +87,56 @@ class OneStageSearch(ImageTraining):
         s = self.settings
         space = spaces.get_space(s.space)
         if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
-            raise ValueError(f"space must hold operations that can end in a batch norm, and noise does not, got {s.space!r}")
+            raise ValueError(f"space must have operations that can end in a batch norm, which noise cannot, got {s.space!r}")
         return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
 
     def _norms(self) -> dict[tuple[str, int], list[BatchNorm]]:
-        """(cell, node): the batch norms of all candidate operations into the node, in all cells of the type."""
+        """For each (cell type, node) the batch norms of all candidate operations into the node, in all cells of the type."""
         out: dict[tuple[str, int], list[BatchNorm]] = {(cell, node): [] for cell in CELLS for node in NODES}
         for kind, cell in zip(self.net.kinds, self.net.cells):
             for i, path in enumerate(cell.paths):
                 out[kind, path.node] += [m for m in cell.operation(i).modules() if isinstance(m, BatchNorm)]
         return out
 
-    # -- the search inside the recipe ---------------------------------------------------------
+    # -- search phase ---------------------------------------------------------------------------
 
     @property
-    def searches(self) -> bool:
-        return self.rests_from < 0
+    def searching(self) -> bool:
+        return self.training_from < 0
 
     def epochs(self) -> int:
-        return (self.settings.search_epochs if self.searches else self.rests_from) + self.settings.epochs
+        return (self.settings.search_epochs if self.searching else self.training_from) + self.settings.epochs
 
     def begin_epoch(self) -> None:
-        if self.searches and self.step == 0:
+        if self.searching and self.step == 0:
             self._recover()
         s = self.settings
-        done = 0 if self.searches else self.epoch - self.rests_from
+        done = 0 if self.searching else self.epoch - self.training_from
         self.sgd.param_groups[0]["lr"] = s.rate(done)
         self.net.drop_path.fill_(s.drop_path * done / s.epochs)
         self.net.train()
 
     def _recover(self) -> None:
-        """New codes for the nodes that still search; those whose code has come to rest keep it from now on."""
+        """Recover new codes of the nodes that have not converged, and find those that have now."""
         codes, old = self.codes.solve(), self.codes.codes
         moved = self.codes.distances(codes)
         for cell in CELLS:
-            codes[cell] = [old[cell][i] if rests else z for i, (z, rests) in enumerate(zip(codes[cell], self.resting[cell]))]
-        self.codes.moved = max(m for c in CELLS for m, rests in zip(moved[c], self.resting[c]) if not rests)
-        self.codes.take_over(codes)
+            codes[cell] = [
+                old[cell][i] if converged else z for i, (z, converged) in enumerate(zip(codes[cell], self.converged[cell]))
+            ]
+        self.codes.moved = max(m for c in CELLS for m, converged in zip(moved[c], self.converged[c]) if not converged)
+        self.codes.set_codes(codes)
         refused = self.epoch > 0 and self._too_large()
         if refused:
-            self.codes.take_over(old)
+            self.codes.set_codes(old)
         if self.epoch > 0 and not refused:
             for cell in CELLS:
-                self.resting[cell] = [r or m <= self.settings.tolerance for r, m in zip(self.resting[cell], moved[cell])]
+                self.converged[cell] = [r or m <= self.settings.tolerance for r, m in zip(self.converged[cell], moved[cell])]
         if self.epoch >= self.settings.search_epochs:
-            self.resting = {cell: [True] * len(NODES) for cell in CELLS}
-        self._free_norms()
-        if all(all(rests) for rests in self.resting.values()):
-            self.rests_from = self.epoch
+            self.converged = {cell: [True] * len(NODES) for cell in CELLS}
+        self._train_norms()
+        if all(all(converged) for converged in self.converged.values()):
+            self.training_from = self.epoch
 
     def _too_large(self) -> bool:
         s = self.settings
@@ -145,26 +146,26 @@ class OneStageSearch(ImageTraining):
             net = cnn.Network(self.codes.genotype(), s.channels, s.layers, auxiliary=False, form="one_stage")
         return sum(p.numel() for p in net.parameters()) > s.max_parameters
 
-    def _free_norms(self) -> None:
-        """The norms of nodes that rest are trained."""
+    def _train_norms(self) -> None:
+        """Train the batch norms of converged nodes."""
         norms = self._norms()
         for cell in CELLS:
-            for node, rests in zip(NODES, self.resting[cell]):
-                for norm in norms[cell, node] if rests else ():
+            for node, converged in zip(NODES, self.converged[cell]):
+                for norm in norms[cell, node] if converged else ():
                     norm.requires_grad_(True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad() if not self.searches else nullcontext():
+        with torch.no_grad() if not self.searching else nullcontext():
             weights = self.codes.weights()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
             return self.net.outputs(images, weights, self.codes.masks)
 
     def update(self) -> None:
-        """b first, then the weights; the clip sees both gradients, as in the published code."""
+        """Update b first, then the weights; clipping uses the norm of both gradients, as in the published code."""
         live = [p for p in self.params if p.grad is not None]
-        both = live + (self.codes.parameters if self.searches else [])
+        both = live + (self.codes.parameters if self.searching else [])
         self.processes.average([p.grad for p in both])  # type: ignore[misc]
-        if self.searches:
+        if self.searching:
             self._move_codes()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(both, self.settings.clip)
@@ -174,14 +175,14 @@ class OneStageSearch(ImageTraining):
 
     @torch.no_grad()
     def _move_codes(self) -> None:
-        """One step of Adam for the nodes that search."""
+        """Take a step of Adam for the nodes that have not converged."""
         before = [b.clone() for b in self.codes.parameters]
         self.adam.step()
         for b, old, cell in zip(self.codes.parameters, before, CELLS):
-            rests = torch.tensor(self.resting[cell], device=b.device)[:, None]
-            b.copy_(torch.where(rests, old, b))
+            converged = torch.tensor(self.converged[cell], device=b.device)[:, None]
+            b.copy_(torch.where(converged, old, b))
 
-    # -- what it leaves behind ------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------
 
     def end_epoch(self) -> dict[str, Any]:
         row = super().end_epoch()
@@ -189,7 +190,7 @@ class OneStageSearch(ImageTraining):
         genotype, point = self.codes.genotype(), self.point()
         if self.processes.first:
             results.save_epoch(self.out, self.epoch, genotype)
-        own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.resting.values()))}
+        own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.converged.values()))}
         return (
             row | own | report.architecture_columns(genotype, point) | {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
         )
@@ -199,7 +200,7 @@ class OneStageSearch(ImageTraining):
         return {cell: w.cpu() for cell, w in self.codes.weights().items()}
 
     def finish(self) -> None:
-        """The network without architecture variables, and the pictures."""
+        """Write the network without architecture variables, and the report."""
         with torch.no_grad():
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save_network(self.out / "network.pt", net)
@@ -210,12 +211,12 @@ class OneStageSearch(ImageTraining):
         return {"method": "ista one_stage", **super().identity()}
 
     def state(self) -> dict[str, Any]:
-        own = {"codes": self.codes.state_dict(), "adam": self.adam.state_dict(), "resting": self.resting}
-        return {**super().state(), **own, "rests_from": self.rests_from}
+        own = {"codes": self.codes.state_dict(), "adam": self.adam.state_dict(), "resting": self.converged}
+        return {**super().state(), **own, "rests_from": self.training_from}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.codes.load_state_dict(state["codes"])
         self.adam.load_state_dict(state["adam"])
-        self.resting, self.rests_from = state["resting"], state["rests_from"]
-        self._free_norms()
+        self.converged, self.training_from = state["resting"], state["rests_from"]
+        self._train_norms()

@@ -1,9 +1,9 @@
-"""Operation pruning: a network of known cells is trained by ProxSGD until whole operations are zero, which are then removed.
+"""Operation pruning: the network of a genotype is trained by ProxSGD, and operations that become zero are removed.
 
     run = Pruning(genotype, settings, mu, seed, out, processes, device)
     run.run()
-    small = cut(run.net, run.dead())               # same logits, bit for bit
-    again = Network(cascade(small), ...)           # the shape of what is left, for a training from new weights
+    small = cut(run.net, run.zeroed_operations())  # same logits, bit for bit
+    again = Network(cascade(small), ...)           # the remaining architecture, to be trained from new weights
 
 Source: GSparsity, "Operation pruning"; the per-tensor groups and the adaptive tau are those of the published code.
 """
@@ -31,31 +31,31 @@ from ..space.genotype import CELLS, Genotype
 from ..train.settings import GenotypeTrainSettings
 from ..train.train_cifar import ImageTraining, image_network
 
-Operation = tuple[int, int]  # number of the cell, number of the path in it
-BETA = 0.999  # of the second moment behind the adaptive tau
+Operation = tuple[int, int]  # index of the cell, index of the path in it
+BETA = 0.999  # decay of the second moment for the adaptive tau
 
 
 @dataclass(frozen=True)
 class PruningSettings(GenotypeTrainSettings):
-    """Of the training that prunes. mu and the retraining belong to the command."""
+    """Settings of a pruning run; mu and retraining belong to `prune_operations.py`."""
 
     epochs: int = 600
     lr: float = 1e-3
     lr_min: float = 1e-4
     momentum: float = 0.1
-    """Weight of the old direction: 1 - rho of ProxSGD."""
+    """Weight of the last direction: 1 - rho of ProxSGD."""
     weight_decay: float = 0.0
     groups: Literal["operation", "tensor"] = "operation"
-    """One group for each operation (the paper), or for each tensor of the network, the classifier and batch norms
-    included (the published code); an operation is then dead as soon as one of its tensors is."""
+    """One group for each operation (the paper), or for each tensor of the network, classifier and batch norms included (the
+    published code); then an operation is zero as soon as one of its tensors is."""
     tau: float | Literal["adaptive", "direct"] = "adaptive"
-    """Curvature of the model step of ProxSGD, towards whose prox point the weights only decay. adaptive: the mean over the group
-    of the root of the gradient's second moment. direct: no model, the weights themselves take the prox step, of length lr, and
-    are exactly sparse."""
+    """Curvature of ProxSGD's model, towards whose prox point the weights decay. adaptive: the mean over the group of the square
+    root of the gradient's second moment. direct: prox steps of length lr on the weights themselves, which are then exactly
+    sparse."""
     vanish: float = 1e-6
-    """At the end of an epoch groups that are 0 at the prox point and whose own norm is below this are set to exactly 0."""
+    """At the end of an epoch groups that are 0 at the prox point and have a norm below this are set to exactly 0."""
     start: Path | None = None
-    """Weights to start from, a network.pt that `train_cifar10.py` wrote; none: new ones."""
+    """File of initial weights, a network.pt of `train_cifar10.py`; without it weights are random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class PruningSettings(GenotypeTrainSettings):
 
 
 class Pruning(ImageTraining):
-    """One training with one mu."""
+    """A pruning run with one mu and one seed."""
 
     kind, table = "pruning", "prune.csv"
     settings: PruningSettings
@@ -90,10 +90,10 @@ class Pruning(ImageTraining):
         penalty = GroupL2(mu, weights="none")
         tau = {"adaptive": 1.0, "direct": None}.get(settings.tau, settings.tau)  # type: ignore[arg-type]
         named = [{"params": [(f.name, f.vector)], "penalty": penalty} for f in self.flats]
-        held = {id(p) for flat in self.flats for p in flat.parts}
-        rest = [(name, p) for name, p in self.net.named_parameters() if id(p) not in held]
-        free = [{"params": rest, "penalty": None, "weight_decay": settings.weight_decay}] if rest else []
-        self.sgd = ProxSGD([*named, *free], settings.lr, 1 - settings.momentum, tau)
+        grouped = {id(p) for flat in self.flats for p in flat.parts}
+        rest = [(name, p) for name, p in self.net.named_parameters() if id(p) not in grouped]
+        unpenalised = [{"params": rest, "penalty": None, "weight_decay": settings.weight_decay}] if rest else []
+        self.sgd = ProxSGD([*named, *unpenalised], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
         net = image_network(self.genotype, self.settings, classes)
@@ -119,7 +119,7 @@ class Pruning(ImageTraining):
 
     @torch.no_grad()
     def _adapt(self) -> None:
-        """tau of each group: the mean of the root of the second moment of its gradients."""
+        """Set tau of each group to the mean of the square root of the second moment of its gradients."""
         self.count += 1
         grads = [flat.vector.grad for flat in self.flats]
         torch._foreach_mul_(self.squares, BETA)
@@ -128,28 +128,28 @@ class Pruning(ImageTraining):
         for group, tau in zip(self.sgd.param_groups, means.tolist()):
             group["tau"] = tau
 
-    # -- what is dead -------------------------------------------------------------------------
+    # -- zeroed operations --------------------------------------------------------------------
 
     def norms(self) -> list[float]:
-        """Of each group."""
+        """The norm of each group."""
         return torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats])).tolist()
 
-    def dead(self, threshold: float = 0.0) -> set[Operation]:
-        """The operations of norm at most `threshold`; with groups of tensors, where one of their tensors is."""
+    def zeroed_operations(self, threshold: float = 0.0) -> set[Operation]:
+        """The operations with norm at most `threshold`; with groups of tensors, with such a tensor."""
         return {m for m, norm in zip(self.members, self.norms()) if m is not None and norm <= threshold}
 
-    def let_vanish(self) -> None:
-        """Groups that are 0 at the prox point and have decayed below `vanish` become exactly 0."""
+    def drop_zeroed(self) -> None:
+        """Set groups to 0 that are 0 at the prox point and have decayed below `vanish`."""
         for flat, norm in zip(self.flats, self.norms()):
             point = self.sgd.state.get(flat.vector, {}).get("point")
             if point is not None and 0 < norm < self.settings.vanish and not bool(point.any()):
                 flat.clear()
 
     def end_epoch(self) -> dict[str, Any]:
-        self.let_vanish()
+        self.drop_zeroed()
         row = super().end_epoch()
-        dead = self.dead()
-        return row | {"dead_operations": len(dead), "pruned_share": pruned_share(self.net, dead)}
+        zeroed = self.zeroed_operations()
+        return row | {"dead_operations": len(zeroed), "pruned_share": pruned_share(self.net, zeroed)}
 
     def identity(self) -> dict[str, Any]:
         return {"architecture": self.genotype.to_json(), "mu": self.mu, **super().identity()}
@@ -167,7 +167,7 @@ class Pruning(ImageTraining):
 
 
 def groups_of(net: cnn.Discrete, kind: str) -> tuple[list[Operation | None], list[Flat]]:
-    """(the operation that dies with each group, or None; the groups)."""
+    """Return the operation of each group, or None, and the groups."""
     members: list[Operation | None] = []
     flats = []
     if kind == "operation":
@@ -186,55 +186,57 @@ def groups_of(net: cnn.Discrete, kind: str) -> tuple[list[Operation | None], lis
     return members, flats
 
 
-def weights_of(net: cnn.Discrete, dead: Collection[Operation]) -> int:
-    """How many weights the operations hold."""
-    return sum(p.numel() for i, k in dead for p in net.cells[i].operations[k].parameters())
+def weights_of(net: cnn.Discrete, zeroed: Collection[Operation]) -> int:
+    """The number of weights of the operations."""
+    return sum(p.numel() for i, k in zeroed for p in net.cells[i].operations[k].parameters())
 
 
-def pruned_share(net: cnn.Discrete, dead: Collection[Operation]) -> float:
-    """Share of the weights of the network, its auxiliary head left out, that the dead operations hold."""
+def pruned_share(net: cnn.Discrete, zeroed: Collection[Operation]) -> float:
+    """The share of the weights of these operations in all weights of the network, without its auxiliary head."""
     total = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("auxiliary."))
-    return weights_of(net, dead) / total
+    return weights_of(net, zeroed) / total
 
 
-def cut(net: cnn.Discrete, dead: Collection[Operation]) -> cnn.Discrete:
-    """A copy without these operations. Where all their weights are zero its logits are those of the network, bit for bit.
+def cut(net: cnn.Discrete, zeroed: Collection[Operation]) -> cnn.Discrete:
+    """A copy of the network without these operations. If all their weights are zero, it has the same logits, bit for bit.
 
-    Every output keeps its width: nodes that nothing enters any more are zeros. `cascade` removes them too.
+    Every output keeps its width: nodes without paths are tensors of zeros. `cascade` removes them.
     """
     out = copy.deepcopy(net)
     for i, cell in enumerate(out.cells):
-        kept = [k for k in range(len(cell.paths)) if (i, k) not in dead]
+        kept = [k for k in range(len(cell.paths)) if (i, k) not in zeroed]
         cell.paths = tuple(cell.paths[k] for k in kept)
         cell.operations = nn.ModuleList(cell.operations[k] for k in kept)
     return out
 
 
 def cascade(net: cnn.Discrete) -> list[Genotype]:
-    """For each layer of a cut network what is left of its cell when edges from dead nodes are removed, and nodes that die of it.
+    """The genotype of each layer of a cut network, without dead ends: paths whose source has no paths are removed repeatedly.
 
-    Raises ValueError where nothing is left of a cell.
+    Raises ValueError if a cell has no paths left.
     """
     found = []
     for i, (cell, kind) in enumerate(zip(net.cells, cnn.cell_kinds(len(net.cells)))):
         genotype = Genotype.from_paths(**{name: cell.paths if name == kind else () for name in CELLS}).clean()
-        if not genotype.living(kind):
-            raise ValueError(f"every operation of cell {i} has died: a smaller mu keeps some")
+        if not genotype.active_nodes(kind):
+            raise ValueError(f"all operations of cell {i} are zero: a smaller mu keeps some")
         found.append(genotype)
     return found
 
 
 def read_weights(file: Path, net: nn.Module) -> dict[str, Tensor]:
-    """The weights in a network.pt; ValueError where they are not those of this network."""
+    """Read the weights in a network.pt. ValueError if they are not weights of this network."""
     if not file.is_file():
         raise FileNotFoundError(f"no file of weights {str(file)!r}")
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
         wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-        got = {k: tuple(v.shape) for k, v in held.items()}
+        got = {k: tuple(v.shape) for k, v in loaded.items()}
     except Exception as error:
-        raise ValueError(f"{file} holds no weights of a network: {error}") from None
+        raise ValueError(f"{file} does not contain weights of a network: {error}") from None
     if got != wanted:
         off = sorted(k for k in {*got, *wanted} if got.get(k) != wanted.get(k))[0]
-        raise ValueError(f"{file} must hold the weights of this network: {off} has shape {wanted.get(off)}, there {got.get(off)}")
-    return held
+        raise ValueError(
+            f"{file} must hold the weights of this network: {off} must have shape {wanted.get(off)}, got {got.get(off)}"
+        )
+    return loaded

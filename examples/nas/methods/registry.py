@@ -1,4 +1,4 @@
-"""The methods that a script can choose, by name. A new one is a file beside this one and a row in a table below."""
+"""The search methods that scripts offer, by name. A new method is a module in this package and a row in a table below."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
 
 
 class SearchMethod(NamedTuple):
-    """How a method searches: its presets by name, and a function of (settings, seed, folder) that returns the last row."""
+    """A method for scripts: presets by name, and a function of (settings, seed, folder) that returns the row of the result."""
 
     presets: Mapping[str, Any]
     search: Callable[[Any, int, Path], dict[str, Any]]
-    method: type[Method] | None = None  # of a search on two levels
+    method: type[Method] | None = None  # None: not a bilevel method
 
 
 def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
-    """A method whose architecture variables are trained on data of their own."""
+    """Register a bilevel method."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
         return launch(partial(run, method, settings, seed, out), settings, out)
@@ -33,7 +33,7 @@ def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str
 
 
 def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
-    """A method with a loop of its own, in which architecture and weights see the same data."""
+    """Register a method with its own loop, which trains architecture and weights on the same data."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
         return launch(partial(run, settings, seed, out), settings, out)
@@ -56,9 +56,9 @@ TEXT = {
 
 
 def build(name: str, net: Any, settings: Any) -> Method:
-    """The bilevel method of this name for a supernet, on its device."""
+    """Build the bilevel method of this name for a supernet, on its device."""
     known = CIFAR if net.space.layout.name == "convolutional" else TEXT
     method = known[name].method
     if method is None:
-        raise ValueError(f"name must be that of a search on two levels, got {name!r}")
+        raise ValueError(f"name must be a bilevel method, got {name!r}")
     return method(net.space, settings, next(net.parameters()).device)

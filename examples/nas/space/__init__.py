@@ -1,1 +1,1 @@
-"""Genotypes, search spaces, and pictures of them. Needs no deep learning library."""
+"""Genotypes, search spaces, and drawings of them. Independent of any deep learning library."""

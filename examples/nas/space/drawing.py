@@ -1,4 +1,4 @@
-"""Cells as graphs and architecture weights as a heat map, by matplotlib."""
+"""Draw cells as graphs and architecture weights as a heat map, with matplotlib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLORS = {
     "sigmoid": "#41ab5d",
     "identity": "#969696",
 }
-# Where the nodes of a cell stand, by layout: inputs left, output right.
+# Coordinates of the nodes of a cell, by layout: inputs on the left, output on the right.
 PLACES: dict[str, dict[Any, tuple[float, float]]] = {
     "convolutional": {
         **{0: (0.0, 2.0), 1: (0.0, 0.0), 2: (2.0, 2.6), 3: (4.0, -0.7), 4: (6.0, 2.6), 5: (8.0, -0.7)},
@@ -52,7 +52,7 @@ NAMES: dict[str, dict[Any, str]] = {
 
 
 def cells(genotype: AnyGenotype, title: str = "") -> plt.Figure:
-    """All cells as graphs: every path an arrow in the colour of its operation, dead nodes pale, the output the living nodes."""
+    """Draw all cells as graphs: an arrow in the colour of its operation for each path, nodes without paths in grey."""
     layout = genotype.layout
     places = PLACES[layout.name]
     figure, grid = plt.subplots(
@@ -61,14 +61,16 @@ def cells(genotype: AnyGenotype, title: str = "") -> plt.Figure:
     for axis, cell in zip(grid[:, 0], layout.cells):
         paths = genotype.paths(cell)
         axis.set_title(
-            f"{cell} cell: {plural(len(paths), 'path')}, {plural(len(genotype.living(cell)), 'node')}", loc="left", fontsize=11
+            f"{cell} cell: {plural(len(paths), 'path')}, {plural(len(genotype.active_nodes(cell)), 'node')}",
+            loc="left",
+            fontsize=11,
         )
         _nodes(axis, genotype, cell)
         for node, source in layout.edges:
             here = [path.operation for path in paths if (path.node, path.source) == (node, source)]
             for i, operation in enumerate(here):
                 _arrow(axis, places[source], places[node], COLORS[operation], (i - (len(here) - 1) / 2) * 0.13 + 0.08)
-        for node in genotype.living(cell):
+        for node in genotype.active_nodes(cell):
             _arrow(axis, places[node], places["out"], "#bbbbbb", 0.05, style="--")
         axis.set(xlim=(-0.8, 11.0), ylim=(-2.0, 3.9))
         axis.axis("off")
@@ -88,9 +90,9 @@ def plural(number: int, word: str) -> str:
 def _nodes(axis: Any, genotype: AnyGenotype, cell: str) -> None:
     layout = genotype.layout
     for node, (x, y) in PLACES[layout.name].items():
-        alive = node in (*layout.inputs, "out", *genotype.living(cell))
-        face = "#fff3d6" if node in layout.inputs else "#e3efda" if node == "out" else "#deebf7" if alive else "#f6f6f6"
-        edge = "#444444" if alive else "#cccccc"
+        active = node in (*layout.inputs, "out", *genotype.active_nodes(cell))
+        face = "#fff3d6" if node in layout.inputs else "#e3efda" if node == "out" else "#deebf7" if active else "#f6f6f6"
+        edge = "#444444" if active else "#cccccc"
         axis.add_patch(FancyBboxPatch((x - 0.38, y - 0.3), 0.76, 0.6, "round,pad=0.05", facecolor=face, edgecolor=edge, zorder=3))
         text = NAMES[layout.name].get(node, str(node))
         axis.text(x, y, text, ha="center", va="center", fontsize=9, color=edge, zorder=4)
@@ -106,11 +108,14 @@ def _arrow(axis: Any, start: tuple, end: tuple, color: str, bend: float, style: 
 
 
 def heat_map(space: Space, point: Mapping[str, Any]) -> plt.Figure:
-    """The weights of all cells: a row an operation, a column an edge, nodes apart; exact zeros white, no such path grey."""
+    """Draw the weights of all cells: a row for each operation, a column for each edge, lines between nodes.
+
+    Exact zeros are white with a dot; entries that are no path of the space are grey. point: arrays of NumPy, torch or JAX.
+    """
     cells, edges = space.layout.cells, space.layout.edges
     figure, grids = plt.subplots(len(cells), 1, figsize=(11, 3.2 * len(cells)), constrained_layout=True, squeeze=False)
     axes = grids[:, 0]
-    values = {cell: np.array(point[cell].tolist()) for cell in cells}  # of NumPy, torch or JAX
+    values = {cell: np.array(point[cell].tolist()) for cell in cells}
     limit = max((float(np.abs(v).max(initial=0.0)) for v in values.values()), default=0.0) or 1.0
     for axis, cell in zip(axes, cells):
         names = list(dict.fromkeys(path.operation for path in space.paths(cell)))
@@ -135,7 +140,7 @@ def heat_map(space: Space, point: Mapping[str, Any]) -> plt.Figure:
 
 
 def svg(figure: plt.Figure) -> str:
-    """The figure as SVG text, the same for the same figure."""
+    """Return the figure as SVG text; equal figures give equal text."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "cells"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
@@ -143,7 +148,7 @@ def svg(figure: plt.Figure) -> str:
 
 
 def save(figure: plt.Figure, *files: File) -> None:
-    """To every file, by its suffix."""
+    """Save the figure to every file, in the format of its suffix, and close it."""
     for file in files:
         if file.suffix == ".svg":
             file.write_text(svg(figure), encoding="utf-8")

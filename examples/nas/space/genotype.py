@@ -1,9 +1,11 @@
-"""Genotypes: which paths live in the cells of a network. A search result is such a file; the published ones have names.
+"""Genotypes: the paths of each cell of a network. A search writes one as a JSON file; published ones have names.
 
-A convolutional network has a normal and a reduction cell, with the inputs 0 (output of the cell before the previous one) and 1
-(output of the previous cell) and the nodes 2 to 5; the output of a cell is its living nodes side by side. A recurrent network
-has one cell, with the input 0 (made of the word and the last hidden state) and the nodes 1 to 8; the hidden state is the mean of
-its living nodes. A path (node, source, operation) leads operation(source) into the node. A node without paths is dead.
+A path (node, source, operation) adds operation(source) to the node. A node is active if it has at least one path.
+
+A convolutional network has a normal and a reduction cell, with inputs 0 (output of the cell before the previous one) and 1
+(output of the previous cell) and nodes 2 to 5; the output of a cell is the concatenation of its active nodes. A recurrent
+network has one cell, with input 0 (computed from the word and the last hidden state) and nodes 1 to 8; the hidden state is the
+mean of the active nodes.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 @dataclass(frozen=True)
 class Layout:
-    """Which cells a kind of network has, the inputs and nodes of each, and what can stand on its edges.
+    """The cells of a kind of network, the inputs and nodes of each cell, and the operations allowed on an edge.
 
-    printed: the fields of the published named tuple, the paths and the output nodes of each cell in turn. printed_paths: how many
-    paths enter each node there.
+    printed: the fields of the published named tuple: for each cell its paths, then its output nodes. printed_paths: the number
+    of paths into each node there.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Layout:
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """(node, source), node by node, source by source."""
+        """(node, source) of every edge, ordered by node, then by source."""
         return tuple((node, source) for node in self.nodes for source in range(node))
 
 
@@ -86,11 +88,13 @@ Cell = dict[str, tuple[tuple[str, int], ...]]
 
 
 class AnyGenotype:
-    """The living paths of all cells of a layout: an attribute {node: ((operation, source), ...)} for each cell.
+    """The paths of all cells of a layout: an attribute {node: ((operation, source), ...)} for each cell.
 
-    Any number of paths may enter a node, several of them along one edge; missing (or empty) nodes are dead. Lists, pairs as
-    lists and whole-number keys are accepted and brought to this form; whatever does not describe a cell is a ValueError that
-    says where.
+    Any number of paths may enter a node, several of them along one edge; a node that is missing or empty is not active. Lists,
+    pairs as lists and integer keys are accepted and converted.
+
+    Raises:
+      ValueError: an attribute does not describe a cell; the message gives the place.
     """
 
     layout: ClassVar[Layout]
@@ -101,7 +105,7 @@ class AnyGenotype:
 
     @classmethod
     def from_paths(cls: type[G], **cells: Iterable[Path]) -> G:
-        """The genotype with these living paths, for each cell by name."""
+        """The genotype with these paths, given for each cell by name."""
         made: dict[str, dict[str, list[tuple[str, int]]]] = {}
         for cell, paths in cells.items():
             nodes: dict[str, list[tuple[str, int]]] = {}
@@ -111,20 +115,20 @@ class AnyGenotype:
         return cls(**made)
 
     def paths(self, cell: str) -> tuple[Path, ...]:
-        """The paths of the cell of this name, node by node."""
+        """The paths of the cell of this name, ordered by node."""
         return tuple(Path(int(node), source, op) for node, pairs in getattr(self, cell).items() for op, source in pairs)
 
-    def living(self, cell: str) -> tuple[int, ...]:
-        """The living nodes of a cell, in order: what its output is made of."""
+    def active_nodes(self, cell: str) -> tuple[int, ...]:
+        """The nodes of a cell that have paths, in order: its output is computed from them."""
         return tuple(int(node) for node in getattr(self, cell))
 
     def clean(self: G) -> G:
-        """Without the paths that start in dead nodes, and the nodes that die of it, until nothing changes."""
+        """Remove paths whose source has no paths itself, repeatedly, until every path starts in an input or an active node."""
         inputs = self.layout.inputs
         return type(self)(**{cell: _clean(getattr(self, cell), inputs) for cell in self.layout.cells})
 
     def to_json(self) -> str:
-        """One line for each node."""
+        """JSON text with one line for each node."""
         cells = (
             f'  "{cell}": {{\n'
             + ",\n".join(f'    "{n}": {json.dumps(pairs)}' for n, pairs in getattr(self, cell).items())
@@ -134,7 +138,7 @@ class AnyGenotype:
         return "{\n" + ",\n".join(cells) + "\n}\n"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the JSON file: whoever reads it sees the old content or the new, never a part."""
+        """Write the JSON file atomically: a reader sees the old content or the new one, never a part."""
         target = File(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -143,7 +147,7 @@ class AnyGenotype:
                 file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # a temporary file belongs to its owner alone; a result does not
+            os.chmod(name, 0o644)  # a temporary file is readable by its owner only
             os.replace(name, target)
         except BaseException:
             File(name).unlink(missing_ok=True)
@@ -155,7 +159,7 @@ G = TypeVar("G", bound=AnyGenotype)
 
 @dataclass(frozen=True)
 class Genotype(AnyGenotype):
-    """Of a convolutional network."""
+    """The genotype of a convolutional network."""
 
     layout: ClassVar[Layout] = CONVOLUTIONAL
     normal: Cell
@@ -164,25 +168,30 @@ class Genotype(AnyGenotype):
 
 @dataclass(frozen=True)
 class RecurrentGenotype(AnyGenotype):
-    """Of a recurrent network."""
+    """The genotype of a recurrent network."""
 
     layout: ClassVar[Layout] = RECURRENT
     recurrent: Cell
 
 
 def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]
-    """A published genotype by name (upper or lower case), the one in a file, or one as it is printed. kind: what it has to be.
+    """Return a published genotype by name (case is ignored), read one from a file, or parse a printed one.
 
-    A file holds the JSON of `to_json`, or one genotype as the published code prints it, with or without a name before it:
+    A file contains the JSON of `to_json`, or one genotype as the published code prints it, with or without a name before it:
 
         Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))
         Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))
 
-    It lists two paths for each node of a convolutional cell, one for each node of a recurrent cell. It is parsed, never run.
+    A printed genotype lists two paths for each node of a convolutional cell and one for each node of a recurrent cell. It is
+    parsed, never executed.
+
+    Args:
+      name_or_path: a name, a path, or the printed genotype itself.
+      kind: the class of genotype to return.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no such name, or what is there does not describe a genotype of this kind.
+      FileNotFoundError: there is no such file.
+      ValueError: there is no such name, or the content does not describe a genotype of this kind.
     """
     name = os.fspath(name_or_path)
     published, aliases = PUBLISHED[kind.layout.name], ALIASES if kind is Genotype else {}
@@ -203,15 +212,17 @@ def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> 
 
 
 def similar(word: str, known: Iterable[str]) -> list[str]:
-    """The known words, the closest first, of which `word` may be a misspelling; upper and lower case are the same."""
+    """The known words that `word` may be a misspelling of, closest first; case is ignored."""
     by_lower = {k.lower(): k for k in known}
-    return [by_lower[m] for m in difflib.get_close_matches(word.lower(), by_lower, cutoff=0.75)]  # 'none' is no 'noise'
+    return [
+        by_lower[m] for m in difflib.get_close_matches(word.lower(), by_lower, cutoff=0.75)
+    ]  # high enough that 'none' does not suggest 'noise'
 
 
 def _is_file(file: File) -> bool:
     try:
         return file.is_file()
-    except OSError:  # too long for a name
+    except OSError:  # too long for a file name
         return False
 
 
@@ -244,7 +255,7 @@ _PRINTED = r"\b(Recurrent)?Genotype\("
 
 
 def _from_printed(text: str, kind: type[G]) -> G:
-    """The genotype of a text that holds a printed named tuple, or a printed object of this module."""
+    """Parse a text that contains a printed named tuple or a printed object of this module."""
     layout, fields = kind.layout, _fields(text)
     if set(fields) == set(layout.cells):  # an object of this module
         return kind(**fields)
@@ -252,8 +263,8 @@ def _from_printed(text: str, kind: type[G]) -> G:
         raise ValueError(f"a printed {layout.name} genotype has the fields {', '.join(layout.printed)}, got {', '.join(fields)}")
     made = kind(**{cell: _by_node(layout, cell, fields[cell]) for cell in layout.cells})
     for cell, field in zip(layout.cells, layout.printed[1::2]):
-        if not _is_list(fields[field]) or sorted(map(str, fields[field])) != [str(n) for n in made.living(cell)]:
-            nodes = ", ".join(map(str, made.living(cell)))
+        if not _is_list(fields[field]) or sorted(map(str, fields[field])) != [str(n) for n in made.active_nodes(cell)]:
+            nodes = ", ".join(map(str, made.active_nodes(cell)))
             raise ValueError(f"{field} must hold all nodes with paths, {nodes}: others cannot be built, got {fields[field]!r}")
     return made
 
@@ -276,7 +287,7 @@ def _fields(text: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal, or the numbers of a range."""
+    """Evaluate a literal, or the numbers of a range."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
         numbers = range(*map(_literal, node.args))
         if node.keywords or len(numbers) > 99:
@@ -289,7 +300,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _by_node(layout: Layout, cell: str, pairs: Any) -> dict[int, list]:
-    """{node: pairs} of the pairs of all nodes in turn, as they are printed."""
+    """Convert the printed list of the pairs of all nodes to {node: pairs}."""
     each = layout.printed_paths
     if not _is_list(pairs) or len(pairs) % each:
         raise ValueError(f"{cell}: expected a list of (operation, source), {each} for each node, got {pairs!r}")
@@ -323,7 +334,7 @@ def _checked_pair(operations: Sequence[str], where: str, node: int, pair: Any) -
         raise ValueError(f"{where}: expected [operation, source], got {pair!r}")
     operation, source = pair
     if operation == "none":
-        raise ValueError(f"{where}: 'none' is the absence of a path, a genotype lists only the paths that there are")
+        raise ValueError(f"{where}: 'none' means that there is no path, and a genotype lists existing paths only")
     if operation not in operations:
         close = similar(str(operation), operations)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -358,7 +369,7 @@ _SHORT = {
 
 
 def _parse(text: str) -> Cell:
-    """'s3 1, s3 0 | ...': the paths into nodes 2, 3, 4, 5."""
+    """Parse 's3 1, s3 0 | ...', the paths into nodes 2, 3, 4 and 5."""
     cell = {}
     for node, pairs in zip(NODES, text.split("|"), strict=True):
         words = (pair.split() for pair in pairs.split(","))
@@ -366,7 +377,7 @@ def _parse(text: str) -> Cell:
     return cell
 
 
-# Liu, Simonyan, Yang (DARTS); Chen, Xie, Wu, Tian (P-DARTS); Xu et al. (PC-DARTS); Yang et al. (ISTA-NAS): the published code.
+# From the published code of DARTS (Liu et al.), P-DARTS (Chen et al.), PC-DARTS (Xu et al.) and ISTA-NAS (Yang et al.).
 _CONVOLUTIONAL = {
     name: Genotype(_parse(normal), _parse(reduce))
     for name, normal, reduce in (

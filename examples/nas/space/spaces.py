@@ -1,9 +1,9 @@
 """Search spaces as data: the names of the operations on each edge of each cell.
 
-Edges run node by node, source by source: (2, 0), (2, 1), (3, 0), ..., (5, 4), fourteen, in a convolutional cell, and (1, 0),
-(2, 0), (2, 1), ..., (8, 7), thirty-six, in a recurrent one. The paths of a cell, and with them the entries of an architecture
-vector, run edge by edge, and along an edge in the order of the names. "none" is the zero operation: it takes a share in a
-softmax, and nothing else.
+Edges (node, source) are ordered by node, then by source: (2, 0), (2, 1), (3, 0), ..., (5, 4), 14 in total, in a convolutional
+cell, and (1, 0), (2, 0), (2, 1), ..., (8, 7), 36 in total, in a recurrent one. The paths of a cell, and so the entries of an
+architecture vector, are ordered by edge, and within an edge as its operations are listed. "none" is the zero operation: it
+receives a share of a softmax but computes nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype, si
 DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 Edges = tuple[tuple[str, ...], ...]
-Masks = Mapping[str, Sequence[bool]]  # by cell: which paths live
+Masks = Mapping[str, Sequence[bool]]  # by cell: a flag for each path, whether it is active
 Weights = Mapping[str, Any]  # by cell: a vector with an entry for each path
 
 
 @dataclass(frozen=True)
 class Space:
-    """Candidate operations: for each cell and each of its edges their names. kind: of the genotypes that are found in it."""
+    """The names of the candidate operations on each edge of each cell. kind: the class of the genotypes of the space."""
 
     name: str
     operations: Mapping[str, Edges]
@@ -54,20 +54,22 @@ class Space:
         }
 
     def paths(self, cell: str) -> tuple[Path, ...]:
-        """All paths of a cell: what the entries of its architecture vector stand for."""
+        """All paths of a cell, in the order of the entries of its architecture vector."""
         return self._paths[cell]
 
     def nodes(self, cell: str) -> list[int]:
-        """The node of each path: the labels of the node groups (`Groups.labels`), 14, 21, 28 and 35 paths in `darts`, 4, 8, ...,
-        32 in `recurrent`."""
+        """The node of each path: labels of the node groups for `Groups.labels`.
+
+        The groups have 14, 21, 28 and 35 paths in `darts`, and 4, 8, ..., 32 in `recurrent`.
+        """
         return [path.node for path in self.paths(cell)]
 
     def edges(self, cell: str) -> list[int]:
-        """The number of the edge of each path, from 0 on."""
+        """The index of the edge of each path."""
         return [edge for edge, names in enumerate(self.operations[cell]) for _ in names]
 
     def masks(self, genotype: AnyGenotype) -> dict[str, tuple[bool, ...]]:
-        """Which paths of the space live in the genotype; a path that the space does not have is an error."""
+        """Flags of the paths of the space that are in the genotype. ValueError for a path that is not in the space."""
         masks = {}
         for cell in self.layout.cells:
             wanted = set(genotype.paths(cell))
@@ -78,25 +80,25 @@ class Space:
         return masks
 
     def genotype(self, masks: Masks) -> Any:
-        """The genotype of the paths that live, as they are: see `Genotype.clean`."""
+        """The genotype of the active paths, dead ends included; `Genotype.clean` removes those."""
         chosen = {}
         for cell in self.layout.cells:
             paths, mask = self.paths(cell), masks[cell]
             if len(mask) != len(paths):
                 raise ValueError(f"{cell}: a mask has one entry for each of {len(paths)} paths, got {len(mask)}")
-            chosen[cell] = [path for path, lives in zip(paths, mask) if lives and path.operation != "none"]
+            chosen[cell] = [path for path, is_active in zip(paths, mask) if is_active and path.operation != "none"]
         return self.kind.from_paths(**chosen)
 
 
 def everywhere(name: str, *operations: Sequence[str], kind: type[AnyGenotype] = Genotype) -> Space:
-    """The same operations on every edge of a cell: one set of names for each cell, or one for all cells."""
+    """A space with the same operations on every edge of a cell: one list of names for each cell, or one for all cells."""
     layout = kind.layout
     each = operations * len(layout.cells) if len(operations) == 1 else operations
     return Space(name, {cell: (tuple(names),) * len(layout.edges) for cell, names in zip(layout.cells, each, strict=True)}, kind)
 
 
 def get_space(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
-    """A space of this file by its name, for genotypes of this kind."""
+    """The space of this name, for genotypes of this kind. ValueError for an unknown name."""
     known = [n for n, space in SPACES.items() if space.kind is kind]
     if name not in known:
         close = similar(name, known)
@@ -106,7 +108,7 @@ def get_space(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
 
 
 def _edges(text: str) -> Edges:
-    """'sk+d3, sk+d5, ...' for the 14 edges."""
+    """Parse 'sk+d3, sk+d5, ...', the operations on the 14 edges."""
     names = {"sk": "skip_connect", "mx": "max_pool_3x3", "av": "avg_pool_3x3"}
     names |= {"s3": "sep_conv_3x3", "d3": "dil_conv_3x3", "d5": "dil_conv_5x5"}
     return tuple(tuple(names[n] for n in edge.split("+")) for edge in text.split(", "))

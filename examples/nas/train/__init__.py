@@ -1,1 +1,1 @@
-"""Training of networks from genotypes."""
+"""Training of the networks of genotypes from scratch."""

@@ -1,4 +1,4 @@
-"""Settings of the trainings, and of language models in searches too. A preset is an instance."""
+"""Settings of trainings, and of the language models in searches. A preset is an instance."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..engine.settings import RunSettings, check
+from ..engine.settings import CheckedSettings, RunSettings, check
 
 
 @dataclass(frozen=True)
 class ImageTrainSettings(RunSettings):
-    """The recipe of DARTS. The defaults are those of the papers for CIFAR-10 (SparseNAS trains its DARTS space 1200 epochs)."""
+    """The training recipe of DARTS. The defaults are published for CIFAR-10 (SparseNAS trains for 1200 epochs)."""
 
     out: Path = Path("runs/train")
     data: Literal["cifar10", "cifar100"] = "cifar10"
     data_dir: Path = Path("data")
+    """Folder of the data set."""
     images: int = 0
-    """Training images used; 0 takes all."""
+    """Number of training images to use; 0: all."""
     valid_images: int = 0
-    """Validation images used; 0 takes all."""
+    """Number of validation images to use; 0: all."""
     channels: int = 36
+    """Number of channels of the first cell."""
     layers: int = 20
+    """Number of cells."""
     epochs: int = 600
+    """Number of epochs."""
     batch: int = 96
+    """Batch size."""
     lr: float = 0.025
+    """Initial learning rate."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """Of the learning rate, down to lr_min, epoch by epoch."""
+    """Schedule of the learning rate down to lr_min, by epoch."""
     lr_min: float = 0.0
+    """Final learning rate."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     weight_decay: float = 3e-4
+    """Weight decay."""
     clip: float = 5.0
-    """Largest norm of the gradient; 0: any."""
+    """Gradient clipping threshold (norm); 0: no clipping."""
     cutout: int = 16
-    """Side of the square that is blanked in training images; 0: none."""
+    """Side of the square that is masked in training images (cutout), in pixels; 0: no cutout."""
     auxiliary: float = 0.4
-    """Weight of the loss of the auxiliary head; 0 leaves it out."""
+    """Weight of the loss of the auxiliary head; 0: no auxiliary head."""
     drop_path: float = 0.2
-    """Probability of dropping a path in the last epoch; grows linearly from 0."""
+    """Drop path probability, reached linearly from 0 over the epochs."""
     smoothing: float = 0.0
     """Label smoothing."""
     amp: bool = False
     """Run the network in bfloat16."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             self,
             counts=("channels", "layers", "epochs", "batch"),
@@ -53,7 +63,7 @@ class ImageTrainSettings(RunSettings):
         )
 
     def rate(self, epoch: int) -> float:
-        """The learning rate in an epoch."""
+        """The learning rate of an epoch, counted from 0."""
         done = epoch / self.epochs
         share = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.lr_min + (self.lr - self.lr_min) * share
@@ -61,13 +71,13 @@ class ImageTrainSettings(RunSettings):
 
 @dataclass(frozen=True)
 class GenotypeTrainSettings(ImageTrainSettings):
-    """The recipe for the network of a genotype."""
+    """The training of the network of a genotype."""
 
     genotype: str = "DARTS_V2"
     """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
     form: Literal["evaluation", "one_stage"] = "evaluation"
-    """one_stage: batch norms after pools and identities too, as in the network that a one-stage search trains."""
+    """one_stage: batch norms after pools and identities too, as in the network of a one-stage search."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,9 @@ class CifarTrainSettings(GenotypeTrainSettings):
     """The training of a genotype on CIFAR."""
 
     count: bool = False
-    """Only print parameters and multiply-adds, as JSON."""
+    """Print the numbers of parameters and multiply-adds as JSON, and train nothing."""
     classes: int = 0
-    """Classes to count for; 0 takes those of the data."""
+    """Number of classes for --count; 0: as in the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,9 +111,9 @@ class ImageNetTrainSettings(CifarTrainSettings):
     drop_path: float = 0.0
     smoothing: float = 0.1
     pixels: int = 224
-    """Side of the images."""
+    """Side of the images, in pixels."""
     workers: int = 4
-    """Processes that decode images."""
+    """Number of processes that decode images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,32 +137,35 @@ IMAGENET_TRAIN_PRESETS = {
 
 
 @dataclass(frozen=True)
-class LanguageSettings:
-    """Of a recurrent language model and of how text is shown to it, in a search and in a training."""
+class LanguageSettings(CheckedSettings):
+    """A recurrent language model and its input, in searches and trainings."""
 
     data_dir: Path | None = None
-    """Folder with the text: ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt. Without it the
-    documentation of Python's language topics is taken, which comes with Python."""
+    """Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or with train.txt, valid.txt and test.txt. Without it the
+    text is the documentation of Python's language topics, which comes with Python."""
     tokens: int = 0
-    """Words of the training text used; 0 takes all."""
+    """Number of words of the training text to use; 0: all."""
     hidden: int = 300
-    """Entries of an embedded word and of the hidden state: both have one size, for the decoder is the embedding."""
+    """Size of the hidden state and of word embeddings; they are equal, because the decoder is the embedding."""
     bptt: int = 35
-    """Words that a gradient goes back through."""
+    """Length of backpropagation through time, in words."""
     drop_words: float = 0.0
-    """Share of the vocabulary whose embedding is left out of a batch."""
+    """Dropout probability of words of the vocabulary, in each batch."""
     drop_embedding: float = 0.2
+    """Dropout probability of the entries of embedded words."""
     drop_input: float = 0.75
-    """Of what enters the cell from the word."""
+    """Dropout probability of the input of the cell."""
     drop_hidden: float = 0.25
-    """Of what enters each product with a hidden state; one mask for all nodes and words of a batch."""
+    """Dropout probability of hidden states before each product; one mask for all nodes and words of a batch."""
     drop_output: float = 0.75
+    """Dropout probability of the output."""
     temporal: float = 1e-3
-    """Weight of the mean squared change of the hidden state from word to word."""
+    """Weight of temporal activation regularisation, the mean squared change of the hidden state between words."""
     compiled: bool = False
-    """Have torch.compile make one kernel of each node: worth its minutes in long runs, on a GPU above all."""
+    """Compile each node with torch.compile: takes minutes, worthwhile in long runs, especially on a GPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             self,
             counts=("hidden",),
@@ -165,29 +178,32 @@ class LanguageSettings:
 
 @dataclass(frozen=True)
 class TextTrainSettings(LanguageSettings, RunSettings):
-    """The recipe of DARTS, with the epochs of SparseNAS. The defaults are those of the papers for Penn Treebank."""
+    """The training recipe of DARTS with the epochs of SparseNAS. The defaults are published for Penn Treebank."""
 
     out: Path = Path("runs/train_ptb")
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count")
     genotype: str = "DARTS_V2"
     """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
     count: bool = False
-    """Only print the number of parameters, as JSON."""
+    """Print the number of parameters as JSON, and train nothing."""
     epochs: int = 4000
+    """Number of epochs."""
     batch: int = 64
+    """Batch size of the training text."""
     valid_batch: int = 10
-    """Columns in which the validation text is read."""
+    """Batch size of the validation text."""
     test_batch: int = 1
-    """Columns in which the test text is read."""
+    """Batch size of the test text."""
     hidden: int = 850
     drop_words: float = 0.1
     lr: float = 20.0
-    """Of SGD, for windows of `bptt` words; others take a step in proportion to their length."""
+    """Learning rate of SGD for windows of bptt words; it is scaled with the length of the window."""
     weight_decay: float = 8e-7
+    """Weight decay."""
     clip: float = 0.25
-    """Largest norm of the gradient."""
+    """Gradient clipping threshold (norm)."""
     patience: int = 5
-    """SGD is averaged from the epoch on in which validation is worse than the best of all but the last so many epochs."""
+    """Averaging of SGD starts once validation is worse than the best epoch before the last so many epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Training of derived networks: cosine or linear rates, drop path, auxiliary head, checkpoints from which a run goes on."""
+"""Training of convolutional networks: cosine or linear schedule, drop path, auxiliary head, resumable."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 def image_network(genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int) -> cnn.Discrete:
-    """The network that is trained and counted."""
+    """The network of a genotype, or of one for each layer."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
     return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetTrainSettings) else cnn.Network(*sizes, form=settings.form)
 
 
 def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
-    """{"parameters": ..., "macs": ...} of the network of a genotype, without its auxiliary head."""
+    """Count the parameters and multiply-adds ("macs") of the network of a genotype, without its auxiliary head."""
     imagenet = isinstance(settings, ImageNetTrainSettings)
     classes = settings.classes or (1000 if imagenet else cifar.SOURCES[settings.data].classes)
     net = image_network(genotype, replace(settings, auxiliary=0.0), classes)
@@ -49,12 +49,12 @@ def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[s
 def prepare_data(
     settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes
 ) -> tuple[Epochs, Validation, int]:
-    """Training batches, validation batches and the number of classes."""
+    """The training batches, a function that yields the validation batches, and the number of classes."""
     share = processes.share
     if isinstance(settings, ImageNetTrainSettings):
         train, valid = (image_folder.read_folder(settings.data_dir, split) for split in ("train", "val"))
         if train.classes != valid.classes:
-            raise ValueError(f"train and val of {settings.data_dir} must hold the same classes")
+            raise ValueError(f"train and val of {settings.data_dir} must contain the same classes")
         batches = image_folder.FolderBatches(train, settings.batch, seed, settings.pixels, device, settings.workers, share)
         check = lambda: image_folder.folder_evaluation_batches(
             valid, settings.pixels, settings.batch, device, settings.workers, share
@@ -62,15 +62,15 @@ def prepare_data(
         return batches, check, len(train.classes)
     dataset = cifar.load_cifar(settings.data, settings.data_dir).to(device)
     augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
-    images = dataset.train.take(slice(settings.images or None))
+    images = dataset.train.select(slice(settings.images or None))
     plain = cifar.Augment(dataset.mean, dataset.std)
-    test = dataset.test.take(slice(settings.valid_images or None))
+    test = dataset.test.select(slice(settings.valid_images or None))
     check = lambda: cifar.evaluation_batches(test, plain, share=share)
     return cifar.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
 
 
 class ImageTraining(Run):
-    """The training of a network by the recipe, whatever the network."""
+    """A training by the recipe of `ImageTrainSettings`. Subclasses build the network."""
 
     table = "train.csv"
 
@@ -86,8 +86,8 @@ class ImageTraining(Run):
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def build(self, classes: int) -> Any:
-        """The network: a module with a `drop_path` that returns the logits and those of its auxiliary head, or None."""
-        raise TypeError(f"{type(self).__name__} does not say what it trains")
+        """Build the network: a module with an attribute `drop_path`, whose result is (logits, auxiliary logits or None)."""
+        raise TypeError(f"{type(self).__name__} must define build")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -105,7 +105,7 @@ class ImageTraining(Run):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
             return self.net(images)
 
-    def take(self, batch: tuple[Tensor, Tensor]) -> None:
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> None:
         s, (images, labels) = self.settings, batch
         logits, auxiliary = self.forward(images)
         total = loss = F.cross_entropy(logits.float(), labels, label_smoothing=s.smoothing)
@@ -118,7 +118,7 @@ class ImageTraining(Run):
         self.sums += torch.stack([loss.detach().double() * n, (logits.argmax(1) == labels).sum(), torch.full_like(loss, n)])
 
     def update(self) -> None:
-        """One step of the parameters, whose gradients are there."""
+        """Update the parameters, whose gradients have been computed."""
         self.processes.average([p.grad for p in self.params if p.grad is not None])
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.params, self.settings.clip)
@@ -141,7 +141,7 @@ class ImageTraining(Run):
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float]:
-        """Loss, accuracy and top-5 accuracy on all validation images."""
+        """Compute loss, accuracy and top-5 accuracy on all validation images."""
         self.net.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for images, labels in self.validation():
@@ -167,7 +167,7 @@ class ImageTraining(Run):
 
 
 class GenotypeTraining(ImageTraining):
-    """The training of a genotype, or of a network with one for each layer, with one seed."""
+    """The training of the network of a genotype, or of one for each layer, with one seed."""
 
     kind = "training"
 

@@ -1,8 +1,8 @@
-"""Training of recurrent networks: SGD, averaged SGD once validation no longer gets better, back to the best after a divergence.
+"""Training of recurrent networks: SGD, averaged once validation stops improving, and rollback to the best epoch on divergence.
 
-    row = carry_out(lambda processes, device: TextTraining(genotype, settings, 0, out, processes, device), settings, out)
+    row = launch(partial(TextTraining, genotype, settings, 0, out), settings, out)
 
-Writes into `out`: checkpoint.pt, train.csv, train.png, network.pt (the weights of the best epoch) and result.json (perplexities).
+Writes to `out`: checkpoint.pt, train.csv, train.png, network.pt (the weights of the best epoch) and result.json (perplexities).
 
 Sources: Merity, Keskar, Socher, "Regularizing and optimizing LSTM language models", 2018 (the switch, the averages, the lengths
 of windows); Liu, Simonyan, Yang, "DARTS", 2019 (settings, rollback).
@@ -30,26 +30,26 @@ from ..space import drawing
 from ..space.genotype import RecurrentGenotype
 from .settings import TextTrainSettings
 
-SPREAD = 5.0  # of the lengths of windows
-ROLLBACKS = 20  # that a training may need before it is given up
+SPREAD = 5.0  # standard deviation of the lengths of windows
+ROLLBACKS = 20  # before a training ends with an error
 
 
 def language_model(cell: RecurrentGenotype | None, vocabulary: int, settings: TextTrainSettings) -> LanguageModel:
-    """The network that is trained and counted; None: an LSTM."""
+    """The language model of a cell; None: an LSTM."""
     if cell is None:
         return LSTM(vocabulary, settings.hidden, Drops.of(settings))
     return RecurrentNetwork(cell, vocabulary, settings.hidden, Drops.of(settings))
 
 
 def size_of_cell(cell: RecurrentGenotype | None, settings: TextTrainSettings) -> dict[str, int]:
-    """{"parameters": of the network, "vocabulary": words}. Without a text the 10 000 words of Penn Treebank are counted for."""
+    """Count the parameters. Returns {"parameters": ..., "vocabulary": words}; without a text, for the 10 000 words of PTB."""
     words = 10_000 if settings.data_dir is None else len(text.load_corpus(settings.data_dir).vocabulary)
     with torch.device("meta"):
         return {"parameters": parameter_count(language_model(cell, words, settings)), "vocabulary": words}
 
 
 class TextTraining(Run):
-    """The training of a cell, None for an LSTM, with one seed."""
+    """The training of the language model of a cell, or of an LSTM if it is None, with one seed."""
 
     kind, table = "training", "train.csv"
     settings: TextTrainSettings
@@ -77,11 +77,11 @@ class TextTraining(Run):
         if s.compiled and isinstance(self.net, CellModel):
             self.net.fuse()
         self.params = list(self.net.parameters())
-        self.averages = False  # whether SGD is averaged by now
+        self.averages = False  # whether averaging has started
         self.sgd = self._optimizer()
         self.hidden = self.net.start(s.batch)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.losses: list[float] = []  # validation, epoch by epoch
+        self.losses: list[float] = []  # validation loss of each epoch
         self.rollbacks = 0
         self.best = self._copy()
         self.found: dict[str, Any] = {}
@@ -93,7 +93,7 @@ class TextTraining(Run):
         return torch.optim.SGD(self.params, s.lr, weight_decay=s.weight_decay, foreach=True)
 
     def _now(self) -> dict[str, Any]:
-        """Where the training stands: the weights and the optimizer."""
+        """The present state: weights and optimizer."""
         return {"net": self.net.state_dict(), "averages": self.averages, "sgd": self.sgd.state_dict()}
 
     def _copy(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class TextTraining(Run):
         for start, words in self._windows()[self.step :]:
             yield window(self.rows_of["train"], start, words)
 
-    def take(self, batch: Window) -> None:
+    def train_step(self, batch: Window) -> None:
         s, (words, targets) = self.settings, batch
         loss, states, last = self.net.loss(words, targets, self.hidden, self.net.draw(s.batch))
         if not torch.isfinite(loss):
@@ -131,7 +131,7 @@ class TextTraining(Run):
         self.sums += torch.stack([loss.detach().double() * targets.numel(), self.sums.new_tensor(targets.numel())])
 
     def _roll_back(self) -> None:
-        """Return to the best epoch, with what follows in this one: other windows and masks than those that led astray."""
+        """Return to the state of the best epoch and continue there with the next windows and masks of this one."""
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise ValueError(f"the loss was not finite {self.rollbacks} times: lr {self.settings.lr:g} is too large")
@@ -142,11 +142,11 @@ class TextTraining(Run):
         self.net.load_state_dict(kept["net"])
         self.averages = kept["averages"]
         self.sgd = self._optimizer()
-        self.sgd.load_state_dict(copy.deepcopy(kept["sgd"]))  # it would go on with the tensors that it is given
+        self.sgd.load_state_dict(copy.deepcopy(kept["sgd"]))  # the optimizer would update the tensors of `kept` in place
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The averages in place of the weights, where there are any."""
+        """Context in which the averages, once there are some, replace the weights."""
         if not self.averages:
             yield
             return
@@ -165,7 +165,7 @@ class TextTraining(Run):
         total, words = self.sums.tolist()
         self.sums.zero_()
         loss = self._validate()
-        if not loss < float("inf"):  # the last steps led astray
+        if not loss < float("inf"):  # diverged in the last steps
             self._roll_back()
             loss = self._validate()
         was_averaged = self.averages

@@ -1,8 +1,8 @@
-"""Convolutional networks of cells: the supernet that is searched, and the networks of a genotype.
+"""Convolutional networks of cells: the supernet of a search, and the networks of a genotype.
 
-    net = Supernet(spaces.get("darts"), channels=16, layers=8, classes=10)
-    logits = net(images, {"normal": a, "reduce": b})            # a, b: one weight for each path of the cell, entering linearly
-    logits = net(images, {"normal": a, "reduce": b}, alive)     # alive: a bool for each path; the dead ones do not run
+    net = Supernet(get_space("darts"), channels=16, layers=8, classes=10)
+    logits = net(images, {"normal": a, "reduce": b})            # a, b: a weight for each path of the cell, which multiplies it
+    logits = net(images, {"normal": a, "reduce": b}, active)    # active: a flag for each path; others are not computed
 
     net = Network(genotype, channels=36, layers=20, classes=10)
     logits, auxiliary = net(images)
@@ -44,11 +44,11 @@ def cell_kinds(layers: int) -> list[str]:
 
 
 class Supernet(nn.Module):
-    """All paths of a space in every cell; node = sum over its paths of weight * operation(source).
+    """A network with all paths of a space in every cell: node = sum over its paths of weight * operation(source).
 
-    Cells of one type share the weights of their paths (a vector, entries as `space.paths(cell)`), unless they come as (cells
-    of that type, paths). `weights=None`: all 1. Batch norms have no scale and shift, the stem's aside: the weights are their
-    scale. In the one-stage form they have both, and drop path and the auxiliary head are those of an evaluation network.
+    weights: for each cell type a vector in the order of `space.paths(cell)`, shared by all cells of the type, or a matrix
+    (cells of the type, paths); None: all 1. Batch norms, except that of the stem, have no scale and shift: the weights are
+    their scale. In the one-stage form they have both, and drop path and the auxiliary head are as in an evaluation network.
     """
 
     def __init__(
@@ -79,27 +79,29 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(last, classes)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, weights: Weights | None = None, alive: Masks | None = None) -> Tensor:
-        """(N, 3, H, W) -> logits (N, classes). H and W divisible by 4.
+    def forward(self, images: Tensor, weights: Weights | None = None, active: Masks | None = None) -> Tensor:
+        """Return the logits (N, classes) of images (N, 3, H, W), H and W divisible by 4.
 
-        Paths out of dead nodes do not run either: they carry nothing but the constants of their batch norms.
+        Paths whose source has no active path are not computed: their output is a constant of their batch norms.
         """
-        return self.outputs(images, weights, alive)[0]
+        return self.outputs(images, weights, active)[0]
 
-    def outputs(self, images: Tensor, weights: Weights | None = None, alive: Masks | None = None) -> tuple[Tensor, Tensor | None]:
-        """The logits, and in training those of the auxiliary head where there is one."""
+    def outputs(
+        self, images: Tensor, weights: Weights | None = None, active: Masks | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits, and those of the auxiliary head in training mode if the network has one."""
         scales = self._scales(weights)
         auxiliary = None
         s0 = s1 = Source(self.stem(images.contiguous(memory_format=torch.channels_last)))
         for i, (kind, cell) in enumerate(zip(self.kinds, self.cells)):
-            mask = None if alive is None else alive[kind]
+            mask = None if active is None else active[kind]
             s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path))
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
         return self.classifier(s1.x.mean((2, 3))), auxiliary
 
     def _scales(self, weights: Weights | None) -> dict[str, Any]:
-        """For each type an iterator over its cells; of each cell, a vector (channels,) for each path, or None for 1."""
+        """For each cell type an iterator over its cells, with a vector (channels,) for each path, or None for 1."""
         scales = {}
         for kind in CELLS:
             cells = [cell for k, cell in zip(self.kinds, self.cells) if k == kind]
@@ -115,7 +117,7 @@ class Supernet(nn.Module):
         return scales
 
     def path_parameters(self) -> dict[tuple[str, Path], list[nn.Parameter]]:
-        """(cell, path): its parameters in all cells of the type. One name for groups, logs and genotypes."""
+        """For each (cell type, path) its parameters in all cells of the type."""
         return {
             (kind, path): [p for k, cell in zip(self.kinds, self.cells) if k == kind for p in cell.operation(i).parameters()]
             for kind in CELLS
@@ -124,7 +126,7 @@ class Supernet(nn.Module):
 
 
 def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
-    """One vector (channels,) for each cell and path. Cells of one width and one row of weights share them."""
+    """A vector (channels,) for each cell and path, shared by cells of the same width and weights."""
     made: dict[int, Sequence[Tensor]] = {}
     rows = []
     for i, width in enumerate(channels):
@@ -137,7 +139,7 @@ def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
 
 
 class Source:
-    """A cell output or node: what several cells or paths need of it is computed once."""
+    """The output of a cell or node. Results that several cells or paths need are computed once and kept."""
 
     def __init__(self, x: Tensor):
         self.x = x
@@ -156,7 +158,7 @@ class Source:
 
 
 class MixedCell(nn.Module):
-    """A cell of the supernet. Paths without parameters share their module, and its output, with all others of the same source."""
+    """A cell of the supernet. Pooling paths from one source share a module and its output."""
 
     def __init__(self, paths: Sequence[Path], before: int, last: int, channels: int, reduction: bool, reduced: bool, form: Form):
         super().__init__()
@@ -174,7 +176,7 @@ class MixedCell(nn.Module):
             self.keys.append(key)
 
     def operation(self, path: int) -> nn.Module:
-        """The module of a path, by its number."""
+        """The module of the path with this index."""
         return self.operations[self.keys[path]]
 
     def forward(
@@ -182,7 +184,7 @@ class MixedCell(nn.Module):
         s0: Source,
         s1: Source,
         scales: Sequence[Tensor | None],
-        alive: Sequence[bool] | None,
+        active: Sequence[bool] | None,
         drop_path: float | Tensor = 0.0,
     ) -> Tensor:
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
@@ -192,7 +194,7 @@ class MixedCell(nn.Module):
             total = None
             for i, path in enumerate(self.paths):
                 source = sources[path.source] if path.node == node else None
-                if source is None or path.operation == "none" or (alive is not None and not alive[i]):
+                if source is None or path.operation == "none" or (active is not None and not active[i]):
                     continue
                 y = self._run(i, source, scales[i])
                 y = drop(y, drop_path) if self.training else y
@@ -201,7 +203,7 @@ class MixedCell(nn.Module):
             sources.append(None if total is None else Source(total))
         template = next((x for x in nodes if x is not None), None)
         if template is None:
-            raise ValueError(f"no path lives in the {'reduction' if self.reduction else 'normal'} cell")
+            raise ValueError(f"no path is active in the {'reduction' if self.reduction else 'normal'} cell")
         return torch.cat([torch.zeros_like(template) if x is None else x for x in nodes], 1)
 
     def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
@@ -214,16 +216,17 @@ class MixedCell(nn.Module):
 
 
 def preprocess(before: int, last: int, channels: int, reduced: bool, affine: bool) -> tuple[Rectified, Rectified]:
-    """Both cell inputs to `channels`; the older one to half its size if the cell between was a reduction."""
+    """Map both inputs of a cell to `channels`; the older one is halved in size if the cell between them is a reduction."""
     first: Rectified
     first = FactorizedReduce(before, channels, affine) if reduced else relu_conv_norm(before, channels, affine)
     return first, relu_conv_norm(last, channels, affine)
 
 
 class Cell(nn.Module):
-    """A cell of given paths: node = sum of operation(source), output = its nodes side by side.
+    """A cell of given paths: node = sum of operation(source), output = concatenation of its nodes.
 
-    nodes: those of the output; by default the ones that have paths. Others are zeros, `shrinks` times smaller than the inputs.
+    nodes: the nodes of the output; by default those with paths. A node without paths is a tensor of zeros, smaller than the
+    inputs by the factor `shrinks`.
     """
 
     def __init__(
@@ -236,21 +239,21 @@ class Cell(nn.Module):
     ):
         super().__init__()
         self.paths, self.shrinks = tuple(paths), shrinks
-        self.living = tuple(sorted({path.node for path in paths}) if nodes is None else nodes)
+        self.active_nodes = tuple(sorted({path.node for path in paths}) if nodes is None else nodes)
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
 
     def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0) -> Tensor:
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         nodes = {0: Source(first), 1: Source(second)}
-        for node in self.living:
+        for node in self.active_nodes:
             total = None
             for path, operation in zip(self.paths, self.operations):
                 if path.node == node:
                     y = self._run(operation, nodes[path.source], drop_path)
                     total = y if total is None else total + y
             nodes[node] = Source(self._zeros(first) if total is None else total)
-        return torch.cat([nodes[node].x for node in self.living], 1)
+        return torch.cat([nodes[node].x for node in self.active_nodes], 1)
 
     def _zeros(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like[:, :, :: self.shrinks, :: self.shrinks])
@@ -263,7 +266,7 @@ class Cell(nn.Module):
 
 
 def drop(x: Tensor, probability: float | Tensor) -> Tensor:
-    """Whole samples of x to 0 with this probability, the others scaled up: drop path. A tensor costs no synchronisation."""
+    """Drop path: set samples of x to 0 with this probability, and scale the others up. A tensor avoids synchronisation."""
     if not isinstance(probability, Tensor) and probability == 0:
         return x
     keep = 1 - probability
@@ -271,9 +274,9 @@ def drop(x: Tensor, probability: float | Tensor) -> Tensor:
 
 
 class Discrete(nn.Module):
-    """Stem, cells of given paths, classifier; between them the auxiliary head, which runs in training only.
+    """A network of given paths: stem, cells, classifier, and an auxiliary head, which is used in training mode only.
 
-    Returns (logits, auxiliary logits or None). `drop_path` is the probability in training: set it every epoch.
+    Returns (logits, auxiliary logits or None). drop_path: the probability in training mode; the training loop sets it.
     """
 
     def __init__(
@@ -304,8 +307,10 @@ class Discrete(nn.Module):
 
 
 class Network(Discrete):
-    """The evaluation network of a genotype for CIFAR: scale and shift in all batch norms; none after pools and identities but
-    in the one-stage form."""
+    """The evaluation network of a genotype for CIFAR.
+
+    All batch norms have scale and shift; pools and identities are followed by one in the one-stage form only.
+    """
 
     def __init__(
         self,
@@ -325,7 +330,7 @@ class Network(Discrete):
 
 
 class ImageNetNetwork(Discrete):
-    """The mobile network for 224x224 images: three stem convolutions of stride 2."""
+    """The network of a genotype in the mobile setting, for 224x224 images: three stem convolutions of stride 2."""
 
     def __init__(
         self,
@@ -351,9 +356,9 @@ def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
 def cells_of(
     genotype: Genotype | Sequence[Genotype], channels: int, layers: int, stem: int, reduced: bool, form: Form = "evaluation"
 ) -> tuple[list[Cell], list[int]]:
-    """The evaluation cells of a genotype (or of one for each layer), dead ends removed, and the width of the output of each.
+    """Build the evaluation cells of a genotype (or of one for each layer) without dead ends; return them and their widths.
 
-    `reduced`: whether the older of the two first inputs has twice the size of the other.
+    reduced: whether the older input of the first cell has twice the size of the other.
     """
     each = [genotype] * layers if isinstance(genotype, Genotype) else list(genotype)
     if len(each) != layers:
@@ -361,7 +366,7 @@ def cells_of(
     cells, widths = [], []
     before = last = stem
     for kind, genotype in zip(cell_kinds(layers), [g.clean() for g in each]):
-        if not genotype.living(kind):
+        if not genotype.active_nodes(kind):
             raise ValueError(f"no path of the genotype reaches an input of the {kind} cell")
         channels *= 2 if kind == "reduce" else 1
         paths = genotype.paths(kind)
@@ -369,13 +374,13 @@ def cells_of(
         operations = [MAKE[path.operation](channels, stride, form) for path, stride in zip(paths, strides)]
         pre = preprocess(before, last, channels, reduced, affine=True)
         cells.append(Cell(paths, operations, pre, shrinks=2 if kind == "reduce" else 1))
-        before, last, reduced = last, channels * len(genotype.living(kind)), kind == "reduce"
+        before, last, reduced = last, channels * len(genotype.active_nodes(kind)), kind == "reduce"
         widths.append(last)
     return cells, widths
 
 
 def auxiliary_head(channels: int, classes: int, stride: int, last_norm: bool) -> nn.Sequential:
-    """A second classifier on an 8x8 (stride 3) or 7x7 (stride 2) map, for the gradient it gives in training."""
+    """A second classifier on an 8x8 (stride 3) or 7x7 (stride 2) map; its loss is added in training."""
     return nn.Sequential(
         nn.ReLU(),
         nn.AvgPool2d(5, stride, count_include_pad=False),
@@ -391,7 +396,7 @@ def auxiliary_head(channels: int, classes: int, stride: int, last_norm: bool) ->
 
 
 class Weighted(nn.Module):
-    """A copy of a supernet operation with its architecture weight, one for each channel, as a constant."""
+    """A copy of a supernet operation, multiplied by its architecture weight, a constant for each channel."""
 
     def __init__(self, operation: nn.Module, scale: Tensor | None):
         super().__init__()
@@ -403,31 +408,31 @@ class Weighted(nn.Module):
 
 
 def restricted(net: Supernet, genotype: Genotype, weights: Weights | None = None) -> Discrete:
-    """What the supernet computes when only the paths of the genotype live, as a network that holds nothing else.
+    """The supernet restricted to the paths of a genotype, as a network without the others.
 
-    Parameters and statistics are copies. Where the cleaned genotype has all nodes of the mask,
+    Parameters and statistics are copied. If the cleaned genotype has all nodes of the mask,
     `restricted(net, genotype, weights)` and `net(images, weights, space.masks(genotype))` give the same logits.
     """
     genotype = genotype.clean()
     scales = net._scales(weights)
     cells = []
-    columns: list[Tensor | None] = [None, None]  # the channels that are left of the two previous outputs
+    columns: list[Tensor | None] = [None, None]  # indices of the remaining channels of the two previous outputs
     for kind, mixed in zip(net.kinds, net.cells):
         number = {path: i for i, path in enumerate(mixed.paths)}
         row, paths = next(scales[kind]), genotype.paths(kind)
         operations = [Weighted(mixed.operation(number[path]), row[number[path]]) for path in paths]
         pre = [keep_inputs(m, c) for m, c in zip((mixed.preprocess0, mixed.preprocess1), columns)]
         cells.append(Cell(paths, operations, pre))
-        nodes = torch.tensor([node - NODES[0] for node in genotype.living(kind)])
+        nodes = torch.tensor([node - NODES[0] for node in genotype.active_nodes(kind)])
         columns = [columns[1], (nodes[:, None] * mixed.channels + torch.arange(mixed.channels)).flatten()]
     return Discrete(copy.deepcopy(net.stem), cells, keep_inputs(net.classifier, columns[1]))
 
 
 def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
-    """The supernet of the one-stage form with only the paths of the genotype, as a network that knows of no weights.
+    """The one-stage supernet restricted to the paths of a genotype, as a network without architecture weights.
 
-    They are absorbed into the batch norms that the paths end in: scale and shift of each times its weight. Parameters and
-    statistics are copies; `net(images, weights, space.masks(genotype))` and the network give the same logits to rounding.
+    The scale and shift of the batch norm at the end of each path are multiplied by its weight. Parameters and statistics are
+    copied; `net(images, weights, space.masks(genotype))` and the network give the same logits to rounding.
 
     Source: ISTA-NAS, Eq. 12.
     """
@@ -435,7 +440,7 @@ def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
         raise ValueError(
             f"form of the supernet must be 'one_stage', where each path ends in a scale of its own, got {net.form!r}"
         )
-    if any(genotype.living(cell) != NODES for cell in CELLS):
+    if any(genotype.active_nodes(cell) != NODES for cell in CELLS):
         raise ValueError("every node of the genotype must have a path")
     auxiliary = net.auxiliary is not None
     out = Network(genotype, net.channels, len(net.kinds), net.classifier.out_features, auxiliary, form="one_stage")
@@ -458,7 +463,7 @@ def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
 
 
 def keep_inputs(module: Any, columns: Tensor | None) -> Any:
-    """A copy of a module that reads only these channels of its input."""
+    """A copy of a module whose first layers use these channels of the input only."""
     module = copy.deepcopy(module)
     for layer in module.modules() if columns is not None else ():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -468,9 +473,10 @@ def keep_inputs(module: Any, columns: Tensor | None) -> Any:
 
 
 def network_size(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
-    """{"parameters": without the auxiliary head, "macs": multiply-adds of convolutions and linear maps for one image}.
+    """Count the parameters and the multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
 
-    input_shape: (3, H, W). Nothing is computed: the model is copied to the meta device.
+    input_shape: (3, H, W). Returns {"parameters": ..., "macs": ...}. The model is copied to the meta device: nothing is
+    computed.
     """
     parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary."))
     macs = 0
@@ -480,7 +486,7 @@ def network_size(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]
         macs += output.numel() * (module.weight.numel() // len(module.weight))
 
     meta = copy.deepcopy(model).to("meta").eval()
-    for norm in norms_of(meta):  # they change no shape, and take most of the time on the meta device
+    for norm in norms_of(meta):  # they keep shapes, and are slow on the meta device
         norm.forward = lambda x, scale=None: x  # type: ignore[method-assign]
     for module in meta.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -1,14 +1,14 @@
-"""Convolutions whose gradients cost less on a CPU: time for the depthwise ones, memory for the 1x1 ones.
+"""Convolutions with cheaper gradients on a CPU: less time for depthwise ones, less memory for 1x1 ones.
 
-PyTorch's gradients of a depthwise convolution on a CPU leave the fast kernel where the kernel is wider than 3 (gradient of the
-weight) or dilated (both gradients): up to ten times the cost of the forward pass. But
+On a CPU PyTorch has no fast gradient of a depthwise convolution if the kernel is wider than 3 (gradient of the weight) or
+dilated (both gradients): it costs up to ten times the forward pass. But
 
 - the gradient of the input of a convolution of stride 1 is a convolution with the flipped kernel;
-- the gradient of a k x 5 kernel is that of a k x 3 and a k x 2 kernel, side by side;
+- the gradient of a k x 5 kernel is the concatenation of those of a k x 3 and a k x 2 kernel;
 - a convolution of dilation 2 is an ordinary one on each of the four grids of every other pixel, and at stride 2 on one of them.
 
-A 1x1 convolution is cheaper to repeat than to remember: the batch norm behind it wants its result again for the gradient, and
-that is most of the memory of a supernet.
+The result of a 1x1 convolution is recomputed for the gradient of the batch norm after it instead of kept: such results are most
+of the memory of a supernet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAST_WIDTH = 3
 
 
 class DepthwiseConv(nn.Conv2d):
-    """One odd kernel for each channel, no bias, padded to keep the size: (N, C, H, W) -> (N, C, H / stride, W / stride)."""
+    """A depthwise convolution (N, C, H, W) -> (N, C, H / stride, W / stride) with an odd kernel, padding and no bias."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1):
         padding = dilation * (kernel // 2)
@@ -37,18 +37,18 @@ class DepthwiseConv(nn.Conv2d):
         stride, dilation, padding = self.stride[0], self.dilation[0], int(self.padding[0])
         if stride == dilation == 2 and padding % 2 == 0:
             x, stride, dilation, padding = x[:, :, ::2, ::2], 1, 1, padding // 2
-        if worthwhile(x):
+        if use_custom_gradient(x):
             return Depthwise.apply(x, self.weight, stride, padding, dilation)
         return F.conv2d(x, self.weight, None, stride, padding, dilation, self.groups)
 
 
-def worthwhile(x: Tensor) -> bool:
-    """Elsewhere, and in half precision, PyTorch's own kernels serve well."""
+def use_custom_gradient(x: Tensor) -> bool:
+    """Whether the gradients of this module are faster than PyTorch's: in float32 on a CPU."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class Depthwise(torch.autograd.Function):
-    """conv2d(x, weight, None, stride, padding, dilation, groups=C) with the gradients of this file; twice differentiable."""
+    """conv2d(x, weight, None, stride, padding, dilation, groups=C) with the gradients of this module; twice differentiable."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
@@ -78,7 +78,7 @@ class Depthwise(torch.autograd.Function):
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    """Gradient of sum(grad * conv(x, weight)) with respect to x; only the shape of x counts."""
+    """Gradient of sum(grad * conv(x, weight)) with respect to x; only the shape of x is used."""
     if stride == 1:
         reach = dilation * (weight.shape[-1] - 1)
         return F.conv2d(grad, weight.flip(2, 3), None, 1, reach - padding, dilation, len(weight))
@@ -86,7 +86,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    """Gradient of sum(grad * conv(x, weight)) with respect to the weight; only the shape of the weight counts."""
+    """Gradient of sum(grad * conv(x, weight)) with respect to the weight; only the shape of the weight is used."""
     if dilation == 2 and stride == 1 and not (padding % 2 or x.shape[2] % 2 or x.shape[3] % 2):
         return weight_gradient(grids(grad), grids(x), weight, 1, padding // 2, 1)
     kernel = weight.shape[-1]
@@ -103,7 +103,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddin
 
 
 def grids(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (4 N, C, H / 2, W / 2): the pixels of each parity, channels last as before."""
+    """(N, C, H, W) -> (4 N, C, H / 2, W / 2): the pixels of each parity of row and column, in channels-last order."""
     n, c, h, w = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5)
     return x.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)
@@ -118,8 +118,10 @@ def _reference(
 
 
 class PointwiseNorm(torch.autograd.Function):
-    """batch_norm(conv2d(x, weight), mean, var, scale, shift, training=True, ...) of a 1x1 convolution, which keeps x but not the
-    result of the convolution; twice differentiable. The running mean and var (or None) are updated in place."""
+    """batch_norm(conv2d(x, weight), mean, var, scale, shift, training=True, ...) of a 1x1 convolution; twice differentiable.
+
+    Keeps x for the gradient, not the result of the convolution. The running mean and var (or None) are updated in place.
+    """
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""A group of weights spread over many tensors as one flat parameter: one group for an optimizer, tensors for the network."""
+"""A group of weights from several tensors as one flat parameter, so that an optimizer treats it as one group."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Flat:
-    """Parameters of a network as views into one flat parameter, `vector`; what an optimizer does to it happens to them.
+    """One flat parameter, `vector`, of which the given parameters of a network become views.
 
-    Build it when the network is on its device. Before a step of the optimizer `gather` hands over the gradients.
+    Build it when the network is on its device. Call `gather` before each step of the optimizer that updates `vector`.
     """
 
     def __init__(self, name: str, parts: Sequence[nn.Parameter]):
@@ -25,12 +25,12 @@ class Flat:
             start += p.numel()
 
     def gather(self) -> None:
-        """Move the gradients of the parts to the vector: 0 where a part has none, and none where all have none."""
+        """Move the gradients of the parts to the vector: 0 for a part without gradient, None if no part has one."""
         if all(p.grad is None for p in self.parts):
             self.vector.grad = None
             return
         self.vector.grad = torch.cat([self._gradient(p) for p in self.parts])
-        for p in self.parts:  # the optimizer does not know them: it could not clear their gradients
+        for p in self.parts:  # zero_grad of the optimizer does not reach them
             p.grad = None
 
     def _gradient(self, p: nn.Parameter) -> Tensor:
@@ -38,5 +38,5 @@ class Flat:
 
     @torch.no_grad()
     def clear(self) -> None:
-        """All to exactly zero."""
+        """Set all entries to 0."""
         self.vector.zero_()

@@ -1,10 +1,10 @@
 """The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in three forms.
 
-Search form: batch norm without scale and shift, also after pools. Evaluation form: with both, and none after pools. One-stage
-form (ISTA-NAS): with both, also after pools and identities, so that each operation has a scale of its own at its end. Every
-operation is called as `operation(x, scale)` and returns scale * operation(x), scale a (C,) vector or None for 1: where it ends
-in a batch norm, the architecture weight is the scale of that norm and costs nothing. Those that begin with a ReLU have `body`,
-which takes the rectified input, so that all of them at one source share one ReLU.
+Search form: batch norms without scale and shift, also after pools. Evaluation form: batch norms with both, none after pools.
+One-stage form (ISTA-NAS): batch norms with both, also after pools and identities, so that every operation ends in a scale of its
+own. `operation(x, scale)` returns scale * operation(x) for a (C,) vector, or None for 1: an operation that ends in a batch norm
+uses the architecture weight as the scale of that norm, at no cost. Operations that begin with a ReLU have a method `body` for the
+rectified input, so that all paths from one source share one ReLU.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .convolution_kernels import DepthwiseConv, PointwiseNorm, worthwhile
+from .convolution_kernels import DepthwiseConv, PointwiseNorm, use_custom_gradient
 
 Form = Literal["search", "evaluation", "one_stage"]
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose result is multiplied by `scale`, without a pass of its own over the data."""
+    """Batch norm whose result is multiplied by `scale` within the same kernel."""
 
     updates = True
 
@@ -31,8 +31,8 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, *self._running(), *self._affine(scale), self.training, self._momentum(), self.eps)
 
     def after(self, conv: nn.Conv2d, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """forward(conv(x), scale) for a 1x1 convolution, whose result is not kept for the gradient."""
-        if not (self.training and torch.is_grad_enabled() and worthwhile(x)):
+        """Return forward(conv(x), scale) for a 1x1 convolution, without keeping its result for the gradient."""
+        if not (self.training and torch.is_grad_enabled() and use_custom_gradient(x)):
             return self(conv(x), scale)
         return PointwiseNorm.apply(x, conv.weight, *self._affine(scale), self._running(), self._momentum(), self.eps)
 
@@ -45,7 +45,7 @@ class BatchNorm(nn.BatchNorm2d):
         return (self.running_mean, self.running_var) if self.updates or not self.training else (None, None)
 
     def _momentum(self) -> float:
-        """momentum=None is the plain average over batches, as `update_bn` wants it."""
+        """The momentum of this batch; momentum None averages over all batches, which `update_bn` relies on."""
         if self.momentum is not None or not (self.training and self.updates):
             return self.momentum or 0.0
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
@@ -59,14 +59,14 @@ def norms_of(net: nn.Module) -> list[BatchNorm]:
 
 @contextmanager
 def frozen_statistics(net: nn.Module | Sequence[BatchNorm]) -> Iterator[None]:
-    """Batch norms go on using the statistics of each batch but do not remember them: for the extra passes of a bi-level step.
+    """Context in which batch norms use the statistics of each batch without updating the running ones.
 
-    net: a network, or its batch norms, which to look for takes as long as a few convolutions.
+    net: a network, or the list of its batch norms; finding them takes as long as a few convolutions.
     """
     norms = norms_of(net) if isinstance(net, nn.Module) else net
     before = [m.updates for m in norms]
     for m in norms:
-        m.__dict__["updates"] = False  # a module's own way of setting attributes takes ten times as long
+        m.__dict__["updates"] = False  # nn.Module.__setattr__ takes ten times as long
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def frozen_statistics(net: nn.Module | Sequence[BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def repeated_noise(net: nn.Module) -> Iterator[None]:
-    """Each noise operation draws the same numbers in every pass, whichever of the others run."""
+    """Context in which each noise operation draws the same numbers in every pass, whichever others are active."""
 
     def seeded(number: int) -> Callable[[nn.Module, tuple], None]:
         def before(module: nn.Module, inputs: tuple) -> None:
@@ -94,7 +94,7 @@ def repeated_noise(net: nn.Module) -> Iterator[None]:
 
 
 class Identity(nn.Module):
-    """Followed by a batch norm in the one-stage form."""
+    """The identity, followed by a batch norm in the one-stage form."""
 
     def __init__(self, channels: int = 0, form: Form = "evaluation"):
         super().__init__()
@@ -105,7 +105,7 @@ class Identity(nn.Module):
 
 
 class Noise(nn.Module):
-    """A fresh N(0, 1) tensor of the shape of the (strided) input: the operation of S4 that must not be chosen."""
+    """Gaussian noise of the shape of the (strided) input: the operation of S4 that a search should not select."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -116,7 +116,7 @@ class Noise(nn.Module):
 
 
 class Pool(nn.Module):
-    """3x3, padding 1 (not counted in the mean); followed by a batch norm in all forms but that for evaluation."""
+    """A 3x3 pool with padding 1, not counted in the mean; followed by a batch norm except in the evaluation form."""
 
     def __init__(self, kind: str, channels: int, stride: int, form: Form):
         super().__init__()
@@ -141,12 +141,12 @@ class Rectified(nn.Module):
         return self.body(F.relu(x), scale)
 
     def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
-        """The operation behind its ReLU."""
-        raise TypeError(f"{type(self).__name__} does not say what follows its ReLU")
+        """The operation after its ReLU."""
+        raise TypeError(f"{type(self).__name__} must define body, the operation after its ReLU")
 
 
 class ConvNorm(Rectified):
-    """ReLU, the convolutions one after the other, the last of them 1x1, batch norm."""
+    """ReLU, a sequence of convolutions that ends in a 1x1 one, batch norm."""
 
     def __init__(self, convs: list[nn.Module], channels: int, affine: bool):
         super().__init__()
@@ -161,7 +161,7 @@ class ConvNorm(Rectified):
 
 
 class Twice(Rectified):
-    """One after the other; the scale belongs to the second."""
+    """Two operations in sequence; the scale is applied by the second."""
 
     def __init__(self, first: Rectified, second: Rectified):
         super().__init__()
@@ -172,7 +172,7 @@ class Twice(Rectified):
 
 
 class FactorizedReduce(Rectified):
-    """ReLU, two 1x1 convolutions of stride 2, the second one pixel further, side by side, batch norm. Even sizes only."""
+    """ReLU, two 1x1 convolutions of stride 2, one of them shifted by a pixel, concatenated, batch norm. Even sizes only."""
 
     def __init__(self, channels_in: int, channels: int, affine: bool):
         super().__init__()
@@ -219,7 +219,7 @@ def factorised_seven(channels: int, stride: int, form: Form) -> ConvNorm:
 
 
 def last_norm(operation: nn.Module) -> BatchNorm | None:
-    """The batch norm an operation ends in, where it does."""
+    """The batch norm that an operation ends in, or None."""
     return last_norm(operation.second) if isinstance(operation, Twice) else getattr(operation, "norm", None)
 
 

@@ -1,20 +1,20 @@
-"""Recurrent language models: the supernet that is searched, the network of a genotype, and an LSTM to compare with.
+"""Recurrent language models: the supernet of a search, the network of a genotype, and an LSTM for comparison.
 
-    net = RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), vocabulary=10_000, hidden=300)
-    states, last = net(words, net.start(batch), net.draw(batch), {"recurrent": a}, alive)   # a: one weight for each path
+    net = RecurrentSupernet(get_space("recurrent", RecurrentGenotype), vocabulary=10_000, hidden=300)
+    states, last = net(words, net.start(batch), net.draw(batch), {"recurrent": a}, active)   # a: a weight for each path
     net = RecurrentNetwork(genotype, vocabulary=10_000, hidden=850)
     loss, states, last = net.loss(words, targets, net.start(batch), net.draw(batch))
 
-One cell, word by word:
+The cell, for each word x with the last hidden state h:
 
     s_0 = h + sigmoid(c) (tanh(d) - h),                    [c, d] = [x * m_x, h * m_h] W_0
     s_i = sum over paths (j, o) into node i of
               a_jo (s_j + sigmoid(c_j) (o(d_j) - s_j)),    [c_j, d_j] = (s_j * m_h) W_i
-    h   = mean of the living nodes
+    h   = mean of the active nodes
 
-In the supernet a are the architecture weights, and s_0 and all s_i go through a batch norm without scale and shift; in the
-network of a genotype every path into a node has the weight 1 / (number of its paths), and there is no norm. The masks m are
-drawn once for a batch and shared by its words and, m_h, by all nodes. The decoder is the embedding.
+In the supernet a are the architecture weights, and s_0 and all s_i are normalised by a batch norm without scale and shift; in the
+network of a genotype every path into a node has the weight 1 / (number of paths into it), and there is no norm. The dropout masks
+m are drawn once for a batch and shared by its words; m_h is shared by all nodes. The decoder is the embedding.
 
 Sources: Liu, Simonyan, Yang, "DARTS", 2019 (cell, model, dropouts); Wu et al., "Neural architecture search as sparse supernet",
 2021 (linear weights, several paths into a node).
@@ -33,18 +33,18 @@ from torch.nn import functional as F
 
 from ...space.genotype import RecurrentGenotype
 from ...space.spaces import Masks, Space, Weights
-from .recurrent_kernels import ACTIVATIONS, node, product, vocabulary_loss, written_out
+from .recurrent_kernels import ACTIVATIONS, node, node_reference, product, vocabulary_loss
 
 CELL = "recurrent"
-RANGE = 0.04  # of the uniform weights at the start
-KERNELS = 256  # that torch.compile may make of a node before it gives up
+RANGE = 0.04  # initial weights are uniform in [-RANGE, RANGE]
+KERNELS = 256  # limit of the kernels that torch.compile makes of a node
 NAMES = [name for name, _ in ACTIVATIONS]
 
 
 @dataclass(frozen=True)
 class Drops:
-    """Probabilities of leaving out: words of the vocabulary; entries of the embedded word, once as it comes and once as it enters
-    the cell; of every state that enters a product; of the output."""
+    """Dropout probabilities: of words of the vocabulary, of entries of the embedded word, of the same entries as input of the
+    cell, of the states that enter a product, and of the output."""
 
     words: float = 0.0
     embedding: float = 0.0
@@ -54,13 +54,13 @@ class Drops:
 
     @classmethod
     def of(cls, settings: Any) -> Drops:
-        """Those of the settings of a language model."""
+        """The probabilities in the settings of a language model."""
         s = settings
         return cls(s.drop_words, s.drop_embedding, s.drop_input, s.drop_hidden, s.drop_output)
 
 
 class Dropped(NamedTuple):
-    """What is left out of a batch, as factors: (vocabulary, 1) for words, else (batch, hidden). None: nothing."""
+    """Dropout masks of a batch as factors: (vocabulary, 1) for words, else (batch, hidden); None: no dropout."""
 
     words: Tensor | None = None
     embedding: Tensor | None = None
@@ -70,7 +70,7 @@ class Dropped(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, whatever runs from word to word, and the embedding once more as decoder."""
+    """Embedding, a recurrent part that subclasses define, and the embedding as decoder."""
 
     def __init__(self, vocabulary: int, hidden: int, drops: Drops | None = None):
         super().__init__()
@@ -83,7 +83,7 @@ class LanguageModel(nn.Module):
         return self.embedding.new_zeros(batch, self.hidden)
 
     def draw(self, batch: int) -> Dropped:
-        """What to leave out of the next batch: nothing in evaluation mode."""
+        """Draw the dropout masks of the next batch; none in evaluation mode."""
         if not self.training:
             return Dropped()
         d, shape = self.drops, (batch, self.hidden)
@@ -96,19 +96,19 @@ class LanguageModel(nn.Module):
         return torch.empty(shape, device=self.embedding.device).bernoulli_(1 - share).div_(1 - share)
 
     def forward(self, words: Tensor, state: Any, dropped: Dropped | None = None, *args: Any) -> tuple[Tensor, Any]:
-        """words (T, batch) -> hidden states (T, batch, hidden), and the state to go on from."""
+        """Return the hidden states (T, batch, hidden) of words (T, batch), and the last state."""
         dropped = dropped or Dropped()
         x = F.embedding(words, times(self.embedding, dropped.words))
         return self.recur(times(times(x, dropped.embedding), dropped.input), state, dropped.hidden, *args)
 
     def recur(self, x: Tensor, state: Any, mask: Tensor | None, *args: Any) -> tuple[Tensor, Any]:
-        """From word to word: x (T, batch, hidden), masked already; `mask` is that of the hidden states."""
-        raise TypeError(f"{type(self).__name__} does not say what happens from word to word")
+        """The recurrence over x (T, batch, hidden), which is masked already. mask: of the hidden states."""
+        raise TypeError(f"{type(self).__name__} must define recur")
 
     def loss(
         self, words: Tensor, targets: Tensor, state: Any, dropped: Dropped | None = None, *args: Any
     ) -> tuple[Tensor, Tensor, Any]:
-        """Mean cross entropy of the next words, targets (T, batch); the hidden states; the state to go on from."""
+        """Return the mean cross entropy of the targets (T, batch), the hidden states, and the last state."""
         states, last = self(words, state, dropped, *args)
         out = times(states, (dropped or Dropped()).output)
         return vocabulary_loss(out.flatten(0, 1), self.embedding, self.bias, targets.flatten()), states, last
@@ -123,7 +123,7 @@ def times(x: Tensor, factors: Tensor | None) -> Tensor:
 
 
 class Mixture(NamedTuple):
-    """What enters a node: places of its sources among the states before it, weights (sources, 4), operations that occur."""
+    """The paths into a node: its sources, their weights (sources, 4), and the indices of the operations in use."""
 
     node: int
     sources: tuple[int, ...]
@@ -132,7 +132,7 @@ class Mixture(NamedTuple):
 
 
 class CellModel(LanguageModel):
-    """A language model with the cell above. `nodes`: those that have a product of their own."""
+    """A language model with the cell above. nodes: those with a weight matrix."""
 
     def __init__(self, nodes: Sequence[int], vocabulary: int, hidden: int, drops: Drops | None = None, norm: bool = False):
         super().__init__(vocabulary, hidden, drops)
@@ -142,9 +142,9 @@ class CellModel(LanguageModel):
         self.one_node = node
 
     def fuse(self) -> None:
-        """Have torch.compile make one kernel of each node, and another one for each other set of paths into it."""
+        """Let torch.compile make a kernel of each node, one for each set of paths into it."""
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
-        self.one_node = torch.compile(written_out, dynamic=False)
+        self.one_node = torch.compile(node_reference, dynamic=False)
 
     def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, mixtures: Sequence[Mixture] = ()) -> tuple[Tensor, Tensor]:
         from_word, from_state = self.entry.split(self.hidden)
@@ -161,14 +161,15 @@ class CellModel(LanguageModel):
         return torch.stack(outputs), state
 
     def _normed(self, x: Tensor) -> Tensor:
-        # running statistics of nine nodes in one norm would fit none of them: those of the batch, always
+        # batch statistics in evaluation too: nine nodes share the norm, and no running statistics fit all of them
         return F.batch_norm(x, None, None, training=True) if self.norm else x
 
 
 class RecurrentSupernet(CellModel):
-    """All paths of a space in the cell. Called with `weights`, one for each path (None: all 1), and `alive`, which of them run.
+    """A language model whose cell has all paths of a space.
 
-    Paths out of dead nodes do not run either, and a dead node has no share in the mean.
+    weights: one for each path; None: all 1. active: flags of the paths to compute; None: all. Paths whose source has no active
+    path are not computed, and nodes without active paths do not enter the mean.
     """
 
     def __init__(self, space: Space, vocabulary: int, hidden: int = 300, drops: Drops | None = None):
@@ -177,51 +178,51 @@ class RecurrentSupernet(CellModel):
         self._plans: dict[Any, list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]] = {}
 
     def recur(  # type: ignore[override]
-        self, x: Tensor, state: Tensor, mask: Tensor | None, weights: Weights | None = None, alive: Masks | None = None
+        self, x: Tensor, state: Tensor, mask: Tensor | None, weights: Weights | None = None, active: Masks | None = None
     ) -> tuple[Tensor, Tensor]:
         paths = len(self.space.paths(CELL))
         w = x.new_ones(paths) if weights is None else weights[CELL]
         if w.shape != (paths,):
             raise ValueError(f"{CELL}: weights have shape ({paths},), got {tuple(w.shape)}")
-        padded = F.pad(w, (0, 1))  # the last one stands for paths that are dead or not in the space
-        living = None if alive is None else tuple(alive[CELL])
-        mixtures = [Mixture(n, sources, padded[places], used) for n, sources, places, used in self._plan(living)]
+        padded = F.pad(w, (0, 1))  # the last entry is the weight of paths that are inactive or not in the space
+        active = None if active is None else tuple(active[CELL])
+        mixtures = [Mixture(n, sources, padded[places], used) for n, sources, places, used in self._plan(active)]
         return super().recur(x, state, mask, mixtures)
 
-    def _plan(self, alive: tuple[bool, ...] | None) -> list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]:
-        """For each node that lives: its sources, the places of the weights of (source, operation), the operations it uses."""
-        if alive not in self._plans:
+    def _plan(self, active: tuple[bool, ...] | None) -> list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]:
+        """For each active node: its sources, the indices of the weights of (source, operation), and the operations in use."""
+        if active not in self._plans:
             paths = self.space.paths(CELL)
-            dead, plan, nodes = len(paths), [], list(self.space.layout.inputs)
+            absent, plan, nodes = len(paths), [], list(self.space.layout.inputs)
             for n in self.space.layout.nodes:
                 own = {
                     (path.source, NAMES.index(path.operation)): i
                     for i, path in enumerate(paths)
-                    if path.node == n and path.source in nodes and path.operation != "none" and (alive is None or alive[i])
+                    if path.node == n and path.source in nodes and path.operation != "none" and (active is None or active[i])
                 }
                 if own:
                     sources = tuple(sorted({source for source, _ in own}))
-                    places = [[own.get((source, o), dead) for o in range(len(NAMES))] for source in sources]
+                    places = [[own.get((source, o), absent) for o in range(len(NAMES))] for source in sources]
                     used = tuple(sorted({o for _, o in own}))
                     plan.append((n, sources, torch.tensor(places, device=self.embedding.device), used))
                     nodes.append(n)
             if not plan:
-                raise ValueError("no path lives in the recurrent cell")
-            self._plans = {alive: plan, **dict(list(self._plans.items())[:7])}
-        return self._plans[alive]
+                raise ValueError("no path is active in the recurrent cell")
+            self._plans = {active: plan, **dict(list(self._plans.items())[:7])}
+        return self._plans[active]
 
 
 class RecurrentNetwork(CellModel):
-    """The language model of a genotype, dead ends removed."""
+    """The language model of a genotype without its dead ends."""
 
     def __init__(self, genotype: RecurrentGenotype, vocabulary: int, hidden: int = 850, drops: Drops | None = None):
         genotype = genotype.clean()
-        living = genotype.living(CELL)
-        if not living:
+        active = genotype.active_nodes(CELL)
+        if not active:
             raise ValueError("no path of the genotype reaches the input of the recurrent cell")
-        super().__init__(living, vocabulary, hidden, drops)
-        self.into = []  # for each node its number, sources, and operations
-        for n in living:
+        super().__init__(active, vocabulary, hidden, drops)
+        self.into = []  # for each node: its number, its sources, its operations
+        for n in active:
             own = [path for path in genotype.paths(CELL) if path.node == n]
             sources = tuple(sorted({path.source for path in own}))
             counts = torch.zeros(len(sources), len(NAMES))
@@ -237,7 +238,7 @@ class RecurrentNetwork(CellModel):
 
 
 class LSTM(LanguageModel):
-    """One LSTM layer between the same embedding, dropouts and decoder. state: (2, batch, hidden), output and memory."""
+    """An LSTM layer with the same embedding, dropout and decoder. state: output and cell state, (2, batch, hidden)."""
 
     def __init__(self, vocabulary: int, hidden: int = 850, drops: Drops | None = None):
         super().__init__(vocabulary, hidden, drops)
@@ -260,15 +261,15 @@ class LSTM(LanguageModel):
 
 
 def parameter_count(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, rows: Tensor, bptt: int, *args: Any) -> float:
-    """Cross entropy of a text (rows, columns), the hidden state carried from its first row to its last.
+    """Mean cross entropy of a text (rows, columns), with the hidden state carried through all rows.
 
-    As published the sum over the rows is divided by their number, though the first one is not predicted.
+    As published, the sum is divided by the number of rows, although the first row is not predicted.
     """
     training = model.training
     model.eval()
@@ -282,5 +283,5 @@ def mean_loss(model: LanguageModel, rows: Tensor, bptt: int, *args: Any) -> floa
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large for a number."""
+    """exp(loss); infinite if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
