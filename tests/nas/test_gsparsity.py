@@ -380,7 +380,7 @@ def test_nodes_that_nothing_enters_are_zeros_and_go_in_the_cascade():
         assert torch.equal(net(x)[0], small(x)[0])
     left = pruning.cascade(small)
     assert left[0].active_nodes("normal") == (3, 4, 5)
-    assert ("dil_conv_3x3", 2) not in left[0].normal["5"], "an edge from a dead node"
+    assert ("dil_conv_3x3", 2) not in left[0].normal["5"], "an edge from a node without paths"
     assert all(left[i].paths("reduce") == v2.paths("reduce") for i in (1, 2))
     assert cnn.Network(left, 4, 3, auxiliary=False)(x)[0].shape == (2, 10)
     everything = {(1, k) for k in range(8)}

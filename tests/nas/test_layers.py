@@ -14,7 +14,7 @@ LAYERS = re.findall(r"^    (\w+)  ", nas.__doc__, flags=re.M)  # in the order of
 FILES = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in ROOT.rglob("*.py")}
 WITHOUT_TORCH = [
     *(name for name in FILES if name.startswith("nas.space") or name.endswith(".settings")),
-    *(f"nas.engine.{name}" for name in ("command_line", "log", "curves", "report", "bisection")),
+    *(f"nas.engine.{name}" for name in ("command_line", "log", "curves", "report", "results", "bisection")),
 ]
 
 

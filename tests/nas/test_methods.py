@@ -68,11 +68,11 @@ def test_the_guard_keeps_the_strongest_way_through_a_cell():
     search, point = torch.zeros(98), torch.zeros(98)
     guard(search, point, before)
     kept = {space.paths("normal")[i] for i in point.nonzero().flatten().tolist()}
-    assert kept == {strong, Path(3, 1, "skip_connect")}, "node 5 starts in the dead node 2"
+    assert kept == {strong, Path(3, 1, "skip_connect")}, "the path into node 5 starts in node 2, which has no paths"
     assert torch.equal(search, point)
     active = before.clone()
     guard(search, active, torch.zeros(98))
-    assert torch.equal(active, before), "a cell that lives is left alone"
+    assert torch.equal(active, before), "a connected cell is not changed"
 
 
 def test_paths_that_lead_nowhere_do_not_count_as_life():

@@ -10,7 +10,7 @@ from nas.bilevel.search_cifar import CifarSearch
 from nas.data import cifar
 from nas.engine import report
 from nas.engine.distributed import SINGLE_PROCESS
-from nas.methods import darts
+from nas.methods import darts, registry
 from nas.space import genotype
 from nas_cases import TINY, fake_cifar, rows_of
 
@@ -88,6 +88,21 @@ def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypa
     assert drawn == [{"epoch": 2}]
     run.rows = [{**row, "paths_normal": 12} for row in run.rows]
     assert run.result()["epoch"] == 3, "without a sparse epoch the last one counts"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_new_method_is_a_class_and_a_row_of_the_registry(tmp_path, place, monkeypatch):
+    class Fixed(darts.Darts):
+        """Never changes its logits."""
+
+        name = "fixed"
+
+        def update(self, grads):
+            pass
+
+    monkeypatch.setitem(registry.CIFAR, "fixed", registry.bilevel(CifarSearch, Fixed, darts.CIFAR_PRESETS))
+    (row,) = nas_cifar10.main(["--method", "fixed", "--space", "cherry", "--out", str(tmp_path), *TINY, *place, "--epochs", "1"])
+    assert row["paths_normal"] > 0 and json.loads((tmp_path / "settings.json").read_text())["method"] == "fixed"
 
 
 @pytest.mark.usefixtures("no_pictures")
