@@ -268,7 +268,7 @@ def test_packed_images_are_the_first_of_the_data_set(tmp_path, capsys):
     cifar.pack(whole, 16, file, test=2)
     found = cifar.load_cifar("cifar10", file)
     for part, n in (("train", 14), ("test", 2)):
-        for ours, theirs in zip(getattr(found, part), getattr(whole, part).take(slice(n))):
+        for ours, theirs in zip(getattr(found, part), getattr(whole, part).select(slice(n))):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     assert found.mean == cifar.SOURCES["cifar10"].mean
     assert "CIFAR-10, a part: 14 of 20 images to train and 2 of 8 to test" in capsys.readouterr().err
