@@ -362,18 +362,18 @@ def random_images(file: Path, images: int = 64) -> Path:
     """A packed data set of random images."""
     import torch
 
-    data = nas_data()
-    draw = lambda: data.Images(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,)))
-    source = data.SOURCES["cifar10"]
-    data.pack(data.Dataset("cifar10", draw(), draw(), source.classes, source.mean, source.std), 2 * images, file, test=images)
+    cifar = nas_data()
+    draw = lambda: cifar.Images(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,)))
+    source = cifar.SOURCES["cifar10"]
+    cifar.pack(cifar.Dataset("cifar10", draw(), draw(), source.classes, source.mean, source.std), 2 * images, file, test=images)
     return file
 
 
 def pack(count: int, data_dir: Path, file: Path) -> None:
     """Write a part of CIFAR-10, an eighth of it test images."""
-    data = nas_data()
+    cifar = nas_data()
     try:
-        data.pack(data.load("cifar10", data_dir), count, file, test=count // 8)
+        cifar.pack(cifar.load_cifar("cifar10", data_dir), count, file, test=count // 8)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{file}: {count - count // 8} images to train and {count // 8} to test, {file.stat().st_size / 2**20:.1f} MiB")
@@ -381,9 +381,9 @@ def pack(count: int, data_dir: Path, file: Path) -> None:
 
 def nas_data() -> Any:
     sys.path.insert(0, str(ROOT / "examples"))
-    from nas import data
+    from nas.data import cifar
 
-    return data
+    return cifar
 
 
 def main(argv: Sequence[str] | None = None) -> None:

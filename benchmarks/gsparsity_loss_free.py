@@ -1,15 +1,14 @@
-"""What the penalty of GSparsity does without any loss: python benchmarks/gsparsity_loss_free.py
+"""Effect of the penalty of GSparsity without a loss: python benchmarks/gsparsity_loss_free.py
 
 The norms of the operations of the CIFAR-10 supernet (16 channels, 8 cells) under ProxSGD with all gradients zero: sum_k ||w_k|| /
-sqrt(size_k) after each epoch of 782 steps, which the logs of the published search follow to four digits for five epochs, and
-the epoch in which each kind of operation dies. With the published weighting mu / sqrt(size) that order is given by size and
-initial norm alone; with `initial_norm` all fall alike. Writes loss_free.csv and loss_free.png into --out.
+sqrt(size_k) after each epoch of 782 steps, which agrees with the published logs to four digits for five epochs, and the epoch in
+which each kind of operation becomes zero. With the published weighting mu / sqrt(size) the order depends on size and initial norm
+only; with `initial_norm` all norms decrease at the same relative rate. Writes loss_free.csv and loss_free.png to --out.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,17 +17,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import cnn, draw, spaces
-from nas.draw import COLORS, plt
-from nas.methods.gsparsity import Operations, Settings, loss_free
+from nas.engine.log import write_csv
+from nas.methods.gsparsity import GSparsitySettings, OperationGroups, loss_free
+from nas.nets.torch import cnn
+from nas.space import drawing, spaces
+from nas.space.drawing import COLORS, plt
 
-STEPS = 782  # of an epoch: 50 000 images in batches of 64
+STEPS = 782  # in an epoch: 50 000 images in batches of 64
 
 
-def curves(settings: Settings, epochs: int) -> tuple[Operations, np.ndarray]:
-    """The groups, and their norms at the start and after each epoch, (epochs + 1, groups)."""
+def curves(settings: GSparsitySettings, epochs: int) -> tuple[OperationGroups, np.ndarray]:
+    """Return the groups, and their norms initially and after each epoch, (epochs + 1, groups)."""
     torch.manual_seed(0)
-    operations = Operations(cnn.Supernet(spaces.get(settings.space)), settings)
+    operations = OperationGroups(cnn.Supernet(spaces.get_space(settings.space)), settings)
     norms = [np.array(list(operations.initial.values()))]
     strength = np.array([operations.strength(key) for key in operations.flats])
     for _ in range(epochs):
@@ -36,7 +37,7 @@ def curves(settings: Settings, epochs: int) -> tuple[Operations, np.ndarray]:
     return operations, np.array(norms)
 
 
-def picture(found: dict[str, tuple[Operations, np.ndarray]]) -> plt.Figure:
+def picture(found: dict[str, tuple[OperationGroups, np.ndarray]]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.8), constrained_layout=True)
     for axis, (weighting, (operations, norms)) in zip(axes, found.items()):
         for name in spaces.DARTS:
@@ -57,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/loss_free"))
     args = parser.parse_args(argv)
     found = {
-        "inverse_sqrt_size": curves(Settings(), args.epochs),
-        "initial_norm": curves(Settings(weighting="initial_norm", mu=args.mu_initial_norm), args.epochs),
+        "inverse_sqrt_size": curves(GSparsitySettings(), args.epochs),
+        "initial_norm": curves(GSparsitySettings(weighting="initial_norm", mu=args.mu_initial_norm), args.epochs),
     }
     rows = []
     for weighting, (operations, norms) in found.items():
@@ -75,11 +76,8 @@ def main(argv: list[str] | None = None) -> None:
                 ends.append(str(gone[0]) if len(gone) else f"> {args.epochs}")
             print(f"    {name:14} below 1 % from epoch {ends[0]:>4} in the normal cells, {ends[1]:>4} in the reduction cells")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "loss_free.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw.save(picture(found), args.out / "loss_free.png")
+    write_csv(args.out / "loss_free.csv", rows)
+    drawing.save(picture(found), args.out / "loss_free.png")
     print(f"written: {args.out}/loss_free.csv, {args.out}/loss_free.png")
 
 

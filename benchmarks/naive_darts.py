@@ -1,8 +1,8 @@
-"""The search network and loop of DARTS as published, transcribed plainly: what benchmarks and tests compare with.
+"""The search network and loop of DARTS as published, without any optimisation: the reference for benchmarks and tests.
 
-Every edge runs every operation on its own and multiplies each result by its weight. Layout, names of the parts and order of
-the parameters follow the published code (Liu, Simonyan, Yang, 2019); `linear` is the graph of the sparse supernet: seven
-operations, weights as they are instead of a softmax.
+Every edge computes every operation separately and multiplies its result by its weight. Layout, names and order of the parameters
+follow the published code (Liu, Simonyan, Yang, 2019); `linear` is the sparse supernet: seven operations, and weights without a
+softmax.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class NaiveNetwork(nn.Module):
 
 
 class NaiveSearch:
-    """The loop: alpha by Adam on a validation batch, first order or through one unrolled weight step, then the weights by SGD."""
+    """The loop: Adam for alpha on a validation batch (first order, or unrolled by one weight step), then SGD for the weights."""
 
     def __init__(self, net: NaiveNetwork, lr: float = 0.025, second_order: bool = False):
         self.net, self.lr, self.second_order = net, lr, second_order
@@ -167,7 +167,7 @@ class NaiveSearch:
         self.alphas = torch.optim.Adam(net.arch_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 
     def step(self, images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> float:
-        """One search step; the training loss."""
+        """Take a search step; return the training loss."""
         self.alphas.zero_grad()
         if self.second_order:
             self._unrolled(images, labels, val_images, val_labels)

@@ -1,7 +1,7 @@
-"""The search of GSparsity as published, transcribed plainly: what benchmarks and tests compare with.
+"""The search of GSparsity as published, without any optimisation: the reference for benchmarks and tests.
 
-Every operation of every edge runs; pools and skip connections have a factor in each cell. ProxSGD goes through the groups and
-their tensors one by one.
+Every operation of every edge is computed; pools and skip connections have a gate in each cell. ProxSGD is a loop over groups and
+their tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GATED = (0, 1, 2)  # max pool, average pool, skip connection
 
 
 class NaiveGSparsity(nn.Module):
-    """gates[i][edge][k] is the factor of pool or skip k on an edge of cell i."""
+    """gates[i][edge][k] is the gate of pool or skip connection k on an edge of cell i."""
 
     def __init__(self, channels: int = 16, layers: int = 8, classes: int = 10):
         super().__init__()
@@ -74,13 +74,13 @@ class NaiveProxSGD:
 
 
 class NaiveGSparsitySearch:
-    """The loop: one level."""
+    """The loop, with weights and gates trained on the same data."""
 
     def __init__(self, model: NaiveGSparsity, **options: float):
         self.model, self.optimizer = model, NaiveProxSGD(model, **options)
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """One search step; the training loss."""
+        """Take a search step; return the training loss."""
         self.model.zero_grad()
         loss = F.cross_entropy(self.model(images), labels)
         loss.backward()

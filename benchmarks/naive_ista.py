@@ -1,7 +1,8 @@
-"""The two-stage search of ISTA-NAS as published, transcribed plainly: what benchmarks and tests compare with.
+"""The two-stage search of ISTA-NAS as published, without any optimisation: the reference for benchmarks and tests.
 
-Codes by a cvxpy loop, coefficients by Eq. 11 as printed, and every operation asked on the host whether its weight is zero. Layout
-and settings follow the published code (Yang et al., 2020); its solver was MOSEK, here it is the one that comes with cvxpy.
+Codes are computed by a loop over cvxpy problems and coefficients by Eq. 11 as printed; the host checks for every operation
+whether its weight is zero. Layout and settings follow the published code (Yang et al., 2020), but the solver is the default one
+of cvxpy instead of MOSEK.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class SparseMixedOp(MixedOp):
 
 
 class NaiveIsta(nn.Module):
-    """b_normal and b_reduce are (4, 7). `recover` before the first forward, and at the start of each epoch."""
+    """b_normal and b_reduce are (4, 7). Call `recover` before the first forward pass, and at the start of each epoch."""
 
     def __init__(self, channels: int = 16, layers: int = 8, classes: int = 10, seed: int = 0):
         super().__init__()
@@ -36,7 +37,7 @@ class NaiveIsta(nn.Module):
         self.codes: list[list[np.ndarray]] = []
 
     def recover(self) -> None:
-        import cvxpy as cp  # here, so that the memory of a step can be measured without it
+        import cvxpy as cp  # imported here, so that the memory of a step can be measured without it
 
         self.codes = []
         for matrices, b in zip(self.matrices, self.b):
@@ -50,7 +51,7 @@ class NaiveIsta(nn.Module):
             self.codes.append(codes)
 
     def coefficients(self, cell: int) -> Tensor:
-        """(14, 7): a weight for each operation of each edge, zero off the support."""
+        """The weights (14, 7) of the operations of each edge, zero outside the support."""
         rows = []
         for A, z, b in zip(self.matrices[cell], self.codes[cell], self.b[cell]):
             A_t, z_t = (torch.tensor(v, dtype=b.dtype, device=b.device) for v in (A, z))
@@ -68,7 +69,7 @@ class NaiveIsta(nn.Module):
 
 
 class NaiveIstaSearch:
-    """The loop: b by Adam on a validation batch, then the weights by SGD on a training batch."""
+    """The loop: Adam for b on a validation batch, then SGD for the weights on a training batch."""
 
     def __init__(self, model: NaiveIsta, lr: float = 0.1):
         self.model = model
@@ -76,7 +77,7 @@ class NaiveIstaSearch:
         self.b = torch.optim.Adam(model.b.parameters(), lr=6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 
     def step(self, images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> float:
-        """One search step; the training loss."""
+        """Take a search step; return the training loss."""
         self.b.zero_grad()
         F.cross_entropy(self.model(val_images), val_labels).backward()
         self.b.step()

@@ -1,7 +1,7 @@
-"""The recurrent supernet of DARTS and its search step, transcribed from the published code as they are: the naive twin.
+"""The recurrent supernet of DARTS and its search step, transcribed from the published code.
 
-What `examples/nas/rnn.py` and `examples/nas/text_search.py` must compute, and what they are timed against. Source: Liu,
-Simonyan, Yang, "DARTS", 2019, the recurrent part of the published code (model.py, model_search.py, architect.py,
+The reference that `nas/nets/torch/rnn.py` and `nas/bilevel/search_text.py` of the examples are tested and timed against.
+Source: Liu, Simonyan, Yang, "DARTS", 2019, the recurrent part of the published code (model.py, model_search.py, architect.py,
 train_search.py), with SparseNAS's linear weights where `linear`, in today's PyTorch.
 """
 
@@ -60,7 +60,7 @@ class NaiveCell(nn.Module):
 
 
 class NaiveLanguageModel(nn.Module):
-    """`masks`: those of a batch (embedding, x, h, output), so that a comparison can share them; None draws them."""
+    """masks: dropout masks of a batch (embedding, x, h, output), which comparisons share; None draws them."""
 
     def __init__(self, vocabulary: int, hidden: int, softmax: bool = False):
         super().__init__()
@@ -92,7 +92,7 @@ class NaiveLanguageModel(nn.Module):
 
 
 class NaiveTextSearch:
-    """The loop: architecture by Adam on a validation batch (first order, or unrolled), weights by clipped SGD."""
+    """The loop: Adam for the architecture on a validation batch (first order, or unrolled), clipped SGD for the weights."""
 
     def __init__(self, model: NaiveLanguageModel, batch: int, second_order: bool = False):
         self.model, self.second_order = model, second_order

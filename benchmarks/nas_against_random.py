@@ -1,14 +1,13 @@
-"""What a search found beside random genotypes alike: python benchmarks/nas_against_random.py --genotype FILE --data-dir data
+"""Compare a genotype with random ones of its size: python benchmarks/nas_against_random.py --genotype FILE --data-dir data
 
-Each random genotype has as many paths in each cell, drawn from the same space, and no dead ends; of 300 draws the one closest
-in parameters is taken. All are trained alike, with every seed. Writes against_random.csv into --out and prints every result,
-whoever wins; trainings that are finished there are not repeated, one that was stopped goes on.
+Each random genotype has the same number of paths in each cell, from the same space, and no dead ends; it is the one of 300 draws
+with the closest number of parameters. All are trained with the same settings and every seed. Writes against_random.csv to --out
+and prints all results; finished trainings there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,15 +20,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import spaces, train
-from nas.genotype import G, Genotype, load
-from nas.run import carry_out
+from nas.engine.log import write_csv
+from nas.engine.run import launch
+from nas.space import spaces
+from nas.space.genotype import G, Genotype, load_genotype
+from nas.train import train_cifar
+from nas.train.settings import CIFAR_TRAIN_PRESETS
 
 
 def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, draws: int = 300, same_nodes: bool = False) -> G:
-    """Of `draws` random genotypes with as many paths in each cell and no dead ends, the one closest in size.
+    """Draw random genotypes with as many paths in each cell and no dead ends; return the one of closest size.
 
-    same_nodes: with as many living nodes too, drawn first.
+    same_nodes: also with as many active nodes, which are drawn first.
     """
     rng = np.random.default_rng(seed)
     wanted = size(found)
@@ -39,11 +41,13 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
         for cell in found.layout.cells:
             paths = [p for p in space.paths(cell) if p.operation != "none"]
             if same_nodes:
-                nodes = set(rng.choice(found.layout.nodes, len(found.living(cell)), replace=False).tolist())
+                nodes = set(rng.choice(found.layout.nodes, len(found.active_nodes(cell)), replace=False).tolist())
                 paths = [p for p in paths if p.node in nodes and p.source in nodes.union(found.layout.inputs)]
             chosen[cell] = [paths[i] for i in sorted(rng.choice(len(paths), len(found.paths(cell)), replace=False))]
         drawn = type(found).from_paths(**chosen)
-        if drawn.clean() != drawn or (same_nodes and any(len(drawn.living(c)) != len(found.living(c)) for c in chosen)):
+        if drawn.clean() != drawn or (
+            same_nodes and any(len(drawn.active_nodes(c)) != len(found.active_nodes(c)) for c in chosen)
+        ):
             continue
         draws -= 1
         distance = abs(size(drawn) - wanted)
@@ -53,9 +57,9 @@ def alike(found: G, space: spaces.Space, size: Callable[[G], int], seed: int, dr
 
 
 def parameters(genotype: Genotype, settings: Any) -> int:
-    """Of the network that is trained, without its auxiliary head."""
+    """The parameters of the network to be trained, without its auxiliary head."""
     with torch.device("meta"):
-        net = train.network(genotype, replace(settings, auxiliary=0.0), 10)
+        net = train_cifar.image_network(genotype, replace(settings, auxiliary=0.0), 10)
     return sum(p.numel() for p in net.parameters())
 
 
@@ -63,26 +67,28 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
     parser.add_argument("--space", default="darts")
-    parser.add_argument("--random", type=int, default=3, help="how many random genotypes")
+    parser.add_argument("--random", type=int, default=3, help="number of random genotypes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=train.PRESETS, default="small")
+    parser.add_argument("--preset", choices=CIFAR_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/against_random"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="of the trainings; default: that of the preset")
+        parser.add_argument(f"--{name}", type=int, help="of the trainings; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    settings = replace(train.PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
-    found = load(args.genotype).clean()
+    settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, resume=True, **chosen)
+    found = load_genotype(args.genotype).clean()
     entrants = {"searched": found}
     for i in range(args.random):
-        entrants[f"random {i}"] = alike(found, spaces.get(args.space), lambda g: parameters(g, settings), i)
+        entrants[f"random {i}"] = alike(found, spaces.get_space(args.space), lambda g: parameters(g, settings), i)
     rows = []
     for name, genotype in entrants.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
-            make = lambda processes, device, g=genotype, s=seed, o=out: train.Training(g, settings, s, o, processes, device)
-            last = carry_out(make, settings, out)
+            make = lambda processes, device, g=genotype, s=seed, o=out: train_cifar.GenotypeTraining(
+                g, settings, s, o, processes, device
+            )
+            last = launch(make, settings, out)
             genotype.save(out / "genotype.json")
             rows.append(
                 {
@@ -92,10 +98,7 @@ def main(argv: list[str] | None = None) -> None:
                     "test_accuracy": last["valid_accuracy"],
                 }
             )
-    with (args.out / "against_random.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "against_random.csv", rows)
     print(f"{'genotype':12}{'parameters':>12}   test accuracy, mean ± standard deviation, each seed")
     for name in entrants:
         own = [r for r in rows if r["genotype"] == name]

@@ -1,15 +1,14 @@
-"""Does ISTA-NAS recover the codes it stands on? python benchmarks/nas_recovery.py
+"""How often sparse coding recovers the supports that ISTA-NAS relies on: python benchmarks/nas_recovery.py
 
-Draws sparse codes z of size 1e-3, compresses them to b = A z, and recovers them by the LASSO of the search (strength 1e-5): the
-share of draws in which the largest entries of the recovered code are those of z, over the rows m of A, for the two kinds of
-matrices and the numbers of paths into the four nodes. Every recovery is certified by its duality gap, all draws of a width are
-one batched call. Writes recovery.csv and recovery.png into --out.
+Draws sparse codes z of size 1e-3, compresses them to b = A z, and recovers them by the lasso of the search (strength 1e-5). The
+result is the share of draws in which the largest entries of the recovered code are those of z, over the number of rows of A, for
+both distributions of A and the numbers of paths into the four nodes. Every recovery is certified by its duality gap; all draws of
+a width are solved in one batch. Writes recovery.csv and recovery.png to --out.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,9 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import draw
-from nas.draw import plt
-from nas.methods.ista import matrix
+from nas.engine.log import write_csv
+from nas.methods.ista import measurement_matrix
+from nas.space import drawing
+from nas.space.drawing import plt
 
 from proxopt import sparse_code
 
@@ -29,8 +29,8 @@ KINDS = ("uniform", "gaussian")
 
 
 def rate(kind: str, rows: int, width: int, sparsity: int, draws: int, strength: float) -> tuple[float, float, float]:
-    """(share of supports recovered, mean coherence of the matrices, largest relative duality gap)."""
-    draw_matrix = matrix(kind)
+    """Return the share of recovered supports, the mean coherence of the matrices, and the largest relative duality gap."""
+    draw_matrix = measurement_matrix(kind)
     A = np.stack([draw_matrix(rows, width) for _ in range(draws)])
     z = np.zeros((draws, width))
     for code in z:
@@ -79,11 +79,8 @@ def main(argv: list[str] | None = None) -> None:
             shares = "".join(f"{100 * c[0]:>9.0f}%" for c in cells)
             print(f"{kind:10}{rows:>5}{shares}{np.mean([c[1] for c in cells]):>11.2f}{max(c[2] for c in cells):>9.0e}")
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "recovery.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    draw.save(picture(table, args.sparsity), args.out / "recovery.png")
+    write_csv(args.out / "recovery.csv", table)
+    drawing.save(picture(table, args.sparsity), args.out / "recovery.png")
     print(f"written: {args.out}/recovery.csv, {args.out}/recovery.png")
 
 

@@ -1,15 +1,14 @@
-"""What the settings of the sparse supernet do: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
+"""Effect of the settings of the sparse supernet: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
 
 --sweep strength_step: 0.01, 0.02 and 0.03 per epoch, accuracy and sparsity over the epochs (SparseNAS, Fig. 4). --sweep
-l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values takes others. One search each under --preset (small or paper); with
---train what each found is trained under the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
-Writes sweep.csv and sweep.png into --out; searches that are finished there are not repeated, one that was stopped goes on.
+l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values replaces the values. One search for each with --preset (small or paper);
+with --train each result is trained with the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
+Writes sweep.csv and sweep.png to --out; finished searches there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,46 +16,50 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import draw, genotype, train
+from nas.bilevel.search_cifar import CifarSearch
+from nas.engine import curves
+from nas.engine.log import write_csv
+from nas.engine.run import launch
 from nas.methods import registry
-from nas.run import carry_out
-from nas.search import Search
+from nas.space import drawing, genotype
+from nas.train.settings import CIFAR_TRAIN_PRESETS
+from nas.train.train_cifar import GenotypeTraining
 
 SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
 
 def search(method: str, settings: Any, out: Path, seed: int) -> list[dict[str, Any]]:
-    """The rows of a search that goes on where it was."""
-    made: list[Search] = []
+    """Run a search, or resume it; return its rows."""
+    made: list[CifarSearch] = []
 
-    def make(processes: Any, device: Any) -> Search:
-        made.append(Search(method, replace(settings, resume=True), seed, out, processes, device))
+    def make(processes: Any, device: Any) -> CifarSearch:
+        made.append(CifarSearch(registry.CIFAR[method].method, replace(settings, resume=True), seed, out, processes, device))
         return made[0]
 
-    carry_out(make, replace(settings, resume=True), out)
+    launch(make, replace(settings, resume=True), out)
     return made[0].rows
 
 
 def trained(settings: Any, found: genotype.Genotype, out: Path, seed: int) -> dict[str, Any]:
-    """The last row of the training of what was found."""
+    """Train the result, or resume the training; return its last row."""
     settings = replace(settings, resume=True)
-    return carry_out(lambda processes, device: train.Training(found, settings, seed, out, processes, device), settings, out)
+    return launch(lambda processes, device: GenotypeTraining(found, settings, seed, out, processes, device), settings, out)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=SWEEPS, default="strength_step")
-    parser.add_argument("--values", type=float, nargs="+", help="values to try instead of the published ones")
+    parser.add_argument("--values", type=float, nargs="+", help="values instead of the published ones")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", action="store_true", help="train what each search finds")
+    parser.add_argument("--train", action="store_true", help="train the result of each search")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_sweeps"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="of the search; default: that of the preset")
+        parser.add_argument(f"--{name}", type=int, help="of the search; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
-    base = replace(registry()["sparse_supernet"][1][args.preset], data_dir=args.data_dir, **chosen)
+    base = replace(registry.CIFAR["sparse_supernet"].presets[args.preset], data_dir=args.data_dir, **chosen)
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"
@@ -65,15 +68,12 @@ def main(argv: list[str] | None = None) -> None:
         row = {args.sweep: value, **{k: history[-1][k] for k in ("valid_accuracy", "restricted_accuracy", "paths_normal")}}
         row |= {k: history[-1][k] for k in ("paths_reduce", "nodes_normal", "nodes_reduce")}
         if args.train:
-            settings = replace(train.PRESETS[args.preset], data_dir=args.data_dir)
-            last = trained(settings, genotype.load(out / "search" / "genotype.json"), out / "train", args.seed)
+            settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir)
+            last = trained(settings, genotype.load_genotype(out / "search" / "genotype.json"), out / "train", args.seed)
             row["test_error"] = 1 - last["valid_accuracy"]
         rows.append(row)
-    with (args.out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw.save(draw.curves(runs), args.out / "sweep.png")
+    write_csv(args.out / "sweep.csv", rows)
+    drawing.save(curves.curves(runs), args.out / "sweep.png")
     print("".join(f"{key:>21}" for key in rows[0]))
     for row in rows:
         print("".join(f"{value:>21.4g}" for value in row.values()))

@@ -1,11 +1,11 @@
 """Two steps of each paper preset, with seconds and memory: python benchmarks/paper_step.py --device cuda
 
-What a search or a training at full size costs before anybody starts one: the run that the command would make, with its preset,
-its optimizers and its batches, on random images and words in the numbers of CIFAR-10 and Penn Treebank. One step to warm up, then
-two that are timed. On a CPU the seconds are those of the CPU, and peak memory that of the process, so that each case has its own.
+The cost of searches and trainings at full size: each case is the run of a command with its preset, optimizers and batches, on
+as many random images or words as CIFAR-10 or Penn Treebank has. One warm-up step is followed by two timed ones. On a CPU, seconds
+are CPU time and peak memory is that of the process, so each case has a process of its own.
 
-Each case ends in a line `ROW {...}`, which `benchmarks/gpu.py` reads. A case that fails, for want of memory say, ends none of the
-others. --tiny shrinks every preset, to try this script.
+Each case prints a line `ROW {...}` for `benchmarks/gpu.py`. If a case fails, for lack of memory for example, the others still
+run. --tiny reduces every preset, to test this script.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-IMAGES = (50_000, 10_000)  # of CIFAR-10, to train and to test
-WORDS, VOCABULARY = (929_589, 73_760, 82_430), 10_000  # of Penn Treebank, to train, validate and test
+IMAGES = (50_000, 10_000)  # of CIFAR-10, for training and test
+WORDS, VOCABULARY = (929_589, 73_760, 82_430), 10_000  # of Penn Treebank, for training, validation and test
 CASES = (
     "images, sparse_supernet",
     "images, ista",
@@ -47,7 +47,7 @@ TINY = {
 
 
 def command(case: str) -> str:
-    """The words that run this case alone."""
+    """The command line for this case alone."""
     return f'python benchmarks/paper_step.py --only "{case}"'
 
 
@@ -55,61 +55,66 @@ def command(case: str) -> str:
 def data_sets(tiny: bool) -> tuple[Any, Any]:
     """Random images and random words."""
     import torch
-    from nas import data, text
+    from nas.data import cifar, text
 
-    draw = lambda n: data.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
-    source = data.SOURCES["cifar10"]
+    draw = lambda n: cifar.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
+    source = cifar.SOURCES["cifar10"]
     counts, lengths, words = ((64, 64), (600, 300, 300), 30) if tiny else (IMAGES, WORDS, VOCABULARY)
-    images = data.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
+    images = cifar.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
     parts = [torch.randint(words, (n,)) for n in lengths]
     return images, text.Corpus("random words", tuple(map(str, range(words))), *parts, fingerprint="random")
 
 
 def build(case: str, out: Path, device: str, tiny: bool) -> Any:
-    """The run of a case, at its first step."""
+    """Build the run of a case, ready for its first step."""
     import torch
 
     sys.path.insert(0, str(EXAMPLES))
-    from nas import data, genotype, group_sparse, methods, one_stage, pruning, search, text, text_search, text_train, train
-    from nas.methods import gsparsity
-    from nas.processes import ALONE
+    from nas.bilevel.search_cifar import CifarSearch
+    from nas.bilevel.search_text import TextSearch
+    from nas.data import cifar, text
+    from nas.engine.distributed import SINGLE_PROCESS
+    from nas.methods import gsparsity, ista_one_stage, operation_pruning, registry
+    from nas.space import genotype
+    from nas.train import train_cifar, train_text
+    from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS
 
     images, corpus = data_sets(tiny)
-    data.load, text.load = lambda name, folder: images, lambda folder: corpus
+    cifar.load_cifar, text.load_corpus = lambda name, folder: images, lambda folder: corpus
     where, method = case.split(", ")
     own = TINY[where] if tiny else {}
     place = torch.device(device)
-    end: tuple[Any, ...] = (0, out, ALONE, place)  # what every run takes last: seed, folder, processes, device
+    end: tuple[Any, ...] = (0, out, SINGLE_PROCESS, place)  # the last arguments of every run: seed, folder, processes, device
 
     def at(preset: Any) -> Any:
         return replace(preset, **own)
 
     if case == "images, ista one-stage":
-        run: Any = one_stage.OneStage(at(one_stage.PRESETS["paper"]), *end)
+        run: Any = ista_one_stage.OneStageSearch(at(ista_one_stage.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, gsparsity":
-        run = group_sparse.GroupSparse(at(gsparsity.PRESETS["paper"]), *end)
+        run = gsparsity.GSparsitySearch(at(gsparsity.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, training":
-        run = train.Training(genotype.load("DARTS_V2"), at(train.PRESETS["paper"]), *end)
+        run = train_cifar.GenotypeTraining(genotype.load_genotype("DARTS_V2"), at(CIFAR_TRAIN_PRESETS["paper"]), *end)
     elif case == "images, pruning":
-        run = pruning.Pruning(genotype.load("DARTS_V2"), at(pruning.Settings()), 1e-4, *end)
+        run = operation_pruning.Pruning(genotype.load_genotype("DARTS_V2"), at(operation_pruning.PruningSettings()), 1e-4, *end)
     elif case == "text, training":
-        cell = genotype.load("DARTS_V2", genotype.RecurrentGenotype)
-        run = text_train.TextTraining(cell, at(text_train.PRESETS["paper"]), *end)
+        cell = genotype.load_genotype("DARTS_V2", genotype.RecurrentGenotype)
+        run = train_text.TextTraining(cell, at(TEXT_TRAIN_PRESETS["paper"]), *end)
     elif where == "images":
-        run = search.Search(method, at(methods.registry()[method][1]["paper"]), *end)
+        run = CifarSearch(registry.CIFAR[method].method, at(registry.CIFAR[method].presets["paper"]), *end)
     else:
-        run = text_search.TextSearch(method, at(methods.registry("recurrent")[method][1]["paper"]), *end)
+        run = TextSearch(registry.TEXT[method].method, at(registry.TEXT[method].presets["paper"]), *end)
     run.begin_epoch()
     return run
 
 
 def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
-    """Seconds of the first step and of those that follow, and peak MiB."""
+    """Measure the seconds of a step, without the first one, and peak MiB."""
     import torch
 
     gpu = device != "cpu"
     if gpu:
-        gc.collect()  # of the case before
+        gc.collect()  # of the previous case
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     now = time.perf_counter if gpu else time.process_time
@@ -120,7 +125,7 @@ def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
         batches = run.batches()
         clock = []
         for _ in range(steps + 1):
-            run.take(next(batches))
+            run.train_step(next(batches))
             wait()
             clock.append(now())
     seconds = (clock[-1] - clock[0]) / steps
@@ -137,10 +142,10 @@ def measure(case: str, steps: int, device: str, tiny: bool) -> dict[str, Any]:
 
 
 def report(case: str, steps: int, device: str, tiny: bool) -> bool:
-    """Print the line of a case; whether it was measured."""
+    """Print the line of a case; return whether it was measured."""
     try:
         row = {**measure(case, steps, device, tiny), "state": "done"}
-    except Exception as error:  # the others are still worth their time
+    except Exception as error:  # the other cases can still be measured
         text = str(error).strip().splitlines() or [""]
         row = {"command": command(case), "state": "failed", "result": f"{type(error).__name__}: {text[0]}"[:300]}
     print(f"{case}: {row['result']}\nROW {json.dumps(row)}", flush=True)

@@ -1,12 +1,12 @@
-"""Cost of a step of an architecture search, ours beside the published loop: python benchmarks/search_step.py
+"""Cost of a step of an architecture search, compared with the published loop: python benchmarks/search_step.py
 
-DARTS first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batch 16 and 16 for validation, which
-GSparsity has none of), and the weight step alone with all paths and with a tenth of them; the recurrent supernet (300 entries,
-10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; every case in processes
-of its own, in turn, so that noise meets all alike. CPU seconds a step (median over the rounds), peak memory of the process, and
-the ratio to the published loop and, for ISTA-NAS, to DARTS first order (its Table 1). The ISTA cases have the same supports;
-`recovery` is that of all eight nodes. --compiled adds steps of compiled networks, whose compilation takes minutes. With --device
-cuda: seconds and memory of the device, all cases in one process.
+DARTS of first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batches of 16 for training and
+validation; GSparsity has no validation), and the weight step alone with all paths and with a tenth of them; the recurrent
+supernet (hidden size 300, 10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; the cases alternate,
+each in processes of its own, so that noise affects all of them. Output: CPU seconds of a step (median over the rounds), peak
+memory of the process, and the ratio to the published loop and, for ISTA-NAS, to DARTS of first order (its Table 1). The ISTA
+cases have the same supports; `recovery` recovers all eight nodes. --compiled adds compiled networks, whose compilation takes
+minutes. With --device cuda: seconds and memory of the device, all cases in one process.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def build(case: str, batch: int, device: str) -> Callable[[], object]:
-    """A function that takes one step of the case."""
+    """Return a function that takes one step of the case."""
     import torch
 
     sys.path.insert(0, str(EXAMPLES))
     from naive_darts import NaiveNetwork, NaiveSearch
-    from nas import cnn, methods, spaces
-    from nas.steps import Steps
+    from nas.bilevel.steps import CifarSteps
+    from nas.methods import registry
+    from nas.nets.torch import cnn
+    from nas.space import spaces
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -76,18 +78,18 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
         loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
-    settings = replace(methods.registry()[name][1]["paper"], order="second" if "second" in case else "first")
-    net = cnn.Supernet(spaces.get(settings.space)).to(device)
+    settings = replace(registry.CIFAR[name].presets["paper"], order="second" if "second" in case else "first")
+    net = cnn.Supernet(spaces.get_space(settings.space)).to(device)
     if "compiled" in case:
-        torch._dynamo.config.recompile_limit = 64  # one code for all cells, each with shapes and paths of its own
+        torch._dynamo.config.recompile_limit = 64  # all cells share the code, but have different shapes and paths
         for cell in net.cells:
             cell.forward = torch.compile(cell.forward, dynamic=False)
     torch.manual_seed(1)
-    method = methods.build(name, net, settings)
+    method = registry.build(name, net, settings)
     method.begin_epoch(0)
     if case == "ista, recovery":
         return method.codes.recover
-    steps = Steps(net, method, settings)
+    steps = CifarSteps(net, method, settings)
     if case.startswith("weight step"):
         if "tenth" in case:
             for a in method.parameters:
@@ -104,16 +106,16 @@ def build(case: str, batch: int, device: str) -> Callable[[], object]:
 
 
 def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], object]:
-    """A step of the published loop at the supports that our method starts from."""
+    """A step of the published loop, with the initial supports of our method."""
     import numpy as np
     import torch
     from naive_ista import NaiveIsta, NaiveIstaSearch
-    from nas import spaces
     from nas.methods import ista
+    from nas.space import spaces
 
     model = NaiveIsta()
     torch.manual_seed(1)
-    codes = ista.Codes(spaces.get("darts"), ista.Settings(), torch.device("cpu"))
+    codes = ista.Codes(spaces.get_space("darts"), ista.IstaSettings(), torch.device("cpu"))
     codes.recover()
     model.matrices = list(codes.matrices.values())
     for b, own in zip(model.b, codes.parameters):
@@ -125,36 +127,40 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 
 
 def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
-    """A step on one level, ours or the published one; the dead operations are every other one of each cell."""
+    """A step of GSparsity, ours or the published one; for `dead` every other operation of each cell is zero."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-    from nas import cnn, spaces
-    from nas.methods.gsparsity import Operations, Settings
+    from nas.methods.gsparsity import GSparsitySettings, OperationGroups
+    from nas.nets.torch import cnn
+    from nas.space import spaces
     from torch.nn import functional as F
 
     if case.startswith("published"):
         loop = NaiveGSparsitySearch(NaiveGSparsity().to(device))
         return lambda: loop.step(*train)
-    operations = Operations(cnn.Supernet(spaces.get("darts")).to(device), Settings())
+    operations = OperationGroups(cnn.Supernet(spaces.get_space("darts")).to(device), GSparsitySettings())
     if "half" in case:
         for key in list(operations.flats)[::2]:
             operations.flats[key].clear()
-            operations.alive_[key] = False
+            operations.is_active[key] = False
 
     def step() -> None:
         operations.optimizer.zero_grad()
-        F.cross_entropy(operations.net(train[0], operations.weights(), operations.alive()), train[1]).backward()
+        F.cross_entropy(operations.net(train[0], operations.weights(), operations.active_paths()), train[1]).backward()
         operations.step()
 
     return step
 
 
 def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 300) -> Callable[[], object]:
-    """A step of a search on text, of both levels."""
+    """A step of a search on text: architecture and weights."""
     import torch
     from naive_rnn import NaiveLanguageModel, NaiveTextSearch
-    from nas import methods, rnn, spaces
-    from nas.genotype import RecurrentGenotype
-    from nas.text_search import TextSteps, drops
+    from nas.bilevel.steps import TextSteps
+    from nas.methods import registry
+    from nas.nets.torch import rnn
+    from nas.nets.torch.rnn import Drops
+    from nas.space import spaces
+    from nas.space.genotype import RecurrentGenotype
 
     draw = lambda: torch.randint(words, (2, 35, 64), device=device).unbind()
     train, valid = draw(), draw()
@@ -163,11 +169,11 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
         with torch.device(device):
             loop = NaiveTextSearch(NaiveLanguageModel(words, hidden), 64, second_order=order == "second")
         return lambda: loop.step(train, valid)
-    settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], order=order, batch=64, hidden=hidden)
-    net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), words, hidden, drops(settings)).to(device)
+    settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], order=order, batch=64, hidden=hidden)
+    net = rnn.RecurrentSupernet(spaces.get_space("recurrent", RecurrentGenotype), words, hidden, Drops.of(settings)).to(device)
     if "compiled" in case:
         net.fuse()
-    steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+    steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
     if "tenth" in case:
         (a,) = steps.method.parameters
         keep = torch.randperm(len(a), generator=torch.Generator().manual_seed(1))[: len(a) // 10].to(device)
@@ -182,12 +188,12 @@ def recurrent_step(case: str, device: str, words: int = 10_000, hidden: int = 30
 
 
 def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
-    """CPU seconds of a step and peak MiB of this process; on a GPU seconds and peak MiB there."""
+    """Measure CPU seconds of a step and peak MiB of this process; with a GPU, seconds and peak MiB of the device."""
     import torch
 
     gpu = device != "cpu"
     if gpu:
-        gc.collect()  # of the case before
+        gc.collect()  # of the previous case
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     step = build(case, batch, device)
@@ -206,7 +212,7 @@ def measure(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
 
 
 def apart(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
-    """`measure` in a process of its own, in which nothing else has used memory; on a GPU, where a start costs more, here."""
+    """Run `measure` in a new process, whose memory nothing else has used; with a GPU in this one, as starting is slow there."""
     if device != "cpu":
         return measure(case, batch, steps, device)
     command = [sys.executable, __file__, "--case", case, "--batch", str(batch), "--steps", str(steps)]
@@ -217,10 +223,10 @@ def apart(case: str, batch: int, steps: int, device: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="steps a round, after one to warm up")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round, after a warm-up step")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
-    parser.add_argument("--compiled", action="store_true", help="also the cases that torch.compile works on first")
+    parser.add_argument("--compiled", action="store_true", help="also the cases with torch.compile")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
@@ -235,7 +241,7 @@ def main() -> None:
         for case in cases:
             try:
                 run = apart(case, args.batch, args.steps, args.device)
-            except RuntimeError as error:  # of a device: the other cases are still worth their time
+            except RuntimeError as error:  # of a device: the other cases can still be measured
                 print(f"{case}: left out, {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
                 continue
             found[case].append(run)

@@ -1,17 +1,16 @@
-"""What a search on text found beside random cells, the published one and an LSTM, all of one size, all trained alike:
+"""Compare a recurrent cell with random cells, the published one and an LSTM, all of one size and with the same training:
 
     python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
 
-Each random cell has as many nodes and paths as the one found, and no dead ends. The LSTM and the published cell DARTS_V2 get the
-width that brings them closest in parameters. Every network is trained with every seed for the same epochs, fixed beforehand.
-Writes text_against_others.csv into --out and prints every result, whoever wins; trainings that are finished there are not
-repeated, one that was stopped goes on.
+Each random cell has as many nodes and paths as the given one, and no dead ends. The LSTM and the published cell DARTS_V2 have the
+width with the closest number of parameters. Every network is trained with every seed, for a number of epochs fixed in advance.
+Writes text_against_others.csv to --out and prints all results; finished trainings there are not repeated, and interrupted ones
+are resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from dataclasses import replace
@@ -21,24 +20,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas import spaces, text, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.rnn import parameters
-from nas.run import carry_out
+from nas.data import text
+from nas.engine.log import write_csv
+from nas.engine.run import launch
+from nas.nets.torch.rnn import parameter_count
+from nas.space import spaces
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train import train_text
+from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas_against_random import alike
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
 
 
-def size(cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings) -> int:
+def size(cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> int:
     with torch.device("meta"):
-        return parameters(text_train.network(cell, words, settings))
+        return parameter_count(train_text.language_model(cell, words, settings))
 
 
-def of_size(
-    wanted: int, cell: RecurrentGenotype | None, words: int, settings: text_train.TextTrainSettings
-) -> text_train.TextTrainSettings:
-    """The settings with the width that brings the network closest to so many parameters."""
+def of_size(wanted: int, cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> TextTrainSettings:
+    """The settings with the width whose number of parameters is closest to `wanted`."""
     tried = (replace(settings, hidden=hidden) for hidden in range(8, 2 * settings.hidden))
     return min(tried, key=lambda s: abs(size(cell, words, s) - wanted))
 
@@ -48,42 +49,37 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
     parser.add_argument("--random", type=int, default=3, help="how many random cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", choices=text_train.PRESETS, default="small")
+    parser.add_argument("--preset", choices=TEXT_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/text_against_others"))
     parser.add_argument("--threads", type=int, default=0)
     for name in CHOICES:
-        parser.add_argument(
-            f"--{name}", type=float if name == "lr" else int, help="of the trainings; default: that of the preset"
-        )
+        parser.add_argument(f"--{name}", type=float if name == "lr" else int, help="of the trainings; default: as in the preset")
     args = parser.parse_args(argv)
     chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
-    settings = replace(text_train.PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
-    words = len(text.load(args.data_dir).vocabulary)
-    found = load(args.genotype, RecurrentGenotype).clean()
+    settings = replace(TEXT_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
+    words = len(text.load_corpus(args.data_dir).vocabulary)
+    found = load_genotype(args.genotype, RecurrentGenotype).clean()
     wanted = size(found, words, settings)
-    entrants: dict[str, tuple[RecurrentGenotype | None, text_train.TextTrainSettings]] = {"searched": (found, settings)}
-    space = spaces.get("recurrent", RecurrentGenotype)
+    entrants: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {"searched": (found, settings)}
+    space = spaces.get_space("recurrent", RecurrentGenotype)
     for i in range(args.random):
         entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i, same_nodes=True), settings
-    for name, cell in (("LSTM", None), ("DARTS_V2", load("DARTS_V2", RecurrentGenotype))):
+    for name, cell in (("LSTM", None), ("DARTS_V2", load_genotype("DARTS_V2", RecurrentGenotype))):
         entrants[name] = cell, of_size(wanted, cell, words, settings)
     rows = []
     for name, (cell, own) in entrants.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
-            make = lambda processes, device, c=cell, s=seed, o=out, own=own: text_train.TextTraining(
+            make = lambda processes, device, c=cell, s=seed, o=out, own=own: train_text.TextTraining(
                 c, own, s, o, processes, device
             )
-            last = carry_out(make, own, out)
+            last = launch(make, own, out)
             if cell is not None:
                 cell.save(out / "genotype.json")
             measured = {f"{part}_perplexity": last[f"{part}_perplexity"] for part in ("valid", "test")}
             rows.append({"cell": name, "hidden": own.hidden, "parameters": size(cell, words, own), "seed": seed, **measured})
-    with (args.out / "text_against_others.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "text_against_others.csv", rows)
     print(f"{'cell':10}{'width':>6}{'parameters':>12}   test perplexity, mean ± standard deviation, each seed")
     for name in entrants:
         own_rows = [r for r in rows if r["cell"] == name]

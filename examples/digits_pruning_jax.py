@@ -1,8 +1,8 @@
 """Prune a digit classifier with optax: python examples/digits_pruning_jax.py
 
-A network 64-40-20-10 on scikit-learn's 8x8 digits learns under a group lasso with one group per neuron and pixel, in one
-jitted scan. What became exactly zero is removed from the weights, and the smaller network is trained once more without penalty.
-Expected: 97 % of the test digits right as with the full network, with 39 of 64 pixels, 34 of 60 neurons and a third of the
+A network 64-40-20-10 is trained on scikit-learn's 8x8 digits with a group lasso, one group for each neuron and pixel, in one
+jitted scan. Pixels and neurons whose weights are exactly zero are removed, and the smaller network is trained again without
+penalty. Expected: 97 % test accuracy, as with the full network, with 39 of 64 pixels, 34 of 60 neurons and a third of the
 weights; 12 seconds on one core.
 """
 
@@ -38,7 +38,7 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
 
 
 def train(params: Params, tx: optax.GradientTransformation, data: tuple, epochs: int) -> Params:
-    """Minibatch training as one program; the result is the exactly sparse prox point."""
+    """Train on minibatches in one compiled program; return the prox point, which is exactly sparse."""
     x, y = data
     loss = lambda p, i: optax.softmax_cross_entropy_with_integer_labels(logits(p, x[i]), y[i]).mean()
 
@@ -56,13 +56,13 @@ def train(params: Params, tx: optax.GradientTransformation, data: tuple, epochs:
 
 
 def sparse_adam(strength: float, rate: float) -> optax.GradientTransformation:
-    """Adam, then the prox of a group lasso in Adam's metric: the weights out of each pixel or neuron are a group."""
+    """Adam with a group lasso in Adam's metric, which zeroes the outgoing weights of a pixel or neuron as a group."""
     outgoing = GroupL2(strength, Groups.along(1))
     return optax.chain(optax.clip_by_global_norm(1.0), proxopt_jax.proximal(optax.adam(rate), [("*/w", outgoing)]))
 
 
 def compact(params: Params) -> tuple[np.ndarray, Params]:
-    """The used pixels, and the network without zeroed pixels and neurons, which computes the same."""
+    """Return the used pixels, and the network without unused pixels and neurons, which has the same outputs."""
     used = [np.any(np.asarray(layer["w"]), axis=1) for layer in params]
     outputs = [*used[1:], np.ones(params[-1]["w"].shape[1], bool)]
     small = [{"w": layer["w"][i][:, o], "b": layer["b"][o]} for layer, i, o in zip(params, used, outputs)]
@@ -71,7 +71,7 @@ def compact(params: Params) -> tuple[np.ndarray, Params]:
 
 def main() -> list[tuple]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--strength", type=float, default=3e-3, help="of the group lasso: larger, fewer neurons")
+    parser.add_argument("--strength", type=float, default=3e-3, help="of the group lasso; a larger strength gives fewer neurons")
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--rate", type=float, default=3e-3)
     args = parser.parse_args()

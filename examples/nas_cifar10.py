@@ -1,81 +1,58 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
 Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it looks for the strength that leaves so many), darts. Presets: paper (the default; for a
-GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
+--want-paths or --want-parameters it finds the strength that gives this size), darts. Presets: paper (the default; for a GPU)
+and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
 
-The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
---resume continues after any stop; with --one-stage also train.png and network.pt, the trained network.
-`examples/train_cifar10.py --genotype OUT/genotype.json` trains what was found. Several --seeds give a folder each and a table
-of all. Under torchrun the processes share every batch.
+Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
+an interrupted search; with --one-stage also train.png and network.pt, the trained network.
+`examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
+own, and a table compares them. Under torchrun the processes share every batch.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas import bisection, cnn, command, genotype, group_sparse, one_stage, report
-from nas.methods import gsparsity, registry
-from nas.run import Run, carry_out
-from nas.search import Search
+from nas.engine import report
+from nas.engine.command_line import CommandLine, first_process, run_each_seed
+from nas.methods import registry
+from nas.nets.torch import cnn
+from nas.space import genotype
 
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
-def searches() -> dict[str, tuple[Callable[..., Run], dict[str, Any]]]:
-    """name: (run, presets by name). A run is made from settings, seed, folder, processes and device."""
-    two_levels = {name: (partial(Search, name), presets) for name, (_, presets) in registry().items()}
-    every = {**two_levels, "gsparsity": (group_sparse.GroupSparse, gsparsity.PRESETS)}
-    return dict(sorted(every.items()))
-
-
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Search; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    methods = searches()
-    method = command.option(argv, "--method", methods, "sparse_supernet")
-    run, presets = methods[method]
-    single = command.flag(argv, "--one-stage")
-    if single:
-        if method != "ista":
-            raise SystemExit(f"error: --one-stage belongs to --method ista, got --method {method}")
-        run, presets = one_stage.OneStage, one_stage.PRESETS
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    """Search; return the row of the result of each seed."""
+    words = CommandLine(argv)
+    method = words.option("--method", registry.CIFAR, "sparse_supernet")
+    chosen = registry.CIFAR[method]
+    if words.flag("--one-stage"):
+        if method not in registry.ONE_STAGE:
+            raise SystemExit(f"error: --one-stage belongs to --method {', '.join(registry.ONE_STAGE)}, got --method {method}")
+        chosen = registry.ONE_STAGE[method]
+    settings = words.settings(chosen.presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        if method == "gsparsity" and (settings.want_paths or settings.want_parameters):
-            row = bisection.search(settings, seed, out)
-        else:
-            row = carry_out(lambda processes, device: run(settings, seed, out, processes, device), settings, out)
-        if os.environ.get("RANK", "0") == "0":
+        row = chosen.search(settings, seed, out)
+        if first_process():
             describe(method, row, out)
         return row
 
-    rows = command.each_seed(settings, search)
-    if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, search, COLUMNS)
 
 
 def describe(method: str, row: dict[str, Any], out: Path) -> None:
-    """What was found, in a few lines."""
-    found = genotype.load(out / "genotype.json")
+    """Print a summary of the result."""
+    found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
     if "resting_nodes" in row:
-        print(f"{row['resting_nodes']} of 8 nodes at rest, test accuracy {100 * row['valid_accuracy']:.2f} %")
+        print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
-        print(f"supernet {100 * row['valid_accuracy']:.2f} %, its living paths alone {100 * row['restricted_accuracy']:.2f} %")
-    size = cnn.count(cnn.Network(found, auxiliary=False), (3, 32, 32))
+        print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
+    size = cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
     for warning in report.warnings([row]):
         print(f"note: {warning}")

@@ -1,64 +1,54 @@
 """Search for a recurrent cell on text: python examples/nas_ptb.py --preset small --data-dir data/ptb
 
-Methods: sparse_supernet (SparseNAS; --optimizer hapg shows why its paper takes AdamHAPG on text), darts, ista. Presets: paper
-(the default; for a GPU) and small (for a laptop). Everything else is a setting: --method NAME --help lists those of a method.
---data-dir names a folder with Penn Treebank or with text of your own; without it the documentation of Python is the text.
+Methods: sparse_supernet (SparseNAS; with --optimizer hapg it diverges, which is why the paper uses AdamHAPG on text), darts,
+ista. Presets: paper (the default; for a GPU) and small (for a laptop). All other options are settings: --method NAME --help
+lists those of a method. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of
+Python.
 
-The search goes into --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which
---resume continues after any stop. `examples/train_ptb.py --genotype OUT/genotype.json` trains what was found. Several --seeds
-give a folder each and a table of all.
+Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
+an interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. With several --seeds each search
+has a folder of its own, and a table compares them.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from nas import command, genotype, report
+from nas.engine import report
+from nas.engine.command_line import CommandLine, run_each_seed
 from nas.methods import registry
-from nas.rnn import RecurrentNetwork, parameters
-from nas.run import carry_out
-from nas.text_search import TextSearch
+from nas.nets.torch.rnn import RecurrentNetwork, parameter_count
+from nas.space import genotype
 
 COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Search; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    methods = registry("recurrent")
-    method = command.option(argv, "--method", methods, "sparse_supernet")
-    _, presets = methods[method]
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    """Search; return the row of the result of each seed."""
+    words = CommandLine(argv)
+    method = words.option("--method", registry.TEXT, "sparse_supernet")
+    settings = words.settings(registry.TEXT[method].presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
-        row = carry_out(lambda processes, device: TextSearch(method, settings, seed, out, processes, device), settings, out)
+        row = registry.TEXT[method].search(settings, seed, out)
         describe(method, row, out)
         return row
 
-    rows = command.each_seed(settings, search)
-    if len(rows) > 1:
-        print("\n" + command.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, search, COLUMNS)
 
 
 def describe(method: str, row: dict[str, Any], out: Path) -> None:
-    """What was found, in a few lines."""
-    found = genotype.load(out / "genotype.json", genotype.RecurrentGenotype)
+    """Print a summary of the result."""
+    found = genotype.load_genotype(out / "genotype.json", genotype.RecurrentGenotype)
     print(f"\n{method}: {row['paths_recurrent']} paths into {row['nodes_recurrent']} nodes")
     print(
-        f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its living paths alone {row['restricted_perplexity']:.2f}"
+        f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its nonzero paths alone {row['restricted_perplexity']:.2f}"
     )
     with torch.device("meta"):
-        size = parameters(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
-    print(f"as a network of 850 entries with 10 000 words: {size / 1e6:.2f} M parameters")
+        size = parameter_count(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
+    print(f"as a network of hidden size 850 with 10 000 words: {size / 1e6:.2f} M parameters")
     for warning in report.warnings([row]):
         print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")

@@ -1,46 +1,50 @@
 """Prune whole operations of a network: python examples/prune_operations.py --genotype DARTS_V2 --data-dir data --out runs/prune
 
-For each --mu a training by ProxSGD, in which operations become exactly zero; the accuracy before and after all are removed
-whose norm is at most a threshold, without retraining (GSparsity, Table 1); and the training of what is left from new weights
-(Fig. 1). --start takes a network.pt of `train_cifar10.py` instead of new weights. --want-share 0.5 looks for the mu that prunes
-half of the weights, by bisection from the first --mu.
+For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
+threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
+trained from new weights (Fig. 1). --start begins with the weights in a network.pt of `train_cifar10.py`. --want-share 0.5 finds
+the mu that prunes half of the weights, by bisection from the first --mu.
 
-Presets: paper (the default, 600 epochs) and small (for a laptop). Into --out: table.csv, pruning.png, for each mu the pruned
-network (network.pt, cells.json), and checkpoints: the same command with --resume goes on after any stop.
+Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
+pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from nas import checkpoint, cnn, command, draw, genotype, pruning, train
-from nas.bisection import closest, refuse_old
-from nas.draw import plt
-from nas.genotype import Genotype
-from nas.run import carry_out
-from nas.settings import check
+from nas.engine import checkpoint
+from nas.engine.bisection import closest_strength, refuse_existing_runs
+from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.log import write_csv
+from nas.engine.run import launch
+from nas.engine.settings import check
+from nas.methods import operation_pruning as pruning
+from nas.nets.torch import cnn
+from nas.space import drawing, genotype
+from nas.space.drawing import plt
+from nas.space.genotype import Genotype
+from nas.train.settings import CifarTrainSettings, GenotypeTrainSettings
+from nas.train.train_cifar import GenotypeTraining
 
 
 @dataclass(frozen=True)
-class Settings(pruning.Settings):
+class PruneOperationsSettings(pruning.PruningSettings):
     out: Path = Path("runs/prune")
     mu: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 2e-3, 4e-3)
-    """Strengths of the penalty, one training each."""
+    """Strengths of the penalty; one training for each."""
     want_share: float = 0.0
-    """Look for the mu that prunes this share of the weights; 0: train with each mu."""
+    """Find the mu that prunes this share of the weights by bisection; 0: train with each mu."""
     bisect_runs: int = 6
-    """Trainings that a bisection may take."""
+    """Maximal number of trainings of a bisection."""
     thresholds: tuple[float, ...] = (0.0, 1e-6, 1e-3, 0.5)
-    """Operations whose norm is at most this are removed, each for one row of the table; 0 removes exact zeros only."""
+    """Norms up to which operations are removed, one row of the table for each; 0: exact zeros only."""
     retrain_epochs: int = 600
-    """Of the training of what is left, by the recipe of `train_cifar10.py`; 0: none."""
+    """Epochs of the training of the remaining network by the recipe of `train_cifar10.py`; 0: no such training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +60,8 @@ class Settings(pruning.Settings):
 
 
 PRESETS = {
-    "paper": Settings(),
-    "small": Settings(
+    "paper": PruneOperationsSettings(),
+    "small": PruneOperationsSettings(
         channels=8,
         layers=5,
         epochs=5,
@@ -75,66 +79,71 @@ PRESETS = {
 }
 
 
-def prune(settings: Settings, found: Genotype, mu: float, seed: int, out: Path) -> list[dict[str, Any]]:
-    """One training with this mu, its cuts, and the training of what is left; a row of the table for each threshold."""
+def prune(settings: PruneOperationsSettings, found: Genotype, mu: float, seed: int, out: Path) -> list[dict[str, Any]]:
+    """Train with this mu, remove operations for each threshold, and retrain; return a row of the table for each threshold."""
     made: list[pruning.Pruning] = []
-    common = {f.name: getattr(settings, f.name) for f in fields(pruning.Settings)}
-    own = pruning.Settings(**{**common, "resume": True})
+    common = {f.name: getattr(settings, f.name) for f in fields(pruning.PruningSettings)}
+    own = pruning.PruningSettings(**{**common, "resume": True})
 
     def make(processes: Any, device: Any) -> pruning.Pruning:
         made.append(pruning.Pruning(found, own, mu, seed, out, processes, device))
         return made[0]
 
-    carry_out(make, own, out)
+    launch(make, own, out)
     run, rows = made[0], []
     whole = run.net
     before, logits = accuracy(whole, run)
     for threshold in settings.thresholds:
-        dead = run.dead(threshold)
-        small = pruning.cut(whole, dead)
+        zeroed = run.zeroed_operations(threshold)
+        small = pruning.cut(whole, zeroed)
         after, left = accuracy(small, run)
-        row = {"mu": mu, "threshold": threshold, "dead_operations": len(dead), "pruned_share": pruning.pruned_share(whole, dead)}
+        row = {
+            "mu": mu,
+            "threshold": threshold,
+            "dead_operations": len(zeroed),
+            "pruned_share": pruning.pruned_share(whole, zeroed),
+        }
         row |= {"before": before, "after": after, "largest_change": float((left - logits).abs().max())}
         rows.append(row)
         if threshold == settings.thresholds[0]:
-            leave(small, out)
+            save_pruned(small, out)
             row |= retrain(settings, pruning.cascade(small), seed, out)
     return rows
 
 
 @torch.no_grad()
 def accuracy(net: cnn.Discrete, run: pruning.Pruning) -> tuple[float, torch.Tensor]:
-    """On the validation images, and the logits of all."""
+    """Compute the accuracy on the validation images, and all logits."""
     net.eval()
     logits, labels = zip(*((net(images)[0], y) for images, y in run.validation()))
     joined, y = torch.cat(logits), torch.cat(labels)
     return float((joined.argmax(1) == y).float().mean()), joined
 
 
-def leave(net: cnn.Discrete, out: Path) -> None:
-    """The pruned network, and the paths of each of its cells."""
-    checkpoint.save(out / "network.pt", {k: v.cpu() for k, v in net.state_dict().items()})
+def save_pruned(net: cnn.Discrete, out: Path) -> None:
+    """Write the pruned network and the paths of each of its cells."""
+    checkpoint.save_network(out / "network.pt", net)
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
     (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 
-def retrain(settings: Settings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
-    """Parameters of what is left and its accuracy when it is trained from new weights."""
+def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
+    """Count the parameters of the remaining network, and train it from new weights."""
     sizes = (cells, settings.channels, settings.layers)
-    row: dict[str, Any] = {"parameters": cnn.count(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
+    row: dict[str, Any] = {"parameters": cnn.network_size(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
     if settings.retrain_epochs:
-        recipe = train.CifarSettings()
-        shared = {f.name: getattr(settings, f.name) for f in fields(train.GenotypeSettings)}
+        recipe = CifarTrainSettings()
+        shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeTrainSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
         again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
         folder = out / "retrained"
-        make = lambda processes, device: train.Training(cells, again, seed, folder, processes, device)
-        row["retrained"] = carry_out(make, again, folder)["valid_accuracy"]
+        make = lambda processes, device: GenotypeTraining(cells, again, seed, folder, processes, device)
+        row["retrained"] = launch(make, again, folder)["valid_accuracy"]
     return row
 
 
 def picture(rows: list[dict[str, Any]]) -> plt.Figure:
-    """Accuracy over the share of pruned weights."""
+    """Plot accuracy over the share of pruned weights."""
     figure, axis = plt.subplots(figsize=(5.6, 4), constrained_layout=True)
     first = [row for row in rows if "parameters" in row]
     curves = (("before", "before the cut", "o-"), ("after", "after the cut", "x--"), ("retrained", "retrained", "s:"))
@@ -149,42 +158,34 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Prune; the rows of the table."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    preset = PRESETS[command.option(argv, "--preset", PRESETS, "paper")]
-    try:
-        settings = tyro.cli(Settings, args=argv, default=preset, description=__doc__)
-        found = genotype.load(settings.genotype)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
-    seeds = command.each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
+    """Prune; return the rows of the table."""
+    settings = CommandLine(argv).settings(PRESETS, __doc__)
+    with errors_in_one_line():
+        found = genotype.load_genotype(settings.genotype)
+    seeds = run_each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
     return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
 
 
-def every_mu(settings: Settings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
-    """The table of one seed."""
-    refuse_old(out, settings.resume)
+def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
+    """Prune with every mu and one seed; return the rows of the table, which is also written and printed."""
+    refuse_existing_runs(out, settings.resume)
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:
-        """Thousandths of the weights that are left; only the training that is chosen is worth a retraining."""
+        """Remaining weights in thousandths; without retraining, which follows for the final mu only."""
         tables[mu] = prune(replace(settings, retrain_epochs=0), found, mu, seed, out / f"mu-{mu:.6g}")
         return round(1000 * (1 - tables[mu][0]["pruned_share"]))
 
     if settings.want_share:
         want = round(1000 * (1 - settings.want_share))
-        mus = (closest(left, want, settings.mu[0], settings.bisect_runs),)
+        mus = (closest_strength(left, want, settings.mu[0], settings.bisect_runs),)
     else:
         mus = settings.mu
     for mu in mus:
         tables[mu] = prune(settings, found, mu, seed, out / f"mu-{mu:.6g}")
     rows = [row for mu in sorted(tables) for row in tables[mu]]
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        names = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
-    draw.save(picture(rows), out / "pruning.png")
+    write_csv(out / "table.csv", rows)
+    drawing.save(picture(rows), out / "pruning.png")
     print(f"\n{'mu':>10}{'threshold':>11}{'pruned':>9}{'before':>9}{'after':>9}{'change':>10}{'retrained':>11}")
     for row in rows:
         again = f"{100 * row['retrained']:>10.2f}%" if "retrained" in row else ""

@@ -3,56 +3,50 @@
 --genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
 the published code prints it, in a file or in quotes: "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6),
 reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "macs": ...} and trains nothing; --classes counts
-for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet takes the mobile network, and images from the
-folders DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
+for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet trains the mobile network on images in the folders
+DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). The training goes into --out: train.csv, train.png,
-network.pt, and a checkpoint from which --resume continues after any stop. Several --seeds give a folder each and a table of all.
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
+and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a folder of its
+own, and a table compares them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas import command, genotype, train
-from nas.run import carry_out
+from nas.engine.command_line import CommandLine, errors_in_one_line, first_process, run_each_seed
+from nas.engine.run import launch
+from nas.space import genotype
+from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS
+from nas.train.train_cifar import GenotypeTraining, size_of_genotype
 
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Train; the last row of the table of each seed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    imagenet = command.flag(argv, "--imagenet")
-    presets = train.IMAGENET_PRESETS if imagenet else train.PRESETS
-    preset = presets[command.option(argv, "--preset", presets, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-        chosen = genotype.load(settings.genotype)
+    """Train; return the last row of the table of each seed."""
+    words = CommandLine(argv)
+    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
+    settings = words.settings(presets, __doc__)
+    with errors_in_one_line():
+        chosen = genotype.load_genotype(settings.genotype)
         if settings.classes and not settings.count:
-            raise ValueError(f"classes belongs to --count; the data say how many to train, got {settings.classes}")
+            raise ValueError(f"classes is for --count only, as a training has the classes of its data, got {settings.classes}")
         if settings.count:
-            print(json.dumps(train.count(chosen, settings)))
+            print(json.dumps(size_of_genotype(chosen, settings)))
             return []
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
-        make = lambda processes, device: train.Training(chosen, settings, seed, out, processes, device)
-        row = carry_out(make, settings, out)
-        if os.environ.get("RANK", "0") == "0":
+        make = lambda processes, device: GenotypeTraining(chosen, settings, seed, out, processes, device)
+        row = launch(make, settings, out)
+        if first_process():
             print(f"\nvalidation accuracy {100 * row['valid_accuracy']:.2f} %\nwritten: {out}/train.csv, {out}/network.pt")
         return row
 
-    rows = command.each_seed(settings, one)
-    if len(rows) > 1 and os.environ.get("RANK", "0") == "0":
-        print("\n" + command.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, one, COLUMNS)
 
 
 if __name__ == "__main__":

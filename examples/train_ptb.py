@@ -2,56 +2,50 @@
 
 --genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a file
 or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
-trains nothing. --data-dir names a folder with Penn Treebank or with text of your own; without it the documentation of Python is
-the text.
+trains nothing. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of Python.
 
-Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). The training goes into --out: train.csv, train.png,
-network.pt, result.json, and a checkpoint from which --resume continues after any stop. Several --seeds give a folder each and a
-table of all.
+Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
+result.json, and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a
+folder of its own, and a table compares them.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from nas import command, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.run import carry_out
+from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.run import launch
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train.settings import TEXT_TRAIN_PRESETS
+from nas.train.train_text import TextTraining, size_of_cell
 
 COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Train; of each seed the row of the best epoch, with the perplexity on the test text."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    preset = text_train.PRESETS[command.option(argv, "--preset", text_train.PRESETS, "paper")]
-    try:
-        settings = tyro.cli(type(preset), args=argv, default=preset, description=__doc__)
-        cell = None if settings.genotype.upper() == "LSTM" else load(settings.genotype, RecurrentGenotype)
+    """Train; return the row of the best epoch of each seed, with the perplexity on the test text."""
+    settings = CommandLine(argv).settings(TEXT_TRAIN_PRESETS, __doc__)
+    with errors_in_one_line():
+        cell = None if settings.genotype.upper() == "LSTM" else load_genotype(settings.genotype, RecurrentGenotype)
         if settings.count:
-            print(json.dumps(text_train.count(cell, settings)))
+            print(json.dumps(size_of_cell(cell, settings)))
             return []
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
 
     def one(seed: int, out: Path) -> dict[str, Any]:
-        make = lambda processes, device: text_train.TextTraining(cell, settings, seed, out, processes, device)
-        row = carry_out(make, settings, out)
+        make = lambda processes, device: TextTraining(cell, settings, seed, out, processes, device)
+        row = launch(make, settings, out)
         print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch'] + 1}")
         print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
         if row["rollbacks"]:
-            print(f"the loss was not finite {row['rollbacks']} times and the best epoch was taken up again: a lower lr may help")
+            print(
+                f"the loss was not finite {row['rollbacks']} times, and training returned to the best epoch: a lower lr may help"
+            )
         print(f"written: {out}/train.csv, {out}/result.json, {out}/network.pt")
         return row
 
-    rows = command.each_seed(settings, one)
-    if len(rows) > 1:
-        print("\n" + command.compare(rows, COLUMNS))
-    return rows
+    return run_each_seed(settings, one, COLUMNS)
 
 
 if __name__ == "__main__":

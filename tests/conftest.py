@@ -31,14 +31,14 @@ def autograd_library(request: pytest.FixtureRequest) -> Iterator[Library]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A --data-dir with a small CIFAR-10 of fake images, which `nas.data` takes for the real one."""
-    from nas import data
+    """A --data-dir with a small CIFAR-10 of fake images, which `nas.data.cifar` takes for the real one."""
+    from nas.data import cifar
     from nas_cases import fake_cifar
 
-    real, folder = dict(data.SOURCES), tmp_path_factory.mktemp("images")
+    real, folder = dict(cifar.SOURCES), tmp_path_factory.mktemp("images")
     fake_cifar(folder)
     yield folder
-    data.SOURCES.update(real)
+    cifar.SOURCES.update(real)
 
 
 @pytest.fixture(scope="session")
@@ -54,18 +54,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches and trainings draw nothing and count no network: for tests of other things."""
-    from nas import cnn, draw, report
+    from nas.engine import report
+    from nas.nets.torch import cnn
+    from nas.space import drawing
 
     monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setattr(draw, "save", lambda figure, *files: draw.plt.close(figure))
-    monkeypatch.setattr(cnn, "count", lambda *args: {"parameters": 1, "macs": 1})
+    monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
+    monkeypatch.setattr(cnn, "network_size", lambda *args: {"parameters": 1, "macs": 1})
 
 
 @pytest.fixture
 def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The convolutions of `nas.kernels` in double precision too, where rounding does not blur what they compute."""
-    from nas import kernels, operations
+    """Use the convolutions of `nas.nets.torch.convolution_kernels` in double precision too, to compare them exactly."""
+    from nas.nets.torch import convolution_kernels, operations
 
     anywhere = lambda x: True
-    monkeypatch.setattr(kernels, "worthwhile", anywhere)
-    monkeypatch.setattr(operations, "worthwhile", anywhere)
+    monkeypatch.setattr(convolution_kernels, "use_custom_gradient", anywhere)
+    monkeypatch.setattr(operations, "use_custom_gradient", anywhere)

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nas import checkpoint, cnn, data, spaces
+from nas.data import cifar
+from nas.engine import checkpoint
+from nas.nets.torch import cnn
+from nas.space import spaces
 
 
 def drawn(name: str, count: int) -> np.ndarray:
@@ -20,34 +23,34 @@ def drawn(name: str, count: int) -> np.ndarray:
 
 
 def fake_images(name: str, images: int) -> dict[bytes, Any]:
-    """A file of CIFAR-10: noise, and a brightness that tells the label."""
+    """A file of CIFAR-10: noise, with a brightness that depends on the label."""
     labels = drawn(f"{name} labels", images) % 10
     pixels = drawn(f"{name} pixels", images * 3072).reshape(images, -1) // 4 + 18 * labels[:, None]
     return {b"data": pixels.astype(np.uint8), b"labels": labels.tolist()}
 
 
 def fake_cifar(root: Path, images: int = 32) -> None:
-    """Files in the layout of CIFAR-10 with few images, known to `nas.data` under their own checksums."""
-    source = data.SOURCES["cifar10"]
+    """Write a small data set in the layout of CIFAR-10, and register its checksums in `nas.data.cifar`."""
+    source = cifar.SOURCES["cifar10"]
     folder = root / source.folder
     folder.mkdir(parents=True, exist_ok=True)
     known = {}
     for name, _ in source.train + source.test:
         file = folder / name
         if not file.exists():
-            # Several processes of one run may come here at once: none of them may see a file that another has half written.
+            # Several processes may write this file at once; none must read one that is only partly written.
             partial = folder / f"{name}.{os.getpid()}"
             partial.write_bytes(pickle.dumps(fake_images(name, images)))
             os.replace(partial, file)
         known[name] = hashlib.md5(file.read_bytes()).hexdigest()
     own = lambda files: tuple((name, known[name]) for name, _ in files)
-    data.SOURCES["cifar10"] = replace(
+    cifar.SOURCES["cifar10"] = replace(
         source, train=own(source.train), test=own(source.test), url="http://localhost:9/none.tar.gz"
     )
 
 
 def fake_text(folder: Path) -> None:
-    """A small text in three parts with an order that can be learnt: four words a line, each follows from the one before."""
+    """Write a small text in three parts that can be learnt: four words in a line, each determined by the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, lines in (("train", 300), ("valid", 60), ("test", 60)):
         starts = drawn(part, lines).tolist()
@@ -59,13 +62,13 @@ TINY_TEXT = "--preset small --hidden 6 --batch 6 --bptt 9 --epochs 2 --tokens 30
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
-    """The rows of a table, times left out."""
+    """The rows of a table without times."""
     with Path(file).open() as opened:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal bit for bit, times left out."""
+    """Whether two states are equal bit for bit, apart from times."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -74,7 +77,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def stopped(main: Callable[[list[str]], Any], argv: list[str], saves: int) -> None:
-    """Run a command until it has written so many checkpoints, as if it were killed then."""
+    """Run a command, and stop it after so many checkpoints, as if it were killed."""
 
     class Stop(Exception):
         pass
@@ -100,20 +103,20 @@ def stopped(main: Callable[[list[str]], Any], argv: list[str], saves: int) -> No
 
 def supernet(space: str = "darts", channels: int = 4, layers: int = 3) -> cnn.Supernet:
     torch.manual_seed(0)
-    return cnn.Supernet(spaces.get(space), channels, layers)
+    return cnn.Supernet(spaces.get_space(space), channels, layers)
 
 
-def random_weights(net: cnn.Supernet, living: float = 1.0) -> dict[str, torch.Tensor]:
-    """One weight for each path; about a share `living` of them not zero."""
+def random_weights(net: cnn.Supernet, active: float = 1.0) -> dict[str, torch.Tensor]:
+    """Random weights of all paths, a share `active` of them nonzero."""
     out = {}
     for cell in ("normal", "reduce"):
         n = len(net.space.paths(cell))
-        out[cell] = (torch.randn(n) * (torch.rand(n) < living)).to(net.classifier.weight.dtype)
+        out[cell] = (torch.randn(n) * (torch.rand(n) < active)).to(net.classifier.weight.dtype)
     return out
 
 
 def copy_weights(naive: torch.nn.Module, ours: cnn.Supernet) -> None:
-    """Give our supernet the weights of the published one."""
+    """Copy the weights of the published supernet to ours."""
     pairs = [(ours.stem, naive.stem), (ours.classifier, naive.classifier)]
     for cell, other in zip(ours.cells, naive.cells):
         pairs += [(cell.preprocess0, other.preprocess0), (cell.preprocess1, other.preprocess1)]

@@ -1,10 +1,10 @@
-"""Write what the tests of later releases load: python tests/checkpoints/write.py RELEASE   (from the root of a checkout)
+"""Write checkpoints for the tests of later releases: python tests/checkpoints/write.py RELEASE   (in the root of a checkout)
 
-Runs the commands below on the fake data of `nas_cases`, stops each in the middle as if it were killed, and keeps its checkpoint
+Runs the commands below on the fake data of `nas_cases`, stops each in the middle as if it were killed, and stores its checkpoint
 in RELEASE/NAME.pt.gz, its command line in RELEASE/commands.json, and files that other commands read in RELEASE/results.
 
-A folder, once committed, stays as it is: its files stand for those that users of that release have. Run this for a new release
-only, which then gets a folder of its own. A folder that exists is refused.
+Run this once for each release. A committed folder must not be changed, because its files represent those of the users of that
+release; an existing folder is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE.parents[1] / "examples"), str(HERE.parent)]
 
 import nas_cases  # noqa: E402
 import torch  # noqa: E402
-from nas import checkpoint  # noqa: E402
+from nas.engine import checkpoint  # noqa: E402
 
 IMAGES = "--preset small --images 32 --batch 8 --channels 1 --layers 3 --threads 1 --device cpu --checkpoint-minutes 0".split()
 TEXT = "--preset small --hidden 4 --batch 4 --bptt 9 --tokens 200 --threads 1 --device cpu --checkpoint-minutes 0".split()
@@ -32,7 +32,7 @@ SEARCH = [*IMAGES, "--epochs", "2"]
 TRAIN = [*IMAGES, *"--auxiliary 0 --valid-images 32".split()]
 PROXSGD = [*TRAIN, *"--lr 0.3 --lr-min 0.3".split()]
 
-# name: (program, its options, how many checkpoints it writes before it is stopped)
+# name: (program, its options, number of checkpoints after which it is stopped)
 COMMANDS: dict[str, tuple[str, list[str], int]] = {
     "sparse_supernet_adamhapg": ("nas_cifar10", [*SEARCH, *"--space S1 --strength-step 0.5 --arch-lr 0.01".split()], 4),
     "sparse_supernet_hapg": (
@@ -70,8 +70,8 @@ COMMANDS: dict[str, tuple[str, list[str], int]] = {
 }
 
 
-def unsaid(program: str, options: list[str], identity: dict[str, Any]) -> list[str]:
-    """Options for all settings that the command line left to a preset: another release may have other presets."""
+def preset_options(program: str, options: list[str], identity: dict[str, Any]) -> list[str]:
+    """Options for all settings that came from the preset, because presets may differ in other releases."""
     known = {"method", "seed", "processes", "architecture", "text"} | ({"data"} if program.endswith("ptb") else set())
     out = []
     for name, value in identity.items():
@@ -87,7 +87,7 @@ def compress(source: Path, target: Path) -> None:
 
 
 def checksums(images: Path, text: Path) -> dict[str, str]:
-    """Of the fake data, by file: other data would be another run."""
+    """Checksums of the files of the fake data, on which the checkpoints depend."""
     parts = ["data_batch_1", "data_batch_5", "test_batch"]
     found = {p: nas_cases.fake_images(p, 32) for p in parts}
     out = {p: hashlib.sha256(d[b"data"].tobytes() + bytes(d[b"labels"])).hexdigest() for p, d in found.items()}
@@ -96,7 +96,7 @@ def checksums(images: Path, text: Path) -> dict[str, str]:
 
 def main(release: str) -> None:
     folder = HERE / release
-    folder.mkdir()  # never over an older one
+    folder.mkdir()  # fails if it exists
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
@@ -109,7 +109,7 @@ def main(release: str) -> None:
             nas_cases.stopped(importlib.import_module(program).main, argv, saves)
             file = next((work / name).rglob("checkpoint.pt"))
             compress(file, folder / f"{name}.pt.gz")
-            every = [*options, *unsaid(program, options, checkpoint.load(file)["identity"])]
+            every = [*options, *preset_options(program, options, checkpoint.load(file)["identity"])]
             commands[name] = {"program": program, "options": " ".join(every), "file": str(file.relative_to(work / name))}
         written = {"data": checksums(work / "data", work / "corpus"), "commands": commands}
         (folder / "commands.json").write_text(json.dumps(written, indent=1) + "\n")
@@ -117,7 +117,7 @@ def main(release: str) -> None:
 
 
 def results(work: Path, folder: Path) -> None:
-    """Files that a command leaves and another one reads."""
+    """Write files that are results of a command and input of another one."""
     folder.mkdir()
     run = lambda program, *argv: importlib.import_module(program).main(list(argv))
     images, text = ["--data-dir", str(work / "data")], ["--data-dir", str(work / "corpus")]

@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nas import checkpoint, cnn, data, methods, rnn, spaces
-from nas.genotype import RecurrentGenotype
-from nas.methods import gsparsity
-from nas.methods.gsparsity import Operations
-from nas.steps import Steps
-from nas.text_search import TextSteps
+from nas.bilevel.steps import CifarSteps, TextSteps
+from nas.data import cifar
+from nas.engine import checkpoint
+from nas.methods import gsparsity, registry
+from nas.methods.gsparsity import OperationGroups
+from nas.nets.torch import cnn, rnn
+from nas.space import spaces
+from nas.space.genotype import RecurrentGenotype
 from torch import nn
 from torch_cases import MAKERS, PENALTIES, groups_of, problem, snapshot, train
 
@@ -161,16 +163,16 @@ def test_a_search_step_on_the_device_is_that_of_the_host(method):
     sides = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        settings = replace(methods.registry()[method][1]["paper"], order="first", batch=16)
-        net = cnn.Supernet(spaces.get(settings.space), 4, 4)
+        settings = replace(registry.CIFAR[method].presets["paper"], order="first", batch=16)
+        net = cnn.Supernet(spaces.get_space(settings.space), 4, 4)
         generator = torch.Generator().manual_seed(1)
         batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in "ab"]
         net = net.to(device)
         torch.manual_seed(2)
-        chosen = methods.build(method, net, settings)
+        chosen = registry.build(method, net, settings)
         chosen.begin_epoch(0)
         train, valid = [(x.to(device), y.to(device)) for x, y in batches]
-        steps = Steps(net, chosen, settings)
+        steps = CifarSteps(net, chosen, settings)
         steps.architecture(0, train, valid)
         steps.weights(train)
         sides.append([p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)])
@@ -183,14 +185,16 @@ def test_a_search_step_on_text_on_the_device_is_that_of_the_host(compiled):
     sides = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], batch=8, lr=1.0)
-        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 50, 16)  # nothing is left out: nothing is drawn
+        settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], batch=8, lr=1.0)
+        net = rnn.RecurrentSupernet(
+            spaces.get_space("recurrent", RecurrentGenotype), 50, 16
+        )  # nothing is left out: nothing is drawn
         train, valid = (torch.randint(50, (2, 6, 8)) for _ in "ab")
         net = net.to(device)
         if compiled and device == "cuda":
             net.fuse()
         torch.manual_seed(2)
-        steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+        steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
         steps.architecture(0, train.to(device), valid.to(device))
         steps.weights(train.to(device))
         sides.append([p.detach().cpu() for p in (*steps.method.parameters, net.embedding, net.products["1"])])
@@ -208,8 +212,8 @@ def test_the_generators_of_the_device_go_on_from_a_checkpoint(tmp_path):
 
 
 def test_a_batch_on_the_device_is_drawn_by_its_number():
-    images = data.Images(torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (12,))).to("cuda")
-    batches = data.Batches(images, 4, seed=0, augment=data.Augment((0.5,) * 3, (0.2,) * 3, padding=4, cutout=8))
+    images = cifar.Images(torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (12,))).to("cuda")
+    batches = cifar.Batches(images, 4, seed=0, augment=cifar.Augment((0.5,) * 3, (0.2,) * 3, padding=4, cutout=8))
     (x, y), (again, labels) = list(batches.epoch(1))[2], next(iter(batches.epoch(1, start=2)))
     assert x.is_cuda and torch.equal(x, again) and torch.equal(y, labels)
 
@@ -218,9 +222,9 @@ def test_groups_of_operations_step_on_the_device():
     sides = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        net = cnn.Supernet(spaces.get("darts"), 4, 3)
+        net = cnn.Supernet(spaces.get_space("darts"), 4, 3)
         x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
-        operations = Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05))
+        operations = OperationGroups(net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
         sides.append(list(operations.norms().values()))

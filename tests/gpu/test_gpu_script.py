@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runner
 import torch
-from nas import data
+from nas.data import cifar
 from runner import Part, Place
 
 ROOT = runner.ROOT
@@ -259,45 +259,45 @@ def test_the_table_of_the_readme_is_that_of_the_files():
 
 
 def some_images(n):
-    return data.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
+    return cifar.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
 
 
 def test_packed_images_are_the_first_of_the_data_set(tmp_path, capsys):
-    whole = data.Dataset("cifar10", some_images(20), some_images(8), 10, (0.5,) * 3, (0.2,) * 3)
+    whole = cifar.Dataset("cifar10", some_images(20), some_images(8), 10, (0.5,) * 3, (0.2,) * 3)
     file = tmp_path / "some.npz"
-    data.pack(whole, 16, file, test=2)
-    found = data.load("cifar10", file)
+    cifar.pack(whole, 16, file, test=2)
+    found = cifar.load_cifar("cifar10", file)
     for part, n in (("train", 14), ("test", 2)):
-        for ours, theirs in zip(getattr(found, part), getattr(whole, part).take(slice(n))):
+        for ours, theirs in zip(getattr(found, part), getattr(whole, part).select(slice(n))):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    assert found.mean == data.SOURCES["cifar10"].mean
+    assert found.mean == cifar.SOURCES["cifar10"].mean
     assert "CIFAR-10, a part: 14 of 20 images to train and 2 of 8 to test" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"images to train must lie in \[1, 20\], got 21 of 22"):
-        data.pack(whole, 22, file, test=1)
+        cifar.pack(whole, 22, file, test=1)
     with pytest.raises(ValueError, match=r"must end in .npz"):
-        data.pack(whole, 4, tmp_path / "some.bin", test=1)
-    with pytest.raises(ValueError, match="must hold cifar100, got cifar10"):
-        data.load("cifar100", file)
+        cifar.pack(whole, 4, tmp_path / "some.bin", test=1)
+    with pytest.raises(ValueError, match="must contain cifar100, got cifar10"):
+        cifar.load_cifar("cifar100", file)
     with pytest.raises(FileNotFoundError, match=r"no file .*none.npz of packed images"):
-        data.load("cifar10", tmp_path / "none.npz")
+        cifar.load_cifar("cifar10", tmp_path / "none.npz")
 
 
 def test_a_damaged_file_of_images_is_named(tmp_path):
-    whole = data.Dataset("cifar10", some_images(6), some_images(6), 10, (0.5,) * 3, (0.2,) * 3)
+    whole = cifar.Dataset("cifar10", some_images(6), some_images(6), 10, (0.5,) * 3, (0.2,) * 3)
     file = tmp_path / "some.npz"
-    data.pack(whole, 4, file, test=1)
+    cifar.pack(whole, 4, file, test=1)
     content = bytearray(file.read_bytes())
     content[3000] ^= 1  # a bit of an image
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read: Bad CRC"):
-        data.load("cifar10", file)
+    with pytest.raises(ValueError, match=r"some.npz must contain packed images, but could not be read: Bad CRC"):
+        cifar.load_cifar("cifar10", file)
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"some.npz must hold packed images, but could not be read"):
-        data.load("cifar10", file)
+    with pytest.raises(ValueError, match=r"some.npz must contain packed images, but could not be read"):
+        cifar.load_cifar("cifar10", file)
     arrays = {"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": np.zeros(2, np.uint8), "train_of": 2}
     np.savez(file, name="cifar10", **arrays, **{k.replace("train", "test"): v for k, v in arrays.items()})
-    with pytest.raises(ValueError, match=r"must hold bytes \(N, 3, 32, 32\) .* got uint8 of shape \(2, 32, 32, 3\)"):
-        data.load("cifar10", file)
+    with pytest.raises(ValueError, match=r"must contain bytes \(N, 3, 32, 32\) .* got uint8 of shape \(2, 32, 32, 3\)"):
+        cifar.load_cifar("cifar10", file)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,19 @@
 
 from dataclasses import replace
 
-import digits_ablation
-import naive_ista
-import naive_rnn
 import nas_cifar10
 import numpy as np
-import optimizer_step
 import pytest
 import test_gpu
 import torch
 import train_ptb
-from nas import cnn, data, draw, methods, report, rnn, spaces
-from nas.genotype import RecurrentGenotype
-from nas.methods import gsparsity
-from nas.steps import Steps
-from nas.text_search import TextSteps
+from nas.bilevel.steps import CifarSteps, TextSteps
+from nas.data import cifar
+from nas.engine import report
+from nas.methods import gsparsity, registry
+from nas.nets.torch import cnn, rnn
+from nas.space import drawing, spaces
+from nas.space.genotype import RecurrentGenotype
 from nas_cases import fake_cifar
 from pretended_device import pretended
 from torch import nn
@@ -144,13 +142,13 @@ def close(pairs):
 def test_a_search_step(method):
     def of(device):
         torch.manual_seed(0)
-        settings = replace(methods.registry()[method][1]["paper"], order="first", batch=8, space="S2")
-        net = cnn.Supernet(spaces.get("S2"), 2, 3).to(device)
+        settings = replace(registry.CIFAR[method].presets["paper"], order="first", batch=8, space="S2")
+        net = cnn.Supernet(spaces.get_space("S2"), 2, 3).to(device)
         torch.manual_seed(1)
-        chosen = methods.build(method, net, settings)
+        chosen = registry.build(method, net, settings)
         chosen.begin_epoch(0)
         x, y = torch.randn(8, 3, 8, 8).to(device), torch.randint(10, (8,)).to(device)
-        steps = Steps(net, chosen, settings)
+        steps = CifarSteps(net, chosen, settings)
         steps.architecture(0, (x, y), (x, y))
         steps.weights((x, y))
         return [p.detach().cpu() for p in (*chosen.parameters, net.classifier.weight)]
@@ -163,11 +161,11 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
 
     def of(device, pretence=None):
         torch.manual_seed(0)
-        settings = replace(methods.registry("recurrent")["sparse_supernet"][1]["paper"], batch=4, lr=1.0)
-        net = rnn.RecurrentSupernet(spaces.get("recurrent", RecurrentGenotype), 20, 6).to(device)
+        settings = replace(registry.TEXT["sparse_supernet"].presets["paper"], batch=4, lr=1.0)
+        net = rnn.RecurrentSupernet(spaces.get_space("recurrent", RecurrentGenotype), 20, 6).to(device)
         train, valid = torch.randint(20, (2, 2, 6, 4)).to(device)  # words and the words that follow them
         torch.manual_seed(1)
-        steps = TextSteps(net, methods.build("sparse_supernet", net, settings), settings)
+        steps = TextSteps(net, registry.build("sparse_supernet", net, settings), settings)
         before = pretence.uploads if pretence else 0
         steps.architecture(0, train, valid)
         steps.weights(train)
@@ -183,9 +181,11 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
 def test_groups_of_operations():
     def of(device):
         torch.manual_seed(0)
-        net = cnn.Supernet(spaces.get("S2"), 2, 3)
+        net = cnn.Supernet(spaces.get_space("S2"), 2, 3)
         x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
-        operations = gsparsity.Operations(net.to(device), gsparsity.Settings(mu=5.0, lr=0.05, lr_min=0.05, space="S2"))
+        operations = gsparsity.OperationGroups(
+            net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05, space="S2")
+        )
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
         return [torch.tensor(list(operations.norms().values()))]
@@ -194,6 +194,9 @@ def test_groups_of_operations():
 
 
 def test_the_published_loops():
+    import naive_ista
+    import naive_rnn
+
     with pretended():
         model = naive_ista.NaiveIsta(2, 3).to("cuda")
         model.codes = [[np.arange(A.shape[1]) < 2.0 for A in matrices] for matrices in model.matrices]
@@ -211,7 +214,7 @@ def test_batches_are_drawn_on_the_device():
 
 
 def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    monkeypatch.setattr(cifar, "SOURCES", dict(cifar.SOURCES))
     for module, name in ((report, "write"), (nas_cifar10, "describe")):  # which take longer than the search
         monkeypatch.setattr(module, name, lambda *args: None)
     fake_cifar(tmp_path)
@@ -227,7 +230,7 @@ def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
 
 
 def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "save", lambda *args: None)
+    monkeypatch.setattr(drawing, "save", lambda *args: None)
     words = [" ".join(f"w{i * k % 23}" for k in range(9)) for i in range(60)]
     (tmp_path / "own.txt").write_text("\n".join(words))
     options = "--preset small --epochs 1 --hidden 4 --batch 4 --bptt 20 --valid-batch 2 --test-batch 2 --device cuda".split()
@@ -240,6 +243,8 @@ def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
 
 
 def test_the_digits_ablation_trains_on_the_device_what_it_trains_on_the_cpu(tmp_path):
+    import digits_ablation
+
     settings = digits_ablation.Settings(
         strengths=2, seeds=1, epochs=2, retrain_epochs=2, curves=("adam", "hapg", "adamhapg_exact")
     )
@@ -269,6 +274,8 @@ class Event:
 
 
 def test_optimizer_steps_are_timed_by_events_on_the_device(monkeypatch):
+    import optimizer_step
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
     with pretended():
         rows = optimizer_step.measure([(4, 3), (4,)], [optimizer_step.BASELINE, "ProxSGD", "AdamHAPG (median)"], 1, False, "cuda")

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from nas import bilevel, methods, spaces
-from nas.cnn import Supernet
-from nas.steps import Steps
+from nas.bilevel import gradients
+from nas.bilevel.steps import CifarSteps
+from nas.methods import registry
+from nas.nets.torch.cnn import Supernet
+from nas.space import spaces
 from torch.nn import functional as F
 
 
@@ -21,18 +23,18 @@ def quadratic():
 
 def test_first_order_takes_the_weights_as_they_are():
     _, n, _, w, a, _, valid = quadratic()
-    (found,) = bilevel.first_order([a], valid)
+    (found,) = gradients.first_order([a], valid)
     torch.testing.assert_close(found, (a - n @ w).detach())
     assert w.grad is None and a.grad is None
 
 
-@pytest.mark.parametrize("hessian", bilevel.HESSIANS)
+@pytest.mark.parametrize("hessian", gradients.HESSIANS)
 def test_second_order_is_the_gradient_through_one_step(hessian):
     m, n, b, w, a, train, valid = quadratic()
     before = w.detach().clone()
     lr, momentum = 0.1, torch.randn(5, dtype=torch.float64)
     direction = lambda grads: [g + 0.01 * w + 0.9 * momentum for g in grads]
-    (found,) = bilevel.second_order([a], [w], train, valid, lr, direction, hessian)
+    (found,) = gradients.second_order([a], [w], train, valid, lr, direction, hessian)
     with torch.no_grad():
         gradient = w - m @ a + b * (w @ b)
         moved = w - lr * (gradient + 0.01 * w + 0.9 * momentum)
@@ -43,17 +45,17 @@ def test_second_order_is_the_gradient_through_one_step(hessian):
 
 
 def test_small_differences_agree_with_the_exact_product_on_a_network(monkeypatch):
-    monkeypatch.setattr(bilevel, "RADIUS", 1e-6)
+    monkeypatch.setattr(gradients, "RADIUS", 1e-6)
     torch.manual_seed(0)
-    net = Supernet(spaces.get("cherry"), 2, 3).double()
+    net = Supernet(spaces.get_space("cherry"), 2, 3).double()
     arch = [torch.full((len(net.space.paths(c)),), 0.5, dtype=torch.float64, requires_grad=True) for c in ("normal", "reduce")]
     batches = [(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))) for _ in range(2)]
     loss = lambda batch: lambda: F.cross_entropy(net(batch[0], dict(zip(("normal", "reduce"), arch))), batch[1])
     params = list(net.parameters())
-    both = [bilevel.second_order(arch, params, loss(batches[0]), loss(batches[1]), 0.1, hessian=h) for h in bilevel.HESSIANS]
+    both = [gradients.second_order(arch, params, loss(batches[0]), loss(batches[1]), 0.1, hessian=h) for h in gradients.HESSIANS]
     for a, b in zip(*both):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-5)
-    first = bilevel.first_order(arch, loss(batches[1]))
+    first = gradients.first_order(arch, loss(batches[1]))
     assert max(float((a - b).abs().max()) for a, b in zip(both[1], first)) > 1e-4
 
 
@@ -61,9 +63,9 @@ def test_small_differences_agree_with_the_exact_product_on_a_network(monkeypatch
 @pytest.mark.parametrize(("name", "space"), [("darts", "S3"), ("sparse_supernet", "S1")])
 def test_an_architecture_step_moves_the_architecture_and_nothing_else(name, space, order):
     torch.manual_seed(0)
-    settings = type(methods.registry()[name][1]["paper"])(order=order)
-    net = Supernet(spaces.get(space), 2, 3)
-    steps = Steps(net, methods.build(name, net, settings), settings)
+    settings = type(registry.CIFAR[name].presets["paper"])(order=order)
+    net = Supernet(spaces.get_space(space), 2, 3)
+    steps = CifarSteps(net, registry.build(name, net, settings), settings)
     batch = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
     steps.weights(batch)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -76,4 +78,4 @@ def test_an_architecture_step_moves_the_architecture_and_nothing_else(name, spac
 def test_an_unknown_product_is_named():
     *_, w, a, train, valid = quadratic()
     with pytest.raises(ValueError, match="hessian must be one of difference, exact, got 'rough'"):
-        bilevel.second_order([a], [w], train, valid, 0.1, hessian="rough")
+        gradients.second_order([a], [w], train, valid, 0.1, hessian="rough")

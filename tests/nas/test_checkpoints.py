@@ -11,8 +11,11 @@ from pathlib import Path
 import digits_pruning
 import pytest
 import torch
-from nas import checkpoint, cnn, genotype, pruning
-from nas.run import Run
+from nas.engine import checkpoint
+from nas.engine.run import Run
+from nas.methods import operation_pruning
+from nas.nets.torch import cnn
+from nas.space import genotype
 from nas_cases import fake_images
 from torch import nn
 
@@ -79,14 +82,14 @@ def test_a_run_of_an_earlier_release_goes_on(release, name, tmp_path, images, co
 @pytest.mark.parametrize("release", RELEASES, ids=lambda folder: folder.name)
 def test_results_of_an_earlier_release_are_read(release, tmp_path):
     results = release / "results"
-    found = genotype.load(results / "genotype.json")
+    found = genotype.load_genotype(results / "genotype.json")
     assert json.loads(found.to_json()) == json.loads((results / "genotype.json").read_text())
-    cell = genotype.load(results / "recurrent_genotype.json", genotype.RecurrentGenotype)
+    cell = genotype.load_genotype(results / "recurrent_genotype.json", genotype.RecurrentGenotype)
     assert json.loads(cell.to_json()) == json.loads((results / "recurrent_genotype.json").read_text())
 
     (tmp_path / "network.pt").write_bytes(unpacked(results / "network.pt.gz"))
-    net = cnn.Network(genotype.load("DARTS_V2"), 1, 3, auxiliary=False)
-    net.load_state_dict(pruning.read_weights(tmp_path / "network.pt", net))
+    net = cnn.Network(genotype.load_genotype("DARTS_V2"), 1, 3, auxiliary=False)
+    net.load_state_dict(operation_pruning.read_weights(tmp_path / "network.pt", net))
     assert net.eval()(torch.zeros(2, 3, 32, 32))[0].shape == (2, 10)
 
     saved = torch.load(io.BytesIO(unpacked(results / "compact.pt.gz")), weights_only=True)

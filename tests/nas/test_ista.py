@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from naive_ista import NaiveIsta, NaiveIstaSearch
-from nas import cnn, genotype, methods, one_stage, spaces
-from nas.genotype import CELLS, NODES
-from nas.methods import ista
-from nas.methods.ista import Codes, strongest
-from nas.operations import BatchNorm
-from nas.processes import ALONE
-from nas.steps import Steps
+from nas.bilevel.steps import CifarSteps
+from nas.engine.distributed import SINGLE_PROCESS
+from nas.methods import ista, ista_one_stage, registry
+from nas.methods.ista import Codes, largest_entries
+from nas.nets.torch import cnn
+from nas.nets.torch.operations import BatchNorm
+from nas.space import genotype, spaces
+from nas.space.genotype import CELLS, NODES
 from nas_cases import copy_weights, supernet
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def moved_codes(seed=0, space="darts", **options):
     """Codes whose variables have left their start, recovered."""
     torch.manual_seed(seed)
-    codes = Codes(spaces.get(space), ista.Settings(**options), CPU)
+    codes = Codes(spaces.get_space(space), ista.IstaSettings(**options), CPU)
     with torch.no_grad():
         for b in codes.parameters:
             b.add_(0.1 * torch.randn_like(b))
@@ -64,17 +64,19 @@ def test_codes_are_certified_and_their_largest_entries_live():
             np.testing.assert_allclose(c[z != 0], 1e-5 * np.sign(z[z != 0]), rtol=1e-6)
         found = codes.genotype()
         assert [len(getattr(found, cell)[str(n)]) for n in NODES] == [2, 2, 2, 2]
-    assert strongest(np.array([0.1, -3.0, 0.0, 2.0]), np.eye(4), np.ones(4), 2) == [1, 3]
-    assert strongest(np.array([0.0, 0.5, 0.0, 0.0]), np.eye(4), np.array([0, 0, 0.2, -0.9]), 2) == [1, 3]
+    assert largest_entries(np.array([0.1, -3.0, 0.0, 2.0]), np.eye(4), np.ones(4), 2) == [1, 3]
+    assert largest_entries(np.array([0.0, 0.5, 0.0, 0.0]), np.eye(4), np.array([0, 0, 0.2, -0.9]), 2) == [1, 3]
 
 
-def naive_twin(channels=2, layers=3):
+def published_and_ours(channels=2, layers=3):
     """Our method and supernet, and the published one with the same weights, matrices and variables, in double precision."""
+    from naive_ista import NaiveIsta
+
     torch.manual_seed(0)
     naive = NaiveIsta(channels, layers).double()
     net = supernet("darts", channels, layers).double()
     copy_weights(naive.net, net)
-    method = methods.build("ista", net, ista.Settings(lr=0.1))
+    method = registry.build("ista", net, ista.IstaSettings(lr=0.1))
     codes = method.codes
     with torch.no_grad():
         for number, (cell, b, p) in enumerate(zip(CELLS, naive.b, method.parameters)):
@@ -88,8 +90,10 @@ def naive_twin(channels=2, layers=3):
 
 
 def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
-    net, method, naive = naive_twin()
-    steps, published = Steps(net, method, method.settings), NaiveIstaSearch(naive)
+    from naive_ista import NaiveIstaSearch
+
+    net, method, naive = published_and_ours()
+    steps, published = CifarSteps(net, method, method.settings), NaiveIstaSearch(naive)
     for cell, codes in zip(CELLS, naive.codes):
         for i, code in enumerate(codes):
             members = method.codes.members[cell][i]
@@ -97,7 +101,7 @@ def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
     draw = lambda: torch.randn(4, 3, 16, 16, dtype=torch.float64)
     x = draw()
     # the codes of the published loop are exact to the tolerance of its solver
-    torch.testing.assert_close(net(x, method.weights(), method.alive()), naive(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(net(x, method.weights(), method.active_paths()), naive(x), rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         for cell, codes in zip(CELLS, naive.codes):
             for i, code in enumerate(codes):
@@ -115,7 +119,7 @@ def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
 
 def test_only_the_supported_operations_run_and_learn():
     net = supernet()
-    method = methods.build("ista", net, ista.Settings())
+    method = registry.build("ista", net, ista.IstaSettings())
     method.begin_epoch(0)
     ran = []
     for cell in net.cells:
@@ -123,30 +127,30 @@ def test_only_the_supported_operations_run_and_learn():
             operation.register_forward_pre_hook(lambda *_, key=key: ran.append(key))
             if hasattr(operation, "body"):
                 operation.body = lambda *a, body=operation.body, key=key: ran.append(key) or body(*a)
-    steps = Steps(net, method, method.settings)
+    steps = CifarSteps(net, method, method.settings)
     batch = (torch.randn(4, 3, 16, 16), torch.randint(10, (4,)))
     steps.weights(batch)
     assert len(ran) <= 8 * len(net.cells), "shared pools may count once"
     named = {name for name, p in net.named_parameters() if p.grad is not None and ".operations." in name}
-    alive = {
+    active = {
         f"cells.{i}.operations.{c.keys[k]}."
         for i, c in enumerate(net.cells)
-        for k, v in enumerate(method.alive()[net.kinds[i]])
+        for k, v in enumerate(method.active_paths()[net.kinds[i]])
         if v
     }
-    assert named and all(any(name.startswith(a) for a in alive) for name in named)
+    assert named and all(any(name.startswith(a) for a in active) for name in named)
 
 
 def test_supports_change_between_epochs_only_unless_asked_for_more():
     for every, changes in ((0, False), (2, True)):
-        method = methods.build("ista", supernet(), ista.Settings(arch_lr=0.3, recover_every=every))
+        method = registry.build("ista", supernet(), ista.IstaSettings(arch_lr=0.3, recover_every=every))
         method.begin_epoch(0)
-        before = method.alive()
+        before = method.active_paths()
         for _ in range(4):
             method.update([torch.randn(4, 7) for _ in CELLS])
-        assert (method.alive() != before) == changes
+        assert (method.active_paths() != before) == changes
         method.begin_epoch(1)
-        assert (method.alive() != before) or changes
+        assert (method.active_paths() != before) or changes
         assert method.log()["recovery_gap"] < 1e-6 and method.log()["moved"] > 0
 
 
@@ -177,7 +181,7 @@ def test_spaces_with_few_paths_are_searched_or_refused():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        ista.Settings(**options)
+        ista.IstaSettings(**options)
 
 
 # -- one stage --------------------------------------------------------------------------------
@@ -185,10 +189,10 @@ def test_a_setting_out_of_its_domain_is_named(options, message):
 
 def run_of(images, out, **options):
     tiny = {"channels": 2, "layers": 3, "batch": 8, "images": 24, "valid_images": 16, "space": "cherry", "auxiliary": 0.0}
-    settings = one_stage.Settings(
+    settings = ista_one_stage.OneStageSettings(
         **{**tiny, "epochs": 2, "search_epochs": 2, "tolerance": 0.0, "data_dir": images, "out": out, **options}
     )
-    run = one_stage.OneStage(settings, 0, out, ALONE, CPU)
+    run = ista_one_stage.OneStageSearch(settings, 0, out, SINGLE_PROCESS, CPU)
     out.mkdir(exist_ok=True)
     return run
 
@@ -207,7 +211,7 @@ def shake(net):
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_absorbing_the_coefficients_changes_no_logit(mode):
     torch.manual_seed(0)
-    net = cnn.Supernet(spaces.get("darts"), 2, 3, form="one_stage", auxiliary=True).double().train(mode == "train")
+    net = cnn.Supernet(spaces.get_space("darts"), 2, 3, form="one_stage", auxiliary=True).double().train(mode == "train")
     shake(net)
     codes = moved_codes(3)
     weights = {cell: w.detach().double() for cell, w in codes.weights().items()}
@@ -228,7 +232,7 @@ def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
     row = run.run()
     assert [r["resting_nodes"] for r in run.rows] == [0, 0, 8, 8]
     assert run.rows[0]["lr"] == run.rows[2]["lr"] > run.rows[3]["lr"]
-    net = cnn.Network(genotype.load(tmp_path / "out" / "genotype.json"), 2, 3, auxiliary=False, form="one_stage")
+    net = cnn.Network(genotype.load_genotype(tmp_path / "out" / "genotype.json"), 2, 3, auxiliary=False, form="one_stage")
     net.load_state_dict(torch.load(tmp_path / "out" / "network.pt", weights_only=True))
     net.double().eval()
     run.net.double().eval()
@@ -246,7 +250,7 @@ def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
 
 
 def test_a_space_whose_coefficients_cannot_be_absorbed_is_refused_at_once(images, tmp_path):
-    with pytest.raises(ValueError, match="noise does not, got 'S4'"):
+    with pytest.raises(ValueError, match="which noise cannot, got 'S4'"):
         run_of(images, tmp_path / "out", space="S4")
 
 
@@ -254,7 +258,7 @@ def test_without_a_clip_the_run_still_learns(images, tmp_path):
     run = run_of(images, tmp_path / "out", clip=0.0)
     before = run.net.classifier.weight.detach().clone()
     run.begin_epoch()
-    run.take(next(iter(run.batches())))
+    run.train_step(next(iter(run.batches())))
     assert (run.net.classifier.weight != before).any()
 
 
@@ -262,14 +266,14 @@ def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
     run = run_of(images, tmp_path / "out")
     run.begin_epoch()
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
     norms = run._norms()
     assert all(not n.weight.requires_grad and (n.weight == 1).all() and not n.bias.any() for ns in norms.values() for n in ns)
-    run.resting["normal"][1] = True
-    run._free_norms()
+    run.converged["normal"][1] = True
+    run._train_norms()
     kept = run.codes.parameters[0].detach().clone()
     for batch in run.batches():
-        run.take(batch)
+        run.train_step(batch)
     assert torch.equal(run.codes.parameters[0][1], kept[1])
     assert all((run.codes.parameters[0][i] != kept[i]).any() for i in (0, 2, 3))
     learnt = {key for key, ns in norms.items() if any((n.weight != 1).any() for n in ns)}
@@ -286,8 +290,8 @@ def test_a_code_at_rest_ends_the_search_of_its_node(images, tmp_path, no_picture
 def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictures):
     run = run_of(images, tmp_path / "out", max_parameters=1, search_epochs=3, arch_lr=1.0)
     run.run()
-    first = genotype.load(tmp_path / "out" / "genotypes" / "epoch-001.json")
-    assert genotype.load(tmp_path / "out" / "genotype.json") == first, "the first support cannot be refused"
+    first = genotype.load_genotype(tmp_path / "out" / "genotypes" / "epoch-001.json")
+    assert genotype.load_genotype(tmp_path / "out" / "genotype.json") == first, "the first support cannot be refused"
     assert run.rows[-1]["resting_nodes"] == 8, "the budget of search epochs holds all the same"
 
 
@@ -303,11 +307,11 @@ def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictur
 )
 def test_a_one_stage_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        one_stage.Settings(**options)
+        ista_one_stage.OneStageSettings(**options)
 
 
 def test_an_identity_passes_its_gradient_through_a_norm_in_one_stage():
-    net = cnn.Supernet(spaces.get("cherry"), 4, 3, form="one_stage")
+    net = cnn.Supernet(spaces.get_space("cherry"), 4, 3, form="one_stage")
     names = [name for name, _ in net.named_parameters()]
     assert any("skip_connect_from_0_to_2.norm.weight" in name for name in names)
     assert any("max_pool_3x3_from_1_to_4.norm.bias" in name for name in names), "pools have a norm for each destination"

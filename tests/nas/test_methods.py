@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from nas import methods, spaces
-from nas.genotype import CELLS, Genotype, Path
-from nas.methods import darts, sparse_supernet
+from nas.bilevel.steps import CifarSteps
+from nas.methods import darts, registry, sparse_supernet
 from nas.methods.sparse_supernet import Guard
-from nas.steps import Steps
+from nas.space import spaces
+from nas.space.genotype import CELLS, Genotype, Path
 from nas_cases import supernet
 
 from proxopt import Groups, SparseGroupLasso, updates
@@ -16,8 +16,8 @@ from proxopt import Groups, SparseGroupLasso, updates
 @pytest.mark.parametrize(("optimizer", "rate"), [("hapg", 0.1), ("adamhapg", 0.001)])
 def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimizer, rate):
     net = supernet()
-    settings = sparse_supernet.Settings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
-    method = methods.build("sparse_supernet", net, settings)
+    settings = sparse_supernet.SparseSupernetSettings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
+    method = registry.build("sparse_supernet", net, settings)
     assert {group["extrapolation"] for group in method.optimizer.param_groups} == {"nesterov"}, "the published rule"
     x = [p.detach().double().numpy().copy() for p in method.parameters]
     states = [None, None]
@@ -40,19 +40,19 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
 
 
 def test_a_growing_strength_never_empties_a_cell():
-    settings = sparse_supernet.Settings(strength_step=5.0, arch_lr=0.05)
-    method = methods.build("sparse_supernet", supernet(), settings)
+    settings = sparse_supernet.SparseSupernetSettings(strength_step=5.0, arch_lr=0.05)
+    method = registry.build("sparse_supernet", supernet(), settings)
     for epoch in range(6):
         method.begin_epoch(epoch)
         for _ in range(30):
             method.update([1e-3 * torch.randn(98) for _ in CELLS])
         found = method.genotype()
-        assert found.living("normal") and found.living("reduce")
+        assert found.active_nodes("normal") and found.active_nodes("reduce")
     assert sum(len(found.paths(c)) for c in CELLS) <= 10
 
 
 def test_the_guard_keeps_the_strongest_way_through_a_cell():
-    space = spaces.get("darts")
+    space = spaces.get_space("darts")
     guard = Guard(space, "normal", torch.device("cpu"))
     before = torch.zeros(98)
     place = {path: i for i, path in enumerate(space.paths("normal"))}
@@ -68,48 +68,48 @@ def test_the_guard_keeps_the_strongest_way_through_a_cell():
     search, point = torch.zeros(98), torch.zeros(98)
     guard(search, point, before)
     kept = {space.paths("normal")[i] for i in point.nonzero().flatten().tolist()}
-    assert kept == {strong, Path(3, 1, "skip_connect")}, "node 5 starts in the dead node 2"
+    assert kept == {strong, Path(3, 1, "skip_connect")}, "the path into node 5 starts in node 2, which has no paths"
     assert torch.equal(search, point)
-    alive = before.clone()
-    guard(search, alive, torch.zeros(98))
-    assert torch.equal(alive, before), "a cell that lives is left alone"
+    active = before.clone()
+    guard(search, active, torch.zeros(98))
+    assert torch.equal(active, before), "a connected cell is not changed"
 
 
 def test_paths_that_lead_nowhere_do_not_count_as_life():
-    guard = Guard(spaces.get("darts"), "normal", torch.device("cpu"))
+    guard = Guard(spaces.get_space("darts"), "normal", torch.device("cpu"))
     point, before = torch.zeros(98), torch.zeros(98)
-    point[spaces.get("darts").paths("normal").index(Path(5, 4, "skip_connect"))] = 1.0
+    point[spaces.get_space("darts").paths("normal").index(Path(5, 4, "skip_connect"))] = 1.0
     before[0] = 0.5
     guard(torch.zeros(98), point, before)
     assert point.nonzero().flatten().tolist() == [0]
 
 
 def test_the_architecture_rests_at_the_target():
-    settings = sparse_supernet.Settings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
+    settings = sparse_supernet.SparseSupernetSettings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
     net = supernet()
-    method = methods.build("sparse_supernet", net, settings)
+    method = registry.build("sparse_supernet", net, settings)
     method.begin_epoch(1)
-    living = []
-    while not method.rests:
+    active = []
+    while not method.frozen:
         method.update([1e-3 * torch.randn(98) for _ in CELLS])
-        living.append(sum(map(sum, method.masks().values())))
-    assert living[-1] <= 150 < min([196, *living[:-1]])
+        active.append(sum(map(sum, method.masks().values())))
+    assert active[-1] <= 150 < min([196, *active[:-1]])
     assert all(torch.equal(a, p) for a, p in zip(method.parameters, method.point().values()))
     before = [a.detach().clone() for a in method.parameters]
     batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
-    steps = Steps(net, method, settings)
+    steps = CifarSteps(net, method, settings)
     steps.architecture(0, batch, batch)
     steps.weights(batch)
     assert all(torch.equal(a, b) for a, b in zip(method.parameters, before))
-    again = methods.build("sparse_supernet", net, settings)
+    again = registry.build("sparse_supernet", net, settings)
     again.load_state_dict(method.state_dict())
-    assert again.rests and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
+    assert again.frozen and all(torch.equal(a, b) for a, b in zip(again.parameters, before))
 
 
 def test_a_relative_cut_removes_small_weights_from_the_genotype():
     net = supernet()
     for cut, paths in ((0.0, 98), (0.5, 1)):
-        method = methods.build("sparse_supernet", net, sparse_supernet.Settings(cut=cut))
+        method = registry.build("sparse_supernet", net, sparse_supernet.SparseSupernetSettings(cut=cut))
         with torch.no_grad():
             for a in method.parameters:
                 a.fill_(0.1)
@@ -119,14 +119,14 @@ def test_a_relative_cut_removes_small_weights_from_the_genotype():
 
 @pytest.mark.parametrize(("ratio", "whole"), [(1.0, False), (0.0, True)], ids=["lasso", "group lasso"])
 def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
-    settings = sparse_supernet.Settings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
-    method = methods.build("sparse_supernet", supernet(), settings)
+    settings = sparse_supernet.SparseSupernetSettings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
+    method = registry.build("sparse_supernet", supernet(), settings)
     method.begin_epoch(1)
     nodes = torch.tensor(method.space.nodes("normal"))
     torch.manual_seed(0)
-    pull = torch.where(nodes <= 3, 0.0, -1.0)  # nodes 4 and 5 are wanted
+    weighted = torch.where(nodes <= 3, 0.0, -1.0)  # nodes 4 and 5 are wanted
     for _ in range(30):
-        method.update([pull + 0.05 * torch.randn(98) for _ in CELLS])
+        method.update([weighted + 0.05 * torch.randn(98) for _ in CELLS])
     zero = method.point()["normal"] == 0
     mixed = [bool(zero[nodes == n].any()) and not bool(zero[nodes == n].all()) for n in (2, 3, 4, 5)]
     assert bool(zero.any()) and not bool(zero.all())
@@ -134,7 +134,7 @@ def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
 
 
 def test_darts_takes_the_two_strongest_edges_of_each_node():
-    method = methods.build("darts", supernet("darts_zero"), darts.Settings())
+    method = registry.build("darts", supernet("darts_zero"), darts.DartsSettings())
     space = method.space
     with torch.no_grad():
         for a in method.parameters:
@@ -150,12 +150,12 @@ def test_darts_takes_the_two_strongest_edges_of_each_node():
 
 
 def test_dead_paths_can_be_probed_now_and_then():
-    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings(probe_every=3))
-    assert [method.probes(i) for i in range(4)] == [True, False, False, True]
-    assert method.alive() is None
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings(probe_every=3))
+    assert [method.needs_zeroed_paths(i) for i in range(4)] == [True, False, False, True]
+    assert method.active_paths() is None
     with torch.no_grad():
         method.parameters[0][5] = 0.0
-    assert method.alive()["normal"][5] is False and method.alive()["normal"][4] is True
+    assert method.active_paths()["normal"][5] is False and method.active_paths()["normal"][4] is True
 
 
 @pytest.mark.parametrize(
@@ -172,11 +172,11 @@ def test_dead_paths_can_be_probed_now_and_then():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        sparse_supernet.Settings(**options)
+        sparse_supernet.SparseSupernetSettings(**options)
 
 
 def test_the_genotype_of_a_search_state_is_its_living_paths():
-    method = methods.build("sparse_supernet", supernet(), sparse_supernet.Settings())
+    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings())
     with torch.no_grad():
         for a in method.parameters:
             a.zero_()

@@ -1,28 +1,30 @@
-"""The supernet computes what the published one does, in less; its living part is a network of its own."""
+"""The supernet equals the published one; restricted to a genotype it equals a separate network."""
 
 import pytest
 import torch
-from naive_darts import NaiveNetwork
-from nas import cnn, kernels, spaces
 from nas.methods import darts
-from nas.operations import BatchNorm, frozen_statistics
+from nas.nets.torch import cnn, convolution_kernels
+from nas.nets.torch.operations import BatchNorm, frozen_statistics
+from nas.space import spaces
 from nas_cases import copy_weights, random_weights, supernet
 from torch import nn
 from torch.nn import functional as F
 
 
-def twin(linear):
+def with_published(linear):
     """Our supernet and the published one with the same weights, in double precision."""
+    from naive_darts import NaiveNetwork
+
     torch.manual_seed(0)
     naive = NaiveNetwork(2, 3, linear=linear).double()
-    ours = cnn.Supernet(spaces.get("darts" if linear else "darts_zero"), 2, 3).double()
+    ours = cnn.Supernet(spaces.get_space("darts" if linear else "darts_zero"), 2, 3).double()
     copy_weights(naive, ours)
     return ours, naive
 
 
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "softmax"])
 def test_the_supernet_and_its_gradients_equal_the_published_one(linear, exact_kernels):
-    ours, naive = twin(linear)
+    ours, naive = with_published(linear)
     x, y = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randint(10, (4,))
     alphas = {c: a.detach().reshape(-1).clone().requires_grad_() for c, a in zip(("normal", "reduce"), naive.arch_parameters())}
     weights = alphas if linear else darts.edge_softmax(ours.space, alphas)
@@ -51,7 +53,7 @@ def test_single_precision_agrees_to_rounding():
 @pytest.mark.parametrize("size", [8, 7])
 def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, dilation, size, exact_kernels):
     torch.manual_seed(0)
-    conv = kernels.DepthwiseConv(3, kernel, stride, dilation).double()
+    conv = convolution_kernels.DepthwiseConv(3, kernel, stride, dilation).double()
     x = torch.randn(2, 3, size, size, requires_grad=True, dtype=torch.float64)
     y = conv(x)
     reference = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, 3)
@@ -84,10 +86,10 @@ def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other(exact
 def test_dead_paths_need_not_run(training):
     net = supernet("darts", 2).double().train(training)
     weights = random_weights(net, 0.3)
-    alive = {cell: (w != 0).tolist() for cell, w in weights.items()}
+    active = {cell: (w != 0).tolist() for cell, w in weights.items()}
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad(), frozen_statistics(net):
-        torch.testing.assert_close(net(x, weights, alive), net(x, weights))
+        torch.testing.assert_close(net(x, weights, active), net(x, weights))
 
 
 @pytest.mark.parametrize("space", ["darts", "S1", "S4"])
@@ -96,10 +98,10 @@ def test_what_lives_is_a_network_that_computes_the_same(space, training):
     net = supernet(space, 2).double()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     net(x)  # statistics
-    for living in (0.15, 0.4, 1.0):
-        weights = random_weights(net, living)
+    for active in (0.15, 0.4, 1.0):
+        weights = random_weights(net, active)
         found = net.space.genotype({cell: (w != 0).tolist() for cell, w in weights.items()}).clean()
-        if not all(map(found.living, ("normal", "reduce"))):
+        if not all(map(found.active_nodes, ("normal", "reduce"))):
             continue
         alone = cnn.restricted(net, found, weights).train(training)
         masks = net.train(training).space.masks(found)

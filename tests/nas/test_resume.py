@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nas import checkpoint, methods
+from nas.engine import checkpoint
+from nas.methods import registry
 from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
 
 ROOT = Path(__file__).parents[2]
@@ -67,16 +68,16 @@ def test_a_setting_that_is_new_since_the_checkpoint_has_its_default(images, tmp_
     content = checkpoint.load(tmp_path / "checkpoint.pt")
     del content["identity"]["arch_beta1"]
     checkpoint.save(tmp_path / "checkpoint.pt", content)
-    with pytest.raises(SystemExit, match=r"--resume must continue .* there arch_beta1 is 0\.5, not 0\.9"):
+    with pytest.raises(SystemExit, match=r"--resume must continue .* in the checkpoint arch_beta1 is 0\.5, not 0\.9"):
         main([*argv, "--out", str(tmp_path), "--resume", "--arch-beta1", "0.9"])
     stopped(main, [*argv, "--out", str(tmp_path), "--resume"], 1)
     assert checkpoint.load(tmp_path / "checkpoint.pt")["identity"]["arch_beta1"] == 0.5
 
 
 def test_every_kind_of_settings_has_a_default():
-    for layout in ("convolutional", "recurrent"):
-        for _, presets in methods.registry(layout).values():
-            for preset in presets.values():
+    for methods in (registry.CIFAR, registry.ONE_STAGE, registry.TEXT):
+        for method in methods.values():
+            for preset in method.presets.values():
                 assert type(preset)().plain().keys() == preset.plain().keys()
 
 

@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from naive_rnn import NaiveLanguageModel, NaiveTextSearch
-from nas import fused, methods, rnn, spaces, text_train
-from nas.genotype import RecurrentGenotype, load
-from nas.methods import darts
-from nas.text_search import TextSteps
+from nas.bilevel.steps import TextSteps
+from nas.methods import darts, registry
+from nas.nets.torch import recurrent_kernels, rnn
+from nas.space import spaces
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train import train_text
+from nas.train.settings import TextTrainSettings
 
 PTB = 10_000
 EVERY = rnn.Drops(embedding=0.2, input=0.75, hidden=0.25, output=0.75)
@@ -20,15 +22,17 @@ EVERY = rnn.Drops(embedding=0.2, input=0.75, hidden=0.25, output=0.75)
 
 def supernet(space="recurrent", words=20, hidden=6, drops=None, dtype=torch.float64):
     torch.manual_seed(0)
-    net = rnn.RecurrentSupernet(spaces.get(space, RecurrentGenotype), words, hidden, drops)
+    net = rnn.RecurrentSupernet(spaces.get_space(space, RecurrentGenotype), words, hidden, drops)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(20)  # far from the linear part of the activations
     return net.to(dtype)
 
 
-def twin(net, softmax=False):
+def published_model(net, softmax=False):
     """The published model with the weights of ours."""
+    from naive_rnn import NaiveLanguageModel
+
     naive = NaiveLanguageModel(len(net.embedding), net.hidden, softmax).to(net.embedding.dtype)
     with torch.no_grad():
         naive.encoder.weight.copy_(net.embedding)
@@ -51,7 +55,7 @@ def masks_of(dropped):
 @pytest.mark.parametrize("softmax", [False, True])
 def test_the_supernet_is_the_published_one(softmax):
     net = supernet(drops=EVERY)
-    naive = twin(net, softmax)
+    naive = published_model(net, softmax)
     weights = naive.weights.detach().flatten().clone().requires_grad_()
     given = darts.edge_softmax(net.space, {"recurrent": weights}) if softmax else {"recurrent": weights}
     words, targets = sequence()
@@ -83,13 +87,15 @@ def test_float32_agrees_to_rounding():
 
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
+    from naive_rnn import NaiveTextSearch
+
     net = supernet(drops=EVERY)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.2)
-    naive = twin(net)
-    settings = darts.TextSettings(batch=5, hidden=6, order=order, space="recurrent")
-    method = methods.build("sparse_supernet", net, methods.registry("recurrent")["sparse_supernet"][1]["paper"])
+    naive = published_model(net)
+    settings = darts.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
+    method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
@@ -110,10 +116,12 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
 
 
 def test_a_weight_step_is_the_published_one(monkeypatch):
+    from naive_rnn import NaiveTextSearch
+
     net = supernet(drops=EVERY)
-    naive = twin(net)
-    method = methods.build("sparse_supernet", net, methods.registry("recurrent")["sparse_supernet"][1]["paper"])
-    steps = TextSteps(net, method, darts.TextSettings(batch=5, hidden=6, lr=2.0))
+    naive = published_model(net)
+    method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
+    steps = TextSteps(net, method, darts.DartsTextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
     loop = NaiveTextSearch(naive, 5)
@@ -133,11 +141,11 @@ def test_a_weight_step_is_the_published_one(monkeypatch):
 
 
 def test_parameters_and_groups_are_those_of_the_papers():
-    space = spaces.get("recurrent", RecurrentGenotype)
+    space = spaces.get_space("recurrent", RecurrentGenotype)
     with torch.device("meta"):
-        assert rnn.parameters(rnn.RecurrentSupernet(space, PTB, 300)) == 4_810_000
+        assert rnn.parameter_count(rnn.RecurrentSupernet(space, PTB, 300)) == 4_810_000
         for name in ("DARTS_V1", "DARTS_V2"):
-            assert rnn.parameters(rnn.RecurrentNetwork(load(name, RecurrentGenotype), PTB, 850)) == 22_960_000
+            assert rnn.parameter_count(rnn.RecurrentNetwork(load_genotype(name, RecurrentGenotype), PTB, 850)) == 22_960_000
     nodes = space.nodes("recurrent")
     assert [nodes.count(n) for n in range(1, 9)] == [4, 8, 12, 16, 20, 24, 28, 32]
     assert len(space.layout.edges) == 36
@@ -150,7 +158,7 @@ def plain_cell(net, genotype, x, h):
     value = lambda p: p.detach().numpy()
     c, d = np.split(np.concatenate([x, h], 1) @ value(net.entry), 2, 1)
     states = {0: h + sigmoid(c) * (np.tanh(d) - h)}
-    for node in genotype.living("recurrent"):
+    for node in genotype.active_nodes("recurrent"):
         terms = []
         for path in genotype.paths("recurrent"):
             if path.node == node:
@@ -158,7 +166,7 @@ def plain_cell(net, genotype, x, h):
                 c, d = np.split(s @ value(net.products[str(node)]), 2, 1)
                 terms.append(s + sigmoid(c) * (functions[path.operation](d) - s))
         states[node] = np.mean(terms, axis=0)
-    return np.mean([states[n] for n in genotype.living("recurrent")], axis=0)
+    return np.mean([states[n] for n in genotype.active_nodes("recurrent")], axis=0)
 
 
 SEVERAL = RecurrentGenotype(
@@ -166,7 +174,9 @@ SEVERAL = RecurrentGenotype(
 )
 
 
-@pytest.mark.parametrize("genotype", [SEVERAL, load("darts_v1", RecurrentGenotype), load("DARTS_V2", RecurrentGenotype)])
+@pytest.mark.parametrize(
+    "genotype", [SEVERAL, load_genotype("darts_v1", RecurrentGenotype), load_genotype("DARTS_V2", RecurrentGenotype)]
+)
 def test_a_derived_cell_is_the_mean_of_its_paths(genotype):
     torch.manual_seed(0)
     net = rnn.RecurrentNetwork(genotype, 20, 6).double()
@@ -187,24 +197,24 @@ def test_what_leads_nowhere_is_left_out():
         rnn.RecurrentNetwork(RecurrentGenotype({"5": [["tanh", 2]]}), 20, 6)
 
 
-def test_dead_paths_do_not_run_and_dead_nodes_do_not_count():
+def test_inactive_paths_are_not_computed_and_inactive_nodes_do_not_enter_the_mean():
     net = supernet(words=20)
     paths = net.space.paths("recurrent")
     torch.manual_seed(3)
     a = torch.randn(144, dtype=torch.float64)
     a[[i for i, p in enumerate(paths) if p.node == 4 or torch.rand(()) < 0.7]] = 0.0
-    a[0] = 1.0  # a path from the input: node 1 lives
+    a[0] = 1.0  # a path from the input: node 1 is active
     words, targets = sequence()
-    alive = {"recurrent": tuple((a != 0).tolist())}
-    living = {p.node for p, w in zip(paths, a) if w != 0}
-    assert 4 not in living
-    found, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, alive)
+    active = {"recurrent": tuple((a != 0).tolist())}
+    nodes = {p.node for p, w in zip(paths, a) if w != 0}
+    assert 4 not in nodes
+    found, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, active)
     found.backward()
-    assert all((net.products[str(n)].grad is not None) == (n in living) for n in range(1, 9))
-    mask = {"recurrent": tuple(p.node in living and p.source in {0, *living} for p in paths)}
+    assert all((net.products[str(n)].grad is not None) == (n in nodes) for n in range(1, 9))
+    mask = {"recurrent": tuple(p.node in nodes and p.source in {0, *nodes} for p in paths)}
     again, _, _ = net.loss(words, targets, net.start(5), None, {"recurrent": a}, mask)
     torch.testing.assert_close(found, again)
-    with pytest.raises(ValueError, match="no path lives in the recurrent cell"):
+    with pytest.raises(ValueError, match="no path is active in the recurrent cell"):
         net(words, net.start(5), None, {"recurrent": a}, {"recurrent": (False,) * 144})
     with pytest.raises(ValueError, match=r"weights have shape \(144,\), got \(98,\)"):
         net(words, net.start(5), None, {"recurrent": torch.zeros(98)})
@@ -230,39 +240,40 @@ def test_a_node_of_its_own_is_the_one_written_out(used, masked):
     mixing, weight, sources = draw(3, 4), draw(5, 10), [draw(4, 5) for _ in range(3)]
     mask = torch.rand(4, 5, dtype=torch.float64) if masked else None
     inputs = [mixing, weight, *sources]
-    ours = fused.node(used, mixing, weight, mask, sources)
+    ours = recurrent_kernels.node(used, mixing, weight, mask, sources)
     assert type(ours.grad_fn).__name__ == "_NodeBackward"
-    plain = fused.written_out(used, mixing, weight, mask, sources)
+    plain = recurrent_kernels.node_reference(used, mixing, weight, mask, sources)
     torch.testing.assert_close(ours, plain)
     grad = torch.randn_like(ours)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad)):
         torch.testing.assert_close(a, b)
-    function = lambda mixing, weight, *sources: fused.node(used, mixing, weight, mask, sources)
+    function = lambda mixing, weight, *sources: recurrent_kernels.node(used, mixing, weight, mask, sources)
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_the_exact_product_is_that_of_small_differences(monkeypatch):
     """Sources are made of one another, and the decoder is the embedding: second derivatives must count each way once."""
-    from nas import bilevel
+    from nas.bilevel import gradients
 
-    monkeypatch.setattr(bilevel, "RADIUS", 1e-5)
+    monkeypatch.setattr(gradients, "RADIUS", 1e-5)
     net = supernet()
     a = torch.rand(144, dtype=torch.float64, requires_grad=True)
     train, valid = sequence(rows=3, seed=4), sequence(rows=3, seed=5)
     on = lambda batch: lambda: net.loss(*batch, net.start(5), None, {"recurrent": a})[0]
-    one, two = (bilevel.second_order([a], list(net.parameters()), on(train), on(valid), 0.1, hessian=h) for h in bilevel.HESSIANS)
-    first = bilevel.first_order([a], on(valid))
+    second = lambda h: gradients.second_order([a], list(net.parameters()), on(train), on(valid), 0.1, hessian=h)
+    one, two = map(second, gradients.HESSIANS)
+    first = gradients.first_order([a], on(valid))
     torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-8)
     assert float((one[0] - first[0]).abs().max()) > 1e-4
 
 
 def test_the_loss_over_a_vocabulary_is_cross_entropy(monkeypatch):
-    monkeypatch.setattr(fused, "ROWS", 4)
+    monkeypatch.setattr(recurrent_kernels, "ROWS", 4)
     torch.manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     inputs, targets = [draw(10, 3), draw(7, 3), draw(7)], torch.randint(7, (10,))
     plain = lambda x, w, b: torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w, b), targets)
-    ours = lambda x, w, b: fused.vocabulary_loss(x, w, b, targets)
+    ours = lambda x, w, b: recurrent_kernels.vocabulary_loss(x, w, b, targets)
     torch.testing.assert_close(ours(*inputs), plain(*inputs))
     for a, b in zip(torch.autograd.grad(2 * ours(*inputs), inputs), torch.autograd.grad(2 * plain(*inputs), inputs)):
         torch.testing.assert_close(a, b)
@@ -278,9 +289,9 @@ def test_a_product_is_a_product(shape):
     rows, inner, columns = shape
     torch.manual_seed(0)
     x, y = torch.randn(rows, inner, requires_grad=True), torch.randn(inner, columns, requires_grad=True)
-    torch.testing.assert_close(fused.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(recurrent_kernels.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
     grad = torch.randn(rows, columns)
-    for a, b in zip(torch.autograd.grad(fused.product(x, y), (x, y), grad), torch.autograd.grad(x @ y, (x, y), grad)):
+    for a, b in zip(torch.autograd.grad(recurrent_kernels.product(x, y), (x, y), grad), torch.autograd.grad(x @ y, (x, y), grad)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -303,7 +314,7 @@ def test_the_lstm_is_pytorchs():
 
 
 def test_the_perplexity_is_that_of_the_published_loop():
-    net = rnn.RecurrentNetwork(load("DARTS_V2", RecurrentGenotype), 20, 6, EVERY).double()
+    net = rnn.RecurrentNetwork(load_genotype("DARTS_V2", RecurrentGenotype), 20, 6, EVERY).double()
     rows = torch.randint(20, (23, 4))
     naive, state = 0.0, net.start(4)
     for start in range(0, 22, 5):
@@ -329,10 +340,10 @@ def test_a_compiled_node_gives_the_same(backend, monkeypatch):
     dropped = net.draw(5)
     a = torch.zeros(144)
     a[:12] = 0.5
-    alive = {"recurrent": tuple((a != 0).tolist())}
-    eager, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, alive)
+    active = {"recurrent": tuple((a != 0).tolist())}
+    eager, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, active)
     net.fuse()
-    compiled, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, alive)
+    compiled, _, _ = net.loss(words, targets, net.start(5), dropped, {"recurrent": a}, active)
     torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
     compiled.backward()
     assert torch.isfinite(net.products["1"].grad).all()
@@ -343,5 +354,5 @@ def test_counts_without_training(capsys):
 
     train_ptb.main(["--count"])
     assert json.loads(capsys.readouterr().out) == {"parameters": 22_960_000, "vocabulary": 10_000}
-    counted = text_train.count(None, text_train.TextTrainSettings(hidden=10))
+    counted = train_text.size_of_cell(None, TextTrainSettings(hidden=10))
     assert counted["parameters"] == 10_000 * 11 + 20 * 40 + 40

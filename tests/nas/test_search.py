@@ -1,24 +1,18 @@
 """Searches and trainings from the command line: files, stops, several processes, what goes wrong."""
 
-import functools
 import json
 
-import nas_against_random
 import nas_cifar10
-import nas_kendall
-import nas_recovery
-import nas_sweeps
 import pytest
 import torch
 import train_cifar10
-from nas import data, genotype, report
-from nas.methods import darts, ista, sparse_supernet
-from nas.processes import ALONE
-from nas.search import Search
+from nas.bilevel.search_cifar import CifarSearch
+from nas.data import cifar
+from nas.engine import report
+from nas.engine.distributed import SINGLE_PROCESS
+from nas.methods import darts, registry
+from nas.space import genotype
 from nas_cases import TINY, fake_cifar, rows_of
-
-SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
-TRAINING = {"images": 16, "epochs": 1, "batch": 8, "channels": 2, "layers": 3, "auxiliary": 0.0, "valid_images": 16}
 
 
 @pytest.fixture
@@ -69,15 +63,17 @@ def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_pa
 )
 def test_every_option_of_a_search_runs(method, options, tmp_path, place):
     (row,) = nas_cifar10.main(["--method", method, "--out", str(tmp_path), *TINY, *place, *options, "--epochs", "1"])
-    found = genotype.load(tmp_path / "genotype.json")
+    found = genotype.load_genotype(tmp_path / "genotype.json")
     assert [len(found.paths(cell)) for cell in genotype.CELLS] == [row["paths_normal"], row["paths_reduce"]]
     (written,) = rows_of(tmp_path / "search.csv")
     assert float(written["valid_loss"]) == row["valid_loss"] and 0 <= row["restricted_accuracy"] <= 1
 
 
 def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypatch):
-    settings = darts.Settings(data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20)
-    run = Search("darts", settings, 0, tmp_path, ALONE, torch.device("cpu"))
+    settings = darts.DartsSettings(
+        data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20
+    )
+    run = CifarSearch(darts.Darts, settings, 0, tmp_path, SINGLE_PROCESS, torch.device("cpu"))
     found = [(12, 12, 0.9), (11, 9, 0.5), (9, 11, 0.7), (5, 5, 0.6)]
     run.rows = [{"epoch": i, "paths_normal": n, "paths_reduce": r, "restricted_accuracy": a} for i, (n, r, a) in enumerate(found)]
     assert run.result()["epoch"] == 2
@@ -88,10 +84,25 @@ def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypa
         run.method.parameters[0].data[i] = 5.0 + i
         run.method.genotype().save(tmp_path / "genotypes" / f"epoch-{i + 1:03d}.json")
     run.finish()
-    assert genotype.load(tmp_path / "genotype.json") == genotype.load(tmp_path / "genotypes" / "epoch-003.json")
+    assert genotype.load_genotype(tmp_path / "genotype.json") == genotype.load_genotype(tmp_path / "genotypes" / "epoch-003.json")
     assert drawn == [{"epoch": 2}]
     run.rows = [{**row, "paths_normal": 12} for row in run.rows]
     assert run.result()["epoch"] == 3, "without a sparse epoch the last one counts"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_new_method_is_a_class_and_a_row_of_the_registry(tmp_path, place, monkeypatch):
+    class Fixed(darts.Darts):
+        """Never changes its logits."""
+
+        name = "fixed"
+
+        def update(self, grads):
+            pass
+
+    monkeypatch.setitem(registry.CIFAR, "fixed", registry.bilevel(CifarSearch, Fixed, darts.CIFAR_PRESETS))
+    (row,) = nas_cifar10.main(["--method", "fixed", "--space", "cherry", "--out", str(tmp_path), *TINY, *place, "--epochs", "1"])
+    assert row["paths_normal"] > 0 and json.loads((tmp_path / "settings.json").read_text())["method"] == "fixed"
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -122,7 +133,7 @@ def test_a_training_on_a_folder_of_images(tmp_path, capsys):
     (tmp_path / "tree" / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"0\.png must be an image"):
         train_cifar10.main([*options, *tree, "--out", str(tmp_path / "other")])
-    with pytest.raises(SystemExit, match="--data-dir must hold a folder 'train'"):
+    with pytest.raises(SystemExit, match="--data-dir must contain a folder 'train'"):
         train_cifar10.main([*options, "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path / "other")])
 
 
@@ -147,37 +158,37 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
     assert "l1_ratio must lie in [0, 1], got 3.0" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
     run("--epochs", "1")
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already contains a run"):
         run("--epochs", "1")
-    with pytest.raises(SystemExit, match=r"--resume must continue .* there lr is 0\.025, not 0\.5"):
+    with pytest.raises(SystemExit, match=r"--resume must continue .* in the checkpoint lr is 0\.025, not 0\.5"):
         run("--epochs", "1", "--resume", "--lr", "0.5")
     file = tmp_path / "out" / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(SystemExit, match=r"checkpoint.pt must be a whole checkpoint"):
+    with pytest.raises(SystemExit, match=r"checkpoint.pt must be a complete checkpoint"):
         run("--epochs", "1", "--resume")
 
 
 def test_damaged_and_missing_data_are_named(tmp_path, images):
     fake_cifar(tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .* could not be downloaded .* Get http://localhost"):
-        data.load("cifar10", tmp_path / "none")
+        cifar.load_cifar("cifar10", tmp_path / "none")
     file = tmp_path / "data" / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"data_batch_2 must have the md5 .* the file is damaged"):
-        data.load("cifar10", tmp_path / "data")
+        cifar.load_cifar("cifar10", tmp_path / "data")
     with pytest.raises(ValueError, match="data must be one of cifar10, cifar100, got 'mnist'"):
-        data.load("mnist", tmp_path)
+        cifar.load_cifar("mnist", tmp_path)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_number(images):
-    found = data.load("cifar10", images)
-    augment = data.Augment(found.mean, found.std, padding=4, cutout=8)
-    batches = data.Batches(found.train, 16, 3, augment)
+    found = cifar.load_cifar("cifar10", images)
+    augment = cifar.Augment(found.mean, found.std, padding=4, cutout=8)
+    batches = cifar.Batches(found.train, 16, 3, augment)
     first = list(batches.epoch(2))
     for (a, b), (c, d) in zip(first[5:], batches.epoch(2, start=5), strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
     assert not torch.equal(first[0][0], next(iter(batches.epoch(3)))[0])
-    parts = [list(data.Batches(found.train, 16, 3, augment, share=data.Share(r, 2)).epoch(2)) for r in (0, 1)]
+    parts = [list(cifar.Batches(found.train, 16, 3, augment, share=cifar.Share(r, 2)).epoch(2)) for r in (0, 1)]
     assert torch.equal(torch.stack([parts[0][0][0], parts[1][0][0]], 1).flatten(0, 1), first[0][0])
     seen = torch.cat([y for _, y in first]).sort().values
     assert torch.equal(seen, found.train.labels.sort().values)
@@ -191,76 +202,13 @@ def test_augmentation_crops_flips_and_blanks():
         .reshape(1, 3, 32, 32)
         .expand(64, -1, -1, -1)
     )
-    plain = data.Augment((0.5,) * 3, (0.25,) * 3)
+    plain = cifar.Augment((0.5,) * 3, (0.25,) * 3)
     torch.testing.assert_close(plain(images), (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-5)
-    moved = data.Augment((0.0,) * 3, (1 / 255,) * 3, padding=4)(images).round().to(torch.uint8)
+    moved = cifar.Augment((0.0,) * 3, (1 / 255,) * 3, padding=4)(images).round().to(torch.uint8)
     padded = torch.nn.functional.pad(images[:1], (4,) * 4)
     windows = [padded[:, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     windows = torch.cat([w for window in windows for w in (window, window.flip(3))])
     assert all(bool((windows == m).flatten(1).all(1).any()) for m in moved)
-    blank = data.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
+    blank = cifar.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
     areas = blank[:, 0].flatten(1).sum(1)
     assert int(areas.max()) == 256 and int(areas.min()) >= 64
-
-
-def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(nas_sweeps.train.PRESETS, "small", nas_sweeps.train.CifarSettings(**TRAINING))
-    out = ["--out", str(tmp_path / "out"), *place]
-    monkeypatch.setitem(sparse_supernet.PRESETS, "small", nas_sweeps.replace(sparse_supernet.PRESETS["small"], space="cherry"))
-    options = ["--values", "0.01", "0.5", *SIZES, "--train"]
-    nas_sweeps.main([*out, *options])
-    rows = rows_of(tmp_path / "out" / "sweep.csv")
-    assert [float(row["strength_step"]) for row in rows] == [0.01, 0.5]
-    assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
-    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
-    nas_sweeps.main([*out, *options])
-    assert rows_of(tmp_path / "out" / "sweep.csv") == rows
-
-
-@pytest.mark.parametrize("stages", ["two", "one"])
-def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *args: None)
-    monkeypatch.setitem(nas_kendall.train.PRESETS, "small", nas_kendall.train.CifarSettings(**TRAINING))
-    monkeypatch.setitem(ista.PRESETS, "small", nas_kendall.replace(ista.PRESETS["small"], space="cherry"))
-    seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
-    options = [*SIZES, "--seeds", *seeds]
-    if stages == "one":
-        options += ["--one-stage"]
-        small = nas_kendall.replace(nas_kendall.one_stage.PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry")
-        monkeypatch.setitem(nas_kendall.one_stage.PRESETS, "small", small)
-    tau = nas_kendall.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "kendall.csv")
-    pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]
-    assert len(pairs) == len(seeds) and all(0 <= v <= 1 for pair in pairs for v in pair)
-    signs = [(a[0] - b[0]) * (a[1] - b[1]) for i, a in enumerate(pairs) for b in pairs[:i]]
-    if all(signs):
-        assert tau == pytest.approx(sum(1 if s > 0 else -1 for s in signs) / len(signs))
-    assert "Kendall's tau" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        nas_kendall.main([*place, "--seeds", "0"])
-    with pytest.raises(SystemExit):
-        nas_kendall.main([*place, "--method", "darts", "--one-stage"])
-
-
-def test_recovery_improves_with_rows(tmp_path, capsys):
-    nas_recovery.main(["--rows", "3", "9", "--draws", "40", "--out", str(tmp_path)])
-    rows = {(r["matrix"], r["rows"], r["paths"]): float(r["recovered"]) for r in rows_of(tmp_path / "recovery.csv")}
-    for kind in ("uniform", "gaussian"):
-        assert rows[kind, "3", "35"] < rows[kind, "9", "35"] <= 1
-        assert rows[kind, "9", "14"] >= 0.8
-    assert (tmp_path / "recovery.png").stat().st_size > 10_000
-
-
-def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(nas_against_random, "alike", functools.partial(nas_against_random.alike, draws=20))
-    options = ["--genotype", "PC_DARTS", "--random", "1", "--seeds", "0", "1", *SIZES, "--images", "16"]
-    nas_against_random.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "against_random.csv")
-    assert [(r["genotype"], r["seed"]) for r in rows] == [(g, s) for g in ("searched", "random 0") for s in ("0", "1")]
-    sizes = {r["genotype"]: int(r["parameters"]) for r in rows}
-    assert abs(sizes["random 0"] / sizes["searched"] - 1) <= 0.3
-    drawn = genotype.load(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
-    assert drawn.clean() == drawn
-    assert [len(drawn.paths(c)) for c in ("normal", "reduce")] == [8, 8]
-    assert "random 0" in capsys.readouterr().out

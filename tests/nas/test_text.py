@@ -1,24 +1,24 @@
 """Text, and searches and trainings on it from the command line."""
 
-import functools
 import hashlib
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import nas_ptb
 import numpy as np
 import pytest
-import text_against_others
 import torch
 import train_ptb
-from nas import text, text_train
-from nas.genotype import RecurrentGenotype, load
+from nas.bilevel.search_text import TextSearch
+from nas.data import text
+from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import sparse_supernet
-from nas.processes import ALONE
-from nas.text_search import TextSearch
+from nas.nets.torch import rnn
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train import train_text
+from nas.train.settings import TextTrainSettings
 from nas_cases import TINY_TEXT, rows_of, same
 
 SEARCH = TRAIN = TINY_TEXT
@@ -36,7 +36,7 @@ def place(corpus):
 def test_words_lines_and_the_vocabulary_of_all_parts(tmp_path):
     for part, lines in (("train", "the cat\nsat"), ("valid", "the dog"), ("test", "a cat")):
         (tmp_path / f"my.{part}.txt").write_text(lines)
-    found = text.load(tmp_path)
+    found = text.load_corpus(tmp_path)
     assert found.vocabulary == ("the", "cat", "<eos>", "sat", "dog", "a")
     assert [found.train.tolist(), found.valid.tolist(), found.test.tolist()] == [[0, 1, 2, 3, 2], [0, 4, 2], [5, 1, 2]]
 
@@ -44,15 +44,15 @@ def test_words_lines_and_the_vocabulary_of_all_parts(tmp_path):
 def test_one_file_is_cut_into_three_parts(tmp_path):
     file = tmp_path / "story.txt"
     file.write_text("".join(f"line {i}\n" for i in range(100)))
-    found = text.load(tmp_path)
+    found = text.load_corpus(tmp_path)
     assert [len(found.train) // 3, len(found.valid) // 3, len(found.test) // 3] == [90, 5, 5]
-    assert text.load(file).fingerprint == found.fingerprint
+    assert text.load_corpus(file).fingerprint == found.fingerprint
     file.write_text("line 1\n" * 100)
-    assert text.load(file).fingerprint != found.fingerprint
+    assert text.load_corpus(file).fingerprint != found.fingerprint
 
 
 def test_the_text_that_comes_with_python():
-    found = text.load()
+    found = text.load_corpus()
     assert found.name == "python topics"
     assert len(found.train) > 50_000 and 1_000 < len(found.vocabulary) < 10_000
     assert "<unk>" in found.vocabulary and "<eos>" in found.vocabulary
@@ -60,29 +60,31 @@ def test_the_text_that_comes_with_python():
 
 def test_what_is_wrong_with_a_text_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no text in .*none: --data-dir names a folder"):
-        text.load(tmp_path / "none")
+        text.load_corpus(tmp_path / "none")
     (tmp_path / "ptb.train.txt").write_text("no penn treebank")
     (tmp_path / "ptb.valid.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"must hold one \.txt file with 'test' in its name, got 0 among ptb.train.txt"):
-        text.load(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"must contain one \.txt file with 'test' in its name, got 0 among ptb.train.txt"
+    ):
+        text.load_corpus(tmp_path)
     (tmp_path / "ptb.test.txt").write_text("x")
     with pytest.raises(ValueError, match=r"ptb.train.txt must have the md5 f26c4b.* it is damaged"):
-        text.load(tmp_path)
+        text.load_corpus(tmp_path)
     for file in tmp_path.glob("*.txt"):
         file.unlink()
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match=r"bad.txt must be UTF-8 text, but"):
-        text.load(tmp_path)
+        text.load_corpus(tmp_path)
     (tmp_path / "bad.txt").write_text("one line")
     with pytest.raises(ValueError, match=r"the train part of bad.txt must have at least two words, got 0"):
-        text.load(tmp_path)
+        text.load_corpus(tmp_path)
 
 
 def test_columns_are_pieces_of_the_text_side_by_side():
-    found = text.columns(torch.arange(14), 3)
+    found = text.text_columns(torch.arange(14), 3)
     assert found.t().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(ValueError, match=r"batch must lie in \[1, 4\], a third of the 14 words, got 5"):
-        text.columns(torch.arange(14), 5)
+        text.text_columns(torch.arange(14), 5)
 
 
 @pytest.mark.parametrize("spread", [0.0, 5.0])
@@ -130,17 +132,17 @@ def test_a_search_leaves_a_genotype_a_table_and_pictures(tmp_path, place, capsys
 )
 def test_every_option_of_a_search_runs(method, options, tmp_path, place):
     (row,) = nas_ptb.main(["--method", method, "--out", str(tmp_path), *SEARCH, *place, *options, "--epochs", "1"])
-    found = load(tmp_path / "genotype.json", RecurrentGenotype)
+    found = load_genotype(tmp_path / "genotype.json", RecurrentGenotype)
     assert len(found.paths("recurrent")) == row["paths_recurrent"] >= 1
     assert row["paths_recurrent"] == 8 or method == "sparse_supernet"
 
 
 def searching(corpus, out, **own):
-    settings = sparse_supernet.TextSettings(
+    settings = sparse_supernet.SparseSupernetTextSettings(
         data_dir=corpus, hidden=6, batch=6, bptt=9, tokens=300, order="first", drop_embedding=0.0, drop_input=0.0,
         drop_hidden=0.0, drop_output=0.0, temporal=0.0, weight_decay=0.0, **own,
     )  # fmt: skip
-    return TextSearch("sparse_supernet", settings, 0, out, ALONE, CPU)
+    return TextSearch(sparse_supernet.SparseSupernet, settings, 0, out, SINGLE_PROCESS, CPU)
 
 
 def test_short_steps_lessen_the_loss_of_their_batch(corpus, tmp_path):
@@ -215,7 +217,7 @@ def test_a_search_that_diverges_says_so(tmp_path, place):
 def test_another_text_does_not_continue_a_search(tmp_path, place, no_pictures):
     out = ["--out", str(tmp_path / "out"), "--epochs", "1"]
     nas_ptb.main([*SEARCH, *place, *out])
-    with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: there .*text is"):
+    with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: in the checkpoint .*text is"):
         nas_ptb.main([*SEARCH, *out, "--resume"])
 
 
@@ -240,7 +242,7 @@ def test_a_training_reports_and_learns(genotype, options, tmp_path, place, capsy
 
 
 def training(tmp_path, corpus, **own):
-    settings = text_train.TextTrainSettings(
+    settings = TextTrainSettings(
         **{
             "data_dir": corpus,
             "out": tmp_path,
@@ -254,8 +256,8 @@ def training(tmp_path, corpus, **own):
         }
     )
     tmp_path.mkdir(exist_ok=True)
-    cell = load("DARTS_V2", RecurrentGenotype)
-    return text_train.TextTraining(cell, settings, 0, tmp_path, ALONE, CPU)
+    cell = load_genotype("DARTS_V2", RecurrentGenotype)
+    return train_text.TextTraining(cell, settings, 0, tmp_path, SINGLE_PROCESS, CPU)
 
 
 def test_a_short_step_lessens_the_loss_of_its_batch(tmp_path, corpus):
@@ -268,7 +270,7 @@ def test_a_short_step_lessens_the_loss_of_its_batch(tmp_path, corpus):
     loss = lambda: run.net.loss(*batch, start, None)[0]
     before = loss()
     square = sum(float((g**2).sum()) for g in torch.autograd.grad(before, run.params))
-    run.take(batch)
+    run.train_step(batch)
     assert (before - loss()).item() == pytest.approx(1e-3 * len(batch[0]) / 9 * square, rel=0.05)
 
 
@@ -277,13 +279,13 @@ def test_the_best_epoch_is_what_is_kept(tmp_path, corpus):
     row = run.run()
     kept = torch.load(tmp_path / "out" / "network.pt", weights_only=True)
     run.net.load_state_dict(kept)
-    found = text_train.mean_loss(run.net, run.rows_of["valid"], 9)
+    found = rnn.mean_loss(run.net, run.rows_of["valid"], 9)
     assert found == row["valid_loss"] == min(r["valid_loss"] for r in run.rows)
 
 
 def test_sgd_is_averaged_once_validation_stops_falling(tmp_path, corpus, monkeypatch):
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.4, 3.3, 2.0, 0.0])  # the last is the test text's
-    monkeypatch.setattr(text_train, "mean_loss", lambda *args: next(losses))
+    monkeypatch.setattr(train_text, "mean_loss", lambda *args: next(losses))
     run = training(tmp_path / "out", corpus, epochs=7, patience=2)
     run.run()
     # epoch 6: 3.3 > min(5, 4, 3), the best of all but the last two; before, 3.5 and 3.4 were compared with min(5) and min(5, 4)
@@ -302,7 +304,7 @@ def test_the_averages_are_means_of_the_iterates(tmp_path, corpus):
     run.sgd = run._optimizer()
     seen = []
     for number, batch in enumerate(run.batches()):
-        run.take(batch)
+        run.train_step(batch)
         seen.append(run.params[0].detach().clone())
         if number == 5:
             break
@@ -327,15 +329,15 @@ def test_a_divergence_goes_back_to_the_best_epoch(tmp_path, corpus, monkeypatch)
 
 
 def test_a_divergence_in_the_last_step_of_an_epoch_goes_back_too(tmp_path, place, capsys, monkeypatch):
-    honest = text_train.TextTraining.take
+    honest = train_text.TextTraining.train_step
 
-    def take(self, batch):
+    def train_step(self, batch):
         honest(self, batch)
         if self.epoch == 1 and self.step == len(self) - 1:
             with torch.no_grad():
                 self.params[0].fill_(float("nan"))
 
-    monkeypatch.setattr(text_train.TextTraining, "take", take)
+    monkeypatch.setattr(train_text.TextTraining, "train_step", train_step)
     (row,) = train_ptb.main(["--genotype", "DARTS_V1", "--out", str(tmp_path / "out"), *TRAIN, *place, "--lr", "5"])
     assert row["rollbacks"] == 1 and np.isfinite([row["valid_loss"], row["test_loss"]]).all()
     assert "the loss was not finite 1 times" in capsys.readouterr().out
@@ -346,12 +348,12 @@ def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
     run.averages = True
     run.sgd = run._optimizer()
     batches = list(run.batches())
-    run.take(batches[0])
+    run.train_step(batches[0])
     run.best = run._copy()
     before = run._copy()
     for batch in batches:
         run._roll_back()
-        run.take(batch)
+        run.train_step(batch)
     assert same(run.best, before) and not same(run._copy(), before)
 
 
@@ -370,28 +372,13 @@ def test_a_convolutional_genotype_is_refused(tmp_path):
         train_ptb.main(["--genotype", "PDARTS"])
 
 
-def test_what_was_found_is_trained_beside_others_of_its_size(tmp_path, place, capsys, monkeypatch):
-    monkeypatch.setattr(text_against_others, "alike", functools.partial(text_against_others.alike, draws=20))
-    monkeypatch.setitem(text_train.PRESETS, "small", replace(text_train.PRESETS["small"], hidden=32))
-    options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
-    text_against_others.main([*options, *place, "--out", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out" / "text_against_others.csv")
-    assert [r["cell"] for r in rows[::2]] == ["searched", "random 0", "LSTM", "DARTS_V2"] and len(rows) == 8
-    sizes = {r["cell"]: int(r["parameters"]) for r in rows}
-    assert all(abs(size / sizes["searched"] - 1) < 0.05 for size in sizes.values())
-    assert len({r["test_perplexity"] for r in rows}) == 6, "DARTS_V2 is what was searched, with each of its two seeds"
-    drawn = load(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json", RecurrentGenotype)
-    assert drawn.clean() == drawn and len(drawn.paths("recurrent")) == 8
-    assert "LSTM" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_penn_treebank_is_counted_as_published():
     """Needs the corpus: PTB_DIR names its folder."""
     folder = os.environ.get("PTB_DIR")
     if not folder:
         pytest.skip("PTB_DIR does not name the folder of Penn Treebank")
-    found = text.load(folder)
+    found = text.load_corpus(folder)
     assert (len(found.train), len(found.valid), len(found.test)) == (929_589, 73_760, 82_430)
     assert len(found.vocabulary) == 10_000
     assert hashlib.md5((Path(folder) / "ptb.train.txt").read_bytes()).hexdigest() == text.PTB_MD5["ptb.train.txt"]

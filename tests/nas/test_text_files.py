@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from nas import text
+from nas.data import text
 
 ROOT = Path(__file__).parents[2]
 WORDS = "café naïve 你好 \U0001f600 don\u2019t"
-LOAD = "import sys; from nas import text; c = text.load(sys.argv[1]); print(ascii(c.vocabulary), c.fingerprint)"
+LOAD = "import sys; from nas.data import text; c = text.load_corpus(sys.argv[1]); print(ascii(c.vocabulary), c.fingerprint)"
 
 
 def written(folder, raw):
     (folder / "mine.txt").write_bytes(raw)
-    return text.load(folder)
+    return text.load_corpus(folder)
 
 
 def parts(corpus):
@@ -29,7 +29,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
     for part in text.PARTS:
         (tmp_path / f"{part}.txt").write_bytes(b"\xef\xbb\xbfthe cat\n")
     (tmp_path / "mine.txt").unlink()
-    assert text.load(tmp_path).vocabulary == ("the", "cat", "<eos>")
+    assert text.load_corpus(tmp_path).vocabulary == ("the", "cat", "<eos>")
 
 
 @pytest.mark.parametrize("separator", ["\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r"], ids=ascii)

@@ -1,5 +1,6 @@
-"""DARTS: a softmax over the operations of each edge, Adam on its logits; the strongest edges of each node at the end, two in a
-convolutional cell and one in a recurrent one.
+"""DARTS: a softmax over the operations of each edge, whose logits are trained by Adam.
+
+The genotype keeps the strongest edges of each node, two in a convolutional cell and one in a recurrent one.
 
 Source: Liu, Simonyan, Yang, "DARTS", 2019.
 """
@@ -13,55 +14,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..genotype import AnyGenotype, Path
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ..engine.settings import CheckedSettings, check
+from ..space.genotype import AnyGenotype, Path
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
-class LogitSettings:
-    """Of the architecture logits."""
+class LogitSettings(CheckedSettings):
+    """Settings of the architecture logits."""
 
     arch_lr: float = 3e-4
-    """Of Adam on the architecture logits."""
+    """Learning rate of Adam for the architecture logits."""
     arch_decay: float = 1e-3
     """Weight decay of the logits."""
     arch_beta1: float = 0.5
-    """How much of its mean gradient Adam keeps from step to step."""
+    """Adam's beta1, the decay of its mean gradient."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self, amounts=("arch_lr", "arch_decay"), shares=("arch_beta1",))
 
 
 @dataclass(frozen=True)
-class Settings(LogitSettings, SearchSettings):
+class DartsSettings(LogitSettings, CifarSearchSettings):
     space: str = "darts_zero"
-
-    def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
-        LogitSettings.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class TextSettings(LogitSettings, TextSearchSettings):
+class DartsTextSettings(LogitSettings, TextSearchSettings):
     space: str = "recurrent_zero"
     arch_lr: float = 3e-3
     arch_beta1: float = 0.9
 
-    def __post_init__(self) -> None:
-        TextSearchSettings.__post_init__(self)
-        LogitSettings.__post_init__(self)
 
-
-PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=3e-3)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=1e-2)}
+CIFAR_PRESETS = {"paper": DartsSettings(), "small": small_cifar(DartsSettings, arch_lr=3e-3)}
+TEXT_PRESETS = {"paper": DartsTextSettings(), "small": small_text(DartsTextSettings, arch_lr=1e-2)}
 KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 
 
-class Search:
-    """parameters: the logits of the paths, a vector for each cell."""
+class Darts:
+    """DARTS. parameters: the logits of the paths, a vector for each cell."""
 
-    rests = False
+    name = "darts"
+    frozen = False
 
     def __init__(self, space: Space, settings: LogitSettings, device: torch.device) -> None:
         self.space, self.cells = space, space.layout.cells
@@ -70,15 +66,15 @@ class Search:
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.arch_lr, betas=betas, weight_decay=decay)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Nothing changes."""
+        """Nothing depends on the epoch."""
 
     def weights(self) -> Weights:
         return edge_softmax(self.space, dict(zip(self.cells, self.parameters)))
 
-    def alive(self) -> Masks | None:
+    def active_paths(self) -> Masks | None:
         return None
 
-    def probes(self, step: int) -> bool:
+    def needs_zeroed_paths(self, step: int) -> bool:
         return True
 
     def update(self, grads: list[Tensor]) -> None:
@@ -94,7 +90,7 @@ class Search:
         layout = self.space.layout
         weighted = {cell: list(zip(self.space.paths(cell), w.tolist())) for cell, w in self.point().items()}
         kept = KEPT[layout.name]
-        return self.space.kind.from_paths(**{c: strongest(weighted[c], layout.nodes, kept) for c in self.cells})
+        return self.space.kind.from_paths(**{c: strongest_edges(weighted[c], layout.nodes, kept) for c in self.cells})
 
     def log(self) -> dict[str, float]:
         edges = len(self.space.layout.edges)
@@ -111,7 +107,7 @@ class Search:
 
 
 def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
-    """A softmax over the paths of each edge. Vectors (paths,) or (cells, paths), as the logits."""
+    """Apply a softmax over the paths of each edge to logits of shape (paths,) or (cells, paths)."""
     out = {}
     for cell in space.layout.cells:
         sizes = [len(names) for names in space.operations[cell]]
@@ -119,8 +115,8 @@ def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
     return out
 
 
-def strongest(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
-    """Of each node the `kept` edges with the largest weight, and on each the operation that has it; zero does not count."""
+def strongest_edges(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
+    """For each node the `kept` edges of largest weight, each with its strongest operation; zero operations are ignored."""
     chosen = []
     for node in nodes:
         best: dict[int, tuple[float, Path]] = {}

@@ -1,17 +1,17 @@
-"""GSparsity: no architecture variables. Group sparsity on the weights of each operation themselves, by ProxSGD on one level.
+"""GSparsity: group sparsity on the weights of the operations themselves, by ProxSGD, without architecture variables.
 
     min_w L(w) + sum_k mu_k ||w_k||_2
 
 A group k is one operation on one edge, in all cells of a type. Operations without parameters (pools, skip connections, noise)
-get one factor in each cell, which starts at 1. The architecture is read from the prox point w_hat, where whole groups are exactly
-zero; w itself only decays. With batch norms that have no shift, an operation of zero weights gives exactly zero: the cut
-changes no logit.
+have a gate in each cell, a factor with initial value 1. The architecture is determined by the prox point w_hat, in which whole
+groups are exactly zero; w itself only decays towards it. As batch norms have no shift, an operation of zero weights is exactly
+zero, and removing it changes no logit.
 
-Weighting. As published, mu_k = mu / sqrt(size): the more weights, the less shrinkage. A loss in front of batch norms hardly
-resists, so norms fall by lr * mu_k a step and the largest ||w_k(0)|| sqrt(size) survives: sep_conv_5x5. The factors of 6 (or 2)
-cells have mu_k = 24.5 (42.4) for mu = 60, beyond their norm: pools and skips die at once whatever the loss says.
-`weighting="initial_norm"`, mu_k = mu ||w_k(0)||, lets all groups fall alike, so that only the loss tells them apart;
-`gates="free"` leaves operations without parameters unpenalised.
+Weighting. As published, mu_k = mu / sqrt(size): groups with more weights are shrunk less. Batch norms make the loss almost
+independent of these norms, so that they decrease by lr * mu_k in each step and the groups with the largest ||w_k(0)|| sqrt(size)
+remain: sep_conv_5x5. For mu = 60 the gates of 6 (or 2) cells have mu_k = 24.5 (42.4), more than their norm: pools and skip
+connections are zeroed at once, whatever the loss. With `weighting="initial_norm"`, mu_k = mu ||w_k(0)||, all groups decrease at
+the same relative rate but for the loss; `gates="free"` leaves operations without parameters unpenalised.
 
 Source: "GSparsity: unifying network pruning and neural architecture search by group sparsity", Eq. 1 and 2; settings of the
 published code and logs.
@@ -20,24 +20,36 @@ published code and logs.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
-from ..cnn import Supernet
-from ..flat import Flat
-from ..genotype import CELLS, Genotype, Path
-from ..operations import Identity, Noise, Pool
-from ..settings import check
-from ..spaces import Masks
-from ..train import TrainSettings
+from ..engine import report, results
+from ..engine.bisection import closest_strength, refuse_existing_runs
+from ..engine.distributed import Processes
+from ..engine.log import write_csv
+from ..engine.run import launch
+from ..engine.settings import check
+from ..nets.torch import cnn
+from ..nets.torch.flat import Flat
+from ..nets.torch.operations import Identity, Noise, Pool, frozen_statistics, repeated_noise
+from ..space import genotype, spaces
+from ..space.genotype import CELLS, Genotype
+from ..space.genotype import Path as CellPath
+from ..space.spaces import Masks
+from ..train.settings import ImageTrainSettings
+from ..train.train_cifar import ImageTraining
 
 Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
@@ -49,7 +61,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
 
 
 @dataclass(frozen=True)
-class Settings(TrainSettings):
+class GSparsitySettings(ImageTrainSettings):
     channels: int = 16
     layers: int = 8
     epochs: int = 100
@@ -57,7 +69,7 @@ class Settings(TrainSettings):
     lr: float = 1e-3
     lr_min: float = 1e-3
     momentum: float = 0.2
-    """Weight of the old direction: 1 - rho of ProxSGD."""
+    """Weight of the last direction: 1 - rho of ProxSGD."""
     weight_decay: float = 0.0
     clip: float = 0.0
     cutout: int = 0
@@ -68,22 +80,24 @@ class Settings(TrainSettings):
     mu: float = 60.0
     """Strength of the penalty."""
     weighting: Weighting = "inverse_sqrt_size"
-    """mu_k = mu times this of the group; see the text above."""
+    """Factor of mu in mu_k; see the docstring of the module."""
     gates: Literal["penalised", "free"] = "penalised"
-    """Whether operations without parameters are penalised too."""
+    """Whether operations without parameters are penalised (free: unpenalised)."""
     tau: float | Literal["direct"] = 1.0
-    """Curvature of the model step of ProxSGD. direct: the weights themselves take the prox step, of length lr, so that they and
-    not only their prox point are exactly sparse."""
+    """Curvature of ProxSGD's model. direct: prox steps of length lr on the weights themselves, which are then exactly sparse, not
+    only their prox point."""
     vanish: float = 1e-6
-    """Groups that are 0 at the prox point and whose own norm is below this are set to 0 and run no more; 0: never."""
+    """Groups that are 0 at the prox point and have a norm below this are set to 0 and not computed any more; 0: never."""
     cut: float = 0.0
-    """Remove groups whose norm at the prox point is at most this; 0 removes exact zeros only, which changes no logit."""
+    """Remove groups whose norm at the prox point is at most this; 0: exact zeros only, which changes no logit."""
+    # the searches of a bisection differ in mu only
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "want_paths", "want_parameters", "bisect_runs")
     want_paths: int = 0
-    """Look for the mu that leaves so many paths in both cells, by bisection; 0: take mu as it is."""
+    """Find by bisection the mu with so many paths in both cells together; 0: use --mu."""
     want_parameters: int = 0
-    """The same for the parameters of the found network of 20 cells and 36 channels."""
+    """Find by bisection the mu with so many parameters of the resulting network (20 cells, 36 channels); 0: use --mu."""
     bisect_runs: int = 6
-    """Searches that a bisection may take."""
+    """Maximal number of searches of a bisection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,14 +110,10 @@ class Settings(TrainSettings):
         if self.tau != "direct" and not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
 
-    def plain(self) -> dict[str, Any]:
-        """What one search computes: a bisection is several."""
-        return {k: v for k, v in super().plain().items() if k not in ("want_paths", "want_parameters", "bisect_runs")}
 
-
-PRESETS = {
-    "paper": Settings(),
-    "small": Settings(
+CIFAR_PRESETS = {
+    "paper": GSparsitySettings(),
+    "small": GSparsitySettings(
         channels=8,
         layers=5,
         epochs=10,
@@ -120,11 +130,11 @@ PRESETS = {
 
 
 def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
-    """The norms of groups after so many steps of ProxSGD without any gradient: what the penalty does on its own.
+    """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
 
         ||w_hat|| = max(||w|| - mu_k / tau, 0),   ||w|| <- ||w|| + lr (||w_hat|| - ||w||)
 
-    norm, strength: one entry for each group.
+    norm: ||w_k(0)||. strength: mu_k. One entry for each group.
     """
     for _ in range(steps):
         norm = norm + lr * (np.maximum(norm - strength / tau, 0) - norm)
@@ -132,7 +142,7 @@ def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, ste
 
 
 class GatedGroup:
-    """mu_k ||w||_2 as a penalty, with the last `gates` entries of the prox clipped to [0, 1], as in the published code."""
+    """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
 
     def __init__(self, mu: float, gates: int):
         self.mu, self.gates = mu, gates
@@ -152,13 +162,13 @@ class GatedGroup:
         return GroupL2(self.mu, weights="none")
 
 
-class Operations:
-    """The groups of a supernet: for each path of each cell type its weights and gates, as one flat parameter."""
+class OperationGroups:
+    """The groups of a supernet: the weights and gates of each path of each cell type, as one flat parameter."""
 
-    def __init__(self, net: Supernet, settings: Settings):
+    def __init__(self, net: cnn.Supernet, settings: GSparsitySettings):
         self.net, self.settings = net, settings
-        self.gates: dict[tuple[str, Path], nn.Parameter] = {}
-        self.flats: dict[tuple[str, Path], Flat] = {}
+        self.gates: dict[tuple[str, CellPath], nn.Parameter] = {}
+        self.flats: dict[tuple[str, CellPath], Flat] = {}
         self.count = {cell: net.kinds.count(cell) for cell in CELLS}
         for (cell, path), weights in net.path_parameters().items():
             if path.operation == "none":
@@ -169,24 +179,24 @@ class Operations:
                 parts.append(self.gates[cell, path])
             self.flats[cell, path] = Flat(f"{cell} {path.source}-{path.node} {path.operation}", parts)
         self.initial = {key: float(flat.vector.detach().norm()) for key, flat in self.flats.items()}
-        self.alive_: dict[tuple[str, Path], bool] = dict.fromkeys(self.flats, True)
+        self.is_active: dict[tuple[str, CellPath], bool] = dict.fromkeys(self.flats, True)
         self.others = [p for p in net.parameters() if id(p) not in {id(q) for flat in self.flats.values() for q in flat.parts}]
         tau = None if settings.tau == "direct" else settings.tau
         self.optimizer = ProxSGD(self.param_groups(), settings.lr, 1 - settings.momentum, tau)
 
-    def _is_gated(self, cell: str, path: Path) -> bool:
+    def _is_gated(self, cell: str, path: CellPath) -> bool:
         """Whether the operation has no parameters of its own, or is a strided skip connection."""
         mixed = self.net.cells[self.net.kinds.index(cell)]
         return isinstance(mixed.operation(mixed.paths.index(path)), (Identity, Pool, Noise)) or path.operation == "skip_connect"
 
-    def strength(self, key: tuple[str, Path]) -> float:
-        """mu_k."""
+    def strength(self, key: tuple[str, CellPath]) -> float:
+        """mu_k of a group."""
         if self.settings.gates == "free" and key in self.gates and len(self.flats[key].parts) == 1:
             return 0.0
         return self.settings.mu * WEIGHTINGS[self.settings.weighting](self.flats[key].vector.detach())
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One for each operation, and one without penalty for the rest: stem, classifier, preprocessing."""
+        """Parameter groups: one for each operation, and an unpenalised one for stem, classifier and preprocessing."""
         out: list[dict[str, Any]] = []
         for key, flat in self.flats.items():
             gates = len(self.gates[key]) if key in self.gates else 0
@@ -198,82 +208,220 @@ class Operations:
         return out
 
     def weights(self) -> dict[str, Tensor]:
-        """For the supernet, (cells, paths): the gates, and 1 where an operation has weights of its own."""
+        """The weights of the supernet, (cells, paths): gates, and 1 for operations with parameters of their own."""
         out = {}
         for cell in CELLS:
             one = self.net.classifier.weight.new_ones(self.count[cell])
             out[cell] = torch.stack([self.gates.get((cell, path), one) for path in self.net.space.paths(cell)], 1)
         return out
 
-    def alive(self) -> Masks | None:
-        """The paths that have not vanished; None where none has."""
-        if all(self.alive_.values()):
+    def active_paths(self) -> Masks | None:
+        """Flags of the paths that have not been dropped; None if none has."""
+        if all(self.is_active.values()):
             return None
-        return {cell: tuple(self.alive_.get((cell, path), False) for path in self.net.space.paths(cell)) for cell in CELLS}
+        return {cell: tuple(self.is_active.get((cell, path), False) for path in self.net.space.paths(cell)) for cell in CELLS}
 
     def step(self) -> None:
-        """One step of ProxSGD from the gradients of the network."""
+        """Take a step of ProxSGD with the gradients of the network."""
         for flat in self.flats.values():
             flat.gather()
         self.optimizer.step()
 
-    def norms(self) -> dict[tuple[str, Path], float]:
-        """||w_hat_k|| of each group: its norm at the prox point."""
+    def norms(self) -> dict[tuple[str, CellPath], float]:
+        """The norm ||w_hat_k|| of each group at the prox point."""
         state = self.optimizer.state
         points = [state.get(f.vector, {}).get("point", f.vector).detach() for f in self.flats.values()]
         return dict(zip(self.flats, torch.stack(torch._foreach_norm(points)).tolist()))
 
     @torch.no_grad()
-    def let_vanish(self) -> None:
-        """Set to exactly 0, and run no more, what is 0 at the prox point and has decayed below `vanish`.
+    def drop_zeroed(self) -> None:
+        """Set groups to 0 that are 0 at the prox point and have decayed below `vanish`; they are not computed any more.
 
-        A cell of which nothing would be left goes on as it is: it could not run.
+        A cell that would lose its last connection keeps all its groups.
         """
         found = torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats.values()])).tolist()
         small = {k for (k, point), norm in zip(self.norms().items(), found) if point == 0 and norm < self.settings.vanish}
         for cell in CELLS:
             left = [path for c, path in self.flats if c == cell and (c, path) not in small]
-            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().living(cell):
-                for key in (k for k in small if k[0] == cell and self.alive_[k]):
+            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
+                for key in (k for k in small if k[0] == cell and self.is_active[k]):
                     self.flats[key].clear()
-                    for held in self.optimizer.state[self.flats[key].vector].values():
-                        if isinstance(held, Tensor) and held.ndim:
-                            held.zero_()  # no momentum is left to bring it back
-                    self.alive_[key] = False
+                    for buffer in self.optimizer.state[self.flats[key].vector].values():
+                        if isinstance(buffer, Tensor) and buffer.ndim:
+                            buffer.zero_()  # momentum would make it nonzero again
+                    self.is_active[key] = False
 
     def genotype(self) -> Genotype:
-        """The operations that are not 0 at the prox point, without dead ends."""
+        """The operations that are nonzero at the prox point, without dead ends."""
         norms = self.norms()
         kept = {cell: [path for (c, path), n in norms.items() if c == cell and n > self.settings.cut] for cell in CELLS}
         return Genotype.from_paths(**kept).clean()
 
     def regulariser(self) -> float:
-        """sum_k ||w_k|| / sqrt(size_k) at the search point, as the published logs have it."""
+        """sum_k ||w_k|| / sqrt(size_k) at the search point, the value in the published logs."""
         vectors = [f.vector.detach() for f in self.flats.values()]
         found = torch.stack(torch._foreach_norm(vectors)).tolist()
         return sum(n / math.sqrt(v.numel()) for n, v in zip(found, vectors))
 
     def point(self) -> dict[str, Tensor]:
-        """For pictures: ||w_hat_k|| / ||w_k(0)|| for each path."""
+        """||w_hat_k|| / ||w_k(0)|| of each path, for pictures."""
         norms = self.norms()
         share = lambda key: norms[key] / self.initial[key] if key in norms else 0.0
         return {cell: torch.tensor([share((cell, path)) for path in self.net.space.paths(cell)]) for cell in CELLS}
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights, which are the network's; gates are none of its parameters."""
+        """The state without the weights, which are part of the network's; gates are not."""
         gates = [g.detach() for g in self.gates.values()]
         return {
             "gates": gates,
-            "alive": list(self.alive_.values()),
+            "alive": list(self.is_active.values()),
             "initial": list(self.initial.values()),
             "optimizer": self.optimizer.state_dict(),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """After the network has loaded its weights."""
+        """Restore the state, after the network has loaded its weights."""
         for gate, saved in zip(self.gates.values(), state["gates"]):
             gate.copy_(saved)
-        self.alive_ = dict(zip(self.flats, state["alive"]))
+        self.is_active = dict(zip(self.flats, state["alive"]))
         self.initial = dict(zip(self.flats, state["initial"]))
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class GSparsitySearch(ImageTraining):
+    """A search by GSparsity with one seed."""
+
+    kind, table = "search", "search.csv"
+    settings: GSparsitySettings
+
+    def __init__(self, settings: GSparsitySettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+        super().__init__(settings, seed, out, processes, device)
+        self.operations = OperationGroups(self.net, settings)
+        self.sgd = self.operations.optimizer
+
+    def build(self, classes: int) -> cnn.Supernet:
+        s = self.settings
+        return cnn.Supernet(spaces.get_space(s.space), s.channels, s.layers, classes, auxiliary=s.auxiliary > 0)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
+            return self.net.outputs(images, self.operations.weights(), self.operations.active_paths())
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        for group in self.sgd.param_groups:
+            group["lr"] = self.settings.rate(self.epoch)
+
+    def update(self) -> None:
+        self.processes.average([p.grad for p in self.trained_tensors() if p.grad is not None])
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.trained_tensors(), self.settings.clip)
+        self.operations.step()
+
+    def trained_tensors(self) -> list[Tensor]:
+        return [*self.params, *self.operations.gates.values()]
+
+    def end_epoch(self) -> dict[str, Any]:
+        row = super().end_epoch()
+        operations = self.operations
+        genotype, point = operations.genotype(), operations.point()
+        regulariser = operations.regulariser()
+        loss = accuracy = float("nan")
+        if all(genotype.active_nodes(cell) for cell in CELLS):
+            loss, accuracy = self.at_point(self.net.space.masks(genotype))
+        if self.settings.vanish:
+            operations.drop_zeroed()
+        if self.processes.first:
+            results.save_epoch(self.out, self.epoch, genotype)
+        own = {"restricted_loss": loss, "restricted_accuracy": accuracy, "regulariser": regulariser}
+        return (
+            row
+            | own
+            | report.architecture_columns(genotype, point)
+            | {"vanished": sum(not a for a in operations.is_active.values())}
+        )
+
+    @torch.no_grad()
+    def at_point(self, masks: Masks) -> tuple[float, float]:
+        """Compute loss and accuracy of these paths at the prox point, with batch statistics in batch norms."""
+        self.net.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with self.sgd.at_prox_point(), frozen_statistics(self.net):
+            for images, labels in self.validation():
+                logits = self.net(images, self.operations.weights(), masks).float()
+                loss = F.cross_entropy(logits, labels, reduction="sum").double()
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
+        self.processes.total([sums])
+        loss_sum, correct, images_seen = sums.tolist()
+        return loss_sum / images_seen, correct / images_seen
+
+    @torch.no_grad()
+    def cut_changes(self) -> float:
+        """The largest change of a logit of a validation batch when zero paths are removed, at the prox point."""
+        images, _ = next(iter(self.validation()))
+        masks = self.net.space.masks(self.operations.genotype())
+        self.net.train()
+        with self.sgd.at_prox_point(), frozen_statistics(self.net), repeated_noise(self.net):
+            logits = [self.net(images, self.operations.weights(), active) for active in (None, masks)]
+        return float((logits[0] - logits[1]).abs().max())
+
+    def finish(self) -> None:
+        empty = [cell for cell in CELLS if not self.operations.genotype().active_nodes(cell)]
+        if empty:
+            print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
+            return
+        print(f"the cut changes logits by {self.cut_changes():g}")
+        results.write_report(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": "gsparsity", **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "operations": self.operations.state_dict(), "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.operations.load_state_dict(state["operations"])
+        self.sums.copy_(state["sums"])
+
+
+def search_or_bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
+    """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
+    if settings.want_paths or settings.want_parameters:
+        return bisect(settings, seed, out)
+    return launch(partial(GSparsitySearch, settings, seed, out), settings, out)
+
+
+def bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
+    """Search in `out`/mu-... for each mu tried, and copy the files of the closest one to `out`; return its last row.
+
+    Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
+    """
+    refuse_existing_runs(out, settings.resume)
+    rows: dict[float, dict[str, Any]] = {}
+    want = settings.want_paths or settings.want_parameters
+
+    def left(mu: float) -> int:
+        at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
+        folder = out / f"mu-{mu:.6g}"
+        rows[mu] = launch(partial(GSparsitySearch, at, seed, folder), at, folder)
+        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
+        count = paths if settings.want_paths else genotype_parameters(genotype.load_genotype(folder / "genotype.json"))
+        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
+        rows[mu] = {"mu": mu, "left": count, **rows[mu]}
+        return count
+
+    mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
+    for file in (out / f"mu-{mu:.6g}").iterdir():
+        if file.is_file() and file.name != "checkpoint.pt":
+            shutil.copy(file, out / file.name)
+    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
+    return rows[mu]
+
+
+def genotype_parameters(found: genotype.Genotype) -> int:
+    """The parameters of the network of 20 cells and 36 channels; 0 if a cell has no paths."""
+    if not all(found.active_nodes(cell) for cell in genotype.CELLS):
+        return 0
+    return cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))["parameters"]

@@ -1,13 +1,14 @@
-"""ISTA-NAS: each node has a compressed variable b; sparse coding recovers from it the few paths that enter the node.
+"""ISTA-NAS: each node has a compressed variable b, from which sparse coding recovers the few paths into the node.
 
-    z_j = argmin_z 1/2 ||A_j z - b_j||^2 + strength ||z||_1        for each node j of all cells, A_j drawn once
-    S_j = the `sparsity` largest |z_j|                             the paths into node j; no others run
-    w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     what they are multiplied by (Eq. 11)
+    z_j = argmin_z 1/2 ||A_j z - b_j||^2 + strength ||z||_1        for each node j of all cells, with a fixed random A_j
+    S_j = the `sparsity` largest |z_j|                             the paths into node j; no others are computed
+    w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     the weights of the paths (Eq. 11)
 
-The search moves b by gradients, in which z is a constant: dw_S/db = A_S^T. The genotype is the support.
+The setting `strength` is the lambda of the paper. The search updates b by gradients in which z is constant: dw_S/db = A_S^T. The
+genotype is the support.
 
-Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 1; settings and the drawing of A from the published
-code, which recovers once an epoch where the paper does in each iteration (`recover_every=1`).
+Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 1. Settings and the distribution of A are those of the
+published code, which recovers once in each epoch, while the paper does in each iteration (`recover_every=1`).
 """
 
 from __future__ import annotations
@@ -21,29 +22,32 @@ from torch import Tensor, nn
 
 from proxopt import sparse_code
 
-from ..genotype import AnyGenotype
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ..engine.settings import CheckedSettings, check
+from ..space.genotype import AnyGenotype
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
-class CodeSettings:
-    """Of the compressed variables and their recovery."""
+class CodeSettings(CheckedSettings):
+    """Settings of the compressed variables and their recovery."""
 
     arch_lr: float = 6e-4
-    """Of Adam on the compressed variables."""
+    """Learning rate of Adam for the compressed variables."""
     arch_decay: float = 1e-3
     """Weight decay of the compressed variables."""
     rows: int = 7
-    """Entries of each compressed variable, rows of its measurement matrix."""
+    """Size of each compressed variable: the number of rows of its measurement matrix."""
     sparsity: int = 2
-    """Paths into each node."""
+    """Number of paths into each node."""
     matrix: Literal["uniform", "gaussian"] = "uniform"
-    """Entries from [0, 1), as in the published code, or Gaussian columns of length 1, which recover sparse codes more often."""
+    """Distribution of the measurement matrix: entries in [0, 1), as published, or normalised Gaussian columns, which recover more
+    sparse codes."""
     strength: float = 1e-5
-    """Of the L1 penalty in the recovery."""
+    """Strength of the L1 penalty in the recovery."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self, counts=("rows", "sparsity"), amounts=("arch_lr", "arch_decay"))
         if not 0 < self.strength < float("inf"):
             raise ValueError(f"strength must be finite and > 0, got {self.strength}")
@@ -60,36 +64,28 @@ class TwoStageSettings(CodeSettings):
 
 
 @dataclass(frozen=True)
-class Settings(TwoStageSettings, SearchSettings):
+class IstaSettings(TwoStageSettings, CifarSearchSettings):
     batch: int = 256
     lr: float = 0.1
     order: Literal["first", "second"] = "first"
 
-    def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
-        TwoStageSettings.__post_init__(self)
-
 
 @dataclass(frozen=True)
-class TextSettings(TwoStageSettings, TextSearchSettings):
+class IstaTextSettings(TwoStageSettings, TextSearchSettings):
     order: Literal["first", "second"] = "first"
     sparsity: int = 1
 
-    def __post_init__(self) -> None:
-        TextSearchSettings.__post_init__(self)
-        TwoStageSettings.__post_init__(self)
 
-
-# Steps cost a tenth of those of a dense supernet: the small search takes four times the images and twice the epochs.
-PRESETS = {
-    "paper": Settings(),
-    "small": replace(small(Settings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
+# A step costs a tenth of that of a dense supernet: the small preset has four times the images and twice the epochs.
+CIFAR_PRESETS = {
+    "paper": IstaSettings(),
+    "small": replace(small_cifar(IstaSettings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
 }
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, arch_lr=3e-3)}
+TEXT_PRESETS = {"paper": IstaTextSettings(), "small": small_text(IstaTextSettings, arch_lr=3e-3)}
 
 
 class Codes:
-    """Compressed variables of all nodes of all cells, and the supports and coefficients that were last recovered from them.
+    """The compressed variables of all nodes of all cells, with the codes last recovered from them.
 
     parameters: b of each cell, (nodes, rows) each.
     """
@@ -97,8 +93,8 @@ class Codes:
     def __init__(self, space: Space, settings: CodeSettings, device: torch.device) -> None:
         self.space, self.settings = space, settings
         self.cells, nodes = space.layout.cells, space.layout.nodes
-        draw = matrix(settings.matrix)
-        self.members: dict[str, list[list[int]]] = {}  # for each node the numbers of its paths
+        draw = measurement_matrix(settings.matrix)
+        self.members: dict[str, list[list[int]]] = {}  # for each node the indices of its paths
         for cell in self.cells:
             paths = space.paths(cell)
             self.members[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in nodes]
@@ -111,7 +107,7 @@ class Codes:
         self.matrices = {cell: [draw(settings.rows, len(m)) for m in self.members[cell]] for cell in self.cells}
         shape = (len(nodes), settings.rows)
         self.parameters = [nn.Parameter((1e-3 * torch.randn(shape)).to(device)) for _ in self.cells]
-        # of the last recovery: codes (in double precision, on the host), and for the supported paths what Eq. 11 needs
+        # of the last recovery: codes (float64, on the host), and of the paths in the support the terms of Eq. 11
         self.codes = {cell: [np.zeros(len(m)) for m in self.members[cell]] for cell in self.cells}
         self.gap = self.moved = 0.0
         many = (len(nodes), settings.sparsity)
@@ -121,7 +117,7 @@ class Codes:
         self.masks: Masks = {}
 
     def solve(self) -> dict[str, list[np.ndarray]]:
-        """The codes of all nodes of all cells at the present b, in one batched call that certifies them."""
+        """Solve for the codes of all nodes of all cells at the current b, in one batch with certified duality gaps."""
         b = np.concatenate([p.detach().double().cpu().numpy() for p in self.parameters])
         if not np.isfinite(b).all():
             raise ValueError(f"the compressed variables must be finite, got {b[~np.isfinite(b)][0]}: a lower arch_lr may help")
@@ -131,27 +127,29 @@ class Codes:
         return {cell: found.x[i * many : (i + 1) * many] for i, cell in enumerate(self.cells)}
 
     def recover(self) -> None:
-        """Take over the supports and values of the codes at the present b."""
+        """Recover the codes, supports and values at the current b."""
         codes = self.solve()
         self.moved = max(max(self.distances(codes)[cell]) for cell in self.cells)
-        self.take_over(codes)
+        self.set_codes(codes)
 
     def distances(self, codes: dict[str, list[np.ndarray]]) -> dict[str, list[float]]:
-        """How far the code of each node is from that of the last recovery."""
+        """The distance of the code of each node from the last one."""
         return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], self.codes[cell])] for cell in self.cells}
 
-    def take_over(self, codes: dict[str, list[np.ndarray]]) -> None:
-        """Make these codes those of the last recovery."""
+    def set_codes(self, codes: dict[str, list[np.ndarray]]) -> None:
+        """Set the codes, and the supports and values that follow from them."""
         self.codes = codes
         for cell, b in zip(self.cells, self.parameters):
             vectors = b.detach().double().cpu().numpy()
-            chosen = [strongest(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)]
+            chosen = [
+                largest_entries(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)
+            ]
             numbers = [[m[i] for i in s] for m, s in zip(self.members[cell], chosen)]
             self.support[cell].copy_(torch.tensor(numbers))
             self.values[cell].copy_(torch.tensor(np.stack([z[s] for z, s in zip(self.codes[cell], chosen)])))
             self.columns[cell].copy_(torch.tensor(np.stack([A[:, s].T for A, s in zip(self.matrices[cell], chosen)])))
-            living = {i for row in numbers for i in row}
-            self.masks = {**self.masks, cell: tuple(i in living for i in range(len(self.space.paths(cell))))}
+            active = {i for row in numbers for i in row}
+            self.masks = {**self.masks, cell: tuple(i in active for i in range(len(self.space.paths(cell))))}
 
     def coefficients(self, cell: str) -> Tensor:
         """(nodes, sparsity): z_S + A_S^T (b - A_S z_S), Eq. 11 without its Gram matrix."""
@@ -160,7 +158,7 @@ class Codes:
         return z + (columns * residual[:, None]).sum(2)
 
     def weights(self) -> dict[str, Tensor]:
-        """For each cell a weight for each path, exactly 0 off the support."""
+        """The weights of the paths of each cell, exactly 0 outside the support."""
         out = {}
         for cell in self.cells:
             w = self.coefficients(cell)
@@ -195,16 +193,17 @@ class Codes:
         self.gap, self.moved = state["gap"], state["moved"]
 
 
-class Search:
-    """The two-stage method: Adam on b with validation batches, a new support at the start of each epoch or every n steps."""
+class Ista:
+    """Two-stage ISTA-NAS: Adam on b with validation batches, and a new support in every epoch or every n steps."""
 
-    rests = False
+    name = "ista"
+    frozen = False
 
     def __init__(self, space: Space, settings: TwoStageSettings, device: torch.device) -> None:
         self.settings = settings
         self.codes = Codes(space, settings, device)
         self.parameters = self.codes.parameters
-        self.optimizer = adam(self.parameters, settings)
+        self.optimizer = code_optimizer(self.parameters, settings)
         self.steps = 0
 
     def begin_epoch(self, epoch: int) -> None:
@@ -214,10 +213,10 @@ class Search:
     def weights(self) -> Weights:
         return self.codes.weights()
 
-    def alive(self) -> Masks | None:
+    def active_paths(self) -> Masks | None:
         return self.codes.masks
 
-    def probes(self, step: int) -> bool:
+    def needs_zeroed_paths(self, step: int) -> bool:
         return False
 
     def update(self, grads: list[Tensor]) -> None:
@@ -248,13 +247,13 @@ class Search:
         self.steps = state["steps"]
 
 
-def adam(parameters: list[nn.Parameter], settings: CodeSettings) -> torch.optim.Adam:
-    """The optimizer of the compressed variables."""
+def code_optimizer(parameters: list[nn.Parameter], settings: CodeSettings) -> torch.optim.Adam:
+    """Adam for the compressed variables."""
     return torch.optim.Adam(parameters, settings.arch_lr, (0.5, 0.999), weight_decay=settings.arch_decay, foreach=True)
 
 
-def matrix(kind: str) -> Any:
-    """(rows, columns) -> a measurement matrix from torch's random numbers, in double precision."""
+def measurement_matrix(kind: str) -> Any:
+    """A function (rows, columns) -> random measurement matrix in float64, from torch's random numbers."""
 
     def uniform(rows: int, columns: int) -> np.ndarray:
         return torch.rand(rows, columns, dtype=torch.float64).numpy()
@@ -266,7 +265,7 @@ def matrix(kind: str) -> Any:
     return {"uniform": uniform, "gaussian": gaussian}[kind]
 
 
-def strongest(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
-    """The places of the `sparsity` largest entries of a code; where fewer are not zero, of the columns closest to b as well."""
+def largest_entries(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
+    """Indices of the `sparsity` largest entries of a code, and of the columns most correlated with b if fewer are nonzero."""
     order = np.lexsort((-np.abs(A.T @ b), -np.abs(code)))
     return sorted(int(i) for i in order[:sparsity])

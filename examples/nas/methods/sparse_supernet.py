@@ -1,10 +1,11 @@
-"""SparseNAS: architecture weights enter the supernet linearly, and a sparse group lasso, stepped by HAPG or AdamHAPG, leaves any
-number of paths and nodes.
+"""SparseNAS: architecture weights multiply the paths of the supernet, under a sparse group lasso and updated by HAPG or AdamHAPG.
+
+Any number of paths and nodes may remain.
 
     min_A L_val(w*(A), A) + strength * (l1_ratio ||A||_1 + (1 - l1_ratio) sum_n sqrt(size_n) ||A_n||_2)
 
-One group per node and cell type: all operations on all edges into it, 14, 21, 28 and 35 entries in the DARTS space, 4, 8, ..., 32
-in the recurrent one. The strength starts at 0 and grows by `strength_step` each epoch.
+A_n are the weights of all paths into node n of a cell type: 14, 21, 28 and 35 entries in the DARTS space, 4, 8, ..., 32 in the
+recurrent one. The strength (lambda in the paper) starts at 0 and grows by `strength_step` in each epoch.
 
 Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sparse supernet", AAAI 2021.
 """
@@ -22,71 +23,74 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
-from ..genotype import AnyGenotype
-from ..settings import SearchSettings, TextSearchSettings, check, small, small_text
-from ..spaces import Masks, Space, Weights
+from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ..engine.settings import CheckedSettings, check
+from ..space.genotype import AnyGenotype
+from ..space.spaces import Masks, Space, Weights
 
 
 @dataclass(frozen=True)
-class PenaltySettings:
-    """Of the architecture weights and their penalty."""
+class PenaltySettings(CheckedSettings):
+    """Settings of the architecture weights and their penalty."""
 
     optimizer: Literal["adamhapg", "hapg"] = "adamhapg"
     arch_lr: float | None = None
-    """Default 3e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg."""
+    """Learning rate of the architecture weights. Default 3e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg."""
     l1_ratio: float = 0.5
     """Share of the L1 part: 1 is the lasso, 0 the group lasso."""
     strength_step: float = 0.01
-    """What the strength grows by every epoch."""
+    """Increase of the strength in each epoch."""
     metric: Literal["median", "support", "exact"] = "median"
-    """How the group prox meets Adam's steps; the median is the published rule. Only adamhapg has such steps."""
+    """Metric of the group prox with Adam's step sizes, for adamhapg only; the median is the published rule."""
     init: float = 1 / 7
-    """Architecture weights at the start, before noise of size 1e-3."""
+    """Initial architecture weights, to which noise of size 1e-3 is added."""
     target_paths: int = 0
-    """Let the architecture rest at its prox point once so few paths are left in all cells, counted after every step, and go on
-    with the weights; 0 goes on to the end."""
+    """Freeze the architecture at its prox point as soon as all cells together have at most so many paths, and train only the
+    network weights from then on; 0: never."""
     probe_every: int = 1
-    """Compute the gradient of dead paths, which alone can bring them back, in every n-th architecture step only: an approximation
-    that makes the others cheaper."""
+    """Compute the gradient of zero weights, without which they stay zero, in every n-th architecture step only: an
+    approximation that makes the other steps cheaper."""
     cut: float = 0.0
-    """Also remove paths below this share of the largest weight of their cell from the genotype; 0 removes exact zeros only."""
+    """Remove paths from the genotype whose weight is at most this share of the largest one of their cell; 0: exact zeros only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("l1_ratio", "cut"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         check(self, counts=("probe_every",), amounts=("strength_step", "target_paths"))
         if self.optimizer == "hapg" and self.metric != "median":
-            raise ValueError(f"metric belongs to adamhapg; hapg has one step for all, got metric={self.metric!r}")
+            raise ValueError(f"metric belongs to adamhapg; hapg has one step size for all, got metric={self.metric!r}")
 
 
 @dataclass(frozen=True)
-class Settings(PenaltySettings, SearchSettings):
+class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "hapg": 0.025}
 
-    def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
-        PenaltySettings.__post_init__(self)
-
 
 @dataclass(frozen=True)
-class TextSettings(PenaltySettings, TextSearchSettings):
+class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
     arch_lr: float | None = None
-    """Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which explodes on text."""
+    """Learning rate of the architecture weights. Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which
+    diverges on text."""
     init: float = 1 / 4
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "hapg": 0.025}
 
-    def __post_init__(self) -> None:
-        TextSearchSettings.__post_init__(self)
-        PenaltySettings.__post_init__(self)
+
+CIFAR_PRESETS = {
+    "paper": SparseSupernetSettings(),
+    "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
+}
+TEXT_PRESETS = {
+    "paper": SparseSupernetTextSettings(),
+    "small": small_text(SparseSupernetTextSettings, strength_step=0.0025, target_paths=20),
+}
 
 
-PRESETS = {"paper": Settings(), "small": small(Settings, arch_lr=1e-3, strength_step=0.04)}
-TEXT_PRESETS = {"paper": TextSettings(), "small": small_text(TextSettings, strength_step=0.0025, target_paths=20)}
+class SparseSupernet:
+    """SparseNAS. parameters: the architecture weights, a vector for each cell, at the search point A."""
 
-
-class Search:
-    """parameters: the architecture weights, a vector for each cell, at the search point A."""
+    name = "sparse_supernet"
 
     def __init__(self, space: Space, settings: Any, device: torch.device) -> None:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
@@ -97,10 +101,12 @@ class Search:
         groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(self.cells, self.parameters)]
         options: dict[str, Any] = {"betas": (0.5, 0.999)} if adam else {}
         make = AdamHAPG if adam else HAPG
-        self.optimizer = make(groups, lr=self.lr, extrapolation="nesterov", **options)  # the published rule, uncapped
+        self.optimizer = make(
+            groups, lr=self.lr, extrapolation="nesterov", **options
+        )  # as published, without a cap on the momentum
         self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
-        self.rests = False
+        self.frozen = False
 
     def _penalty(self, cell: str) -> SparseGroupLasso:
         s = self.settings
@@ -116,11 +122,11 @@ class Search:
     def weights(self) -> Weights:
         return dict(zip(self.cells, self.parameters))
 
-    def alive(self) -> Masks | None:
+    def active_paths(self) -> Masks | None:
         masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
         return None if all(map(all, masks.values())) else masks
 
-    def probes(self, step: int) -> bool:
+    def needs_zeroed_paths(self, step: int) -> bool:
         return step % self.settings.probe_every == 0
 
     @torch.no_grad()
@@ -132,7 +138,7 @@ class Search:
         for cell, a in zip(self.cells, self.parameters):
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
         if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
-            self.rests = True
+            self.frozen = True
             torch._foreach_copy_(self.parameters, list(self.point().values()))
 
     @torch.no_grad()
@@ -141,7 +147,7 @@ class Search:
         return {cell: state.get(a, {}).get("point", a).detach().clone() for cell, a in zip(self.cells, self.parameters)}
 
     def masks(self) -> Masks:
-        """The living paths at the prox point."""
+        """Flags of the nonzero paths at the prox point."""
         out = {}
         for cell, p in self.point().items():
             out[cell] = (p.abs() > self.settings.cut * p.abs().max()).tolist()
@@ -161,7 +167,7 @@ class Search:
             "parameters": [a.detach() for a in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "path": self.path.state_dict(),
-            "rests": self.rests,
+            "rests": self.frozen,
         }
 
     @torch.no_grad()
@@ -169,14 +175,14 @@ class Search:
         torch._foreach_copy_(self.parameters, state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.path.load_state_dict(state["path"])
-        self.rests = state["rests"]
+        self.frozen = state["rests"]
 
 
 class Guard:
-    """Keeps a cell from dying: a prox after which no path reaches an input is undone but for the strongest way through the cell.
+    """Keeps a cell connected: if no path from an input is left after a prox step, its strongest route is restored.
 
-    Batch norm makes the loss blind to the common size of all weights, so under a growing strength a cell does reach zero. Works
-    without looking at values, so that a device need not wait for the host.
+    Batch norms make the loss independent of the common scale of all weights, so a growing strength can zero a whole cell.
+    Everything is computed on the device, without waiting for values on the host.
     """
 
     def __init__(self, space: Space, cell: str, device: torch.device) -> None:
@@ -187,16 +193,16 @@ class Guard:
         self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
 
     def reachable(self, point: Tensor) -> dict[int, Tensor]:
-        """For each node the paths into it that live and start in an input or a reachable node."""
-        from_living = torch.stack([self.source[n] for n in self.inputs]).any(0)
+        """For each node flags of its nonzero paths whose source is an input or a reachable node."""
+        from_input = torch.stack([self.source[n] for n in self.inputs]).any(0)
         out = {}
         for n in self.nodes:
-            out[n] = self.node[n] & from_living & (point != 0)
-            from_living = from_living | (self.source[n] & out[n].any())
+            out[n] = self.node[n] & from_input & (point != 0)
+            from_input = from_input | (self.source[n] & out[n].any())
         return out
 
     def backbone(self, point: Tensor) -> Tensor:
-        """The strongest path into the strongest node, the strongest into its source, and so on down to an input."""
+        """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
         norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
         wanted = nn.functional.one_hot(norms.argmax(), len(self.nodes)).bool()
@@ -210,8 +216,8 @@ class Guard:
         return kept
 
     def __call__(self, search: Tensor, point: Tensor, before: Tensor) -> None:
-        """Mend the search point and the prox point in place if the latter left no way through; `before`: the last prox point."""
-        lives = torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
-        mended = torch.where(self.backbone(before), before, 0)
-        search.copy_(torch.where(lives, search, mended))
-        point.copy_(torch.where(lives, point, mended))
+        """Restore the strongest route of `before`, the last prox point, in place in both points if `point` is not connected."""
+        connected = torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
+        repaired = torch.where(self.backbone(before), before, 0)
+        search.copy_(torch.where(connected, search, repaired))
+        point.copy_(torch.where(connected, point, repaired))

@@ -1,0 +1,90 @@
+"""Bilevel search of convolutional cells: network weights on one half of the training images, architecture on the other.
+
+row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..data import cifar
+from ..engine.distributed import Processes
+from ..nets.torch import cnn
+from ..nets.torch.operations import frozen_statistics
+from ..space import spaces
+from ..space.spaces import Masks
+from .method import Method
+from .search import BilevelSearch
+from .settings import CifarSearchSettings
+from .steps import Batch, CifarSteps
+
+TRAIN, VALID = 1, 2  # numbers of the random streams of the two halves
+
+
+class CifarSearch(BilevelSearch):
+    """A bilevel search on images."""
+
+    steps: CifarSteps
+
+    def __init__(
+        self,
+        method: type[Method],
+        settings: CifarSearchSettings,
+        seed: int,
+        out: Path,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        super().__init__(method, settings, seed, out, processes, device)
+        space = spaces.get_space(settings.space)
+        dataset = cifar.load_cifar(settings.data, settings.data_dir)
+        if settings.images > len(dataset.train.labels):
+            raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
+        half = settings.images // 2
+        parts = [dataset.train.select(slice(half)), dataset.train.select(slice(half, 2 * half))]
+        self.train_set, self.valid_set = (part.to(device) for part in parts)
+        self.plain = cifar.Augment(dataset.mean, dataset.std)
+        augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
+        drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, processes.share)
+        self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
+        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), CifarSteps)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
+
+    def __len__(self) -> int:
+        return len(self.train_batches)
+
+    def batches(self) -> Iterator[tuple[Batch, Batch]]:
+        return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
+
+    def end_epoch(self) -> dict[str, Any]:
+        row = super().end_epoch()
+        self.scheduler.step()
+        return row
+
+    @torch.no_grad()
+    def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
+        """Compute loss and accuracy of the supernet on the validation half.
+
+        Batch norms use the statistics of each batch of 500: running statistics lag behind a changing architecture.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with frozen_statistics(self.net):
+            for images, labels in cifar.evaluation_batches(self.valid_set, self.plain, share=self.processes.share):
+                logits = self.steps.logits(images, weights, active)
+                loss = F.cross_entropy(logits, labels, reduction="sum").double()
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])
+        self.processes.total([sums])
+        loss_sum, correct, images_seen = sums.tolist()
+        return loss_sum / images_seen, correct / images_seen
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "scheduler": self.scheduler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.scheduler.load_state_dict(state["scheduler"])

@@ -1,0 +1,105 @@
+"""Settings of bilevel searches. A method adds its own in its file; a preset is an instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..engine.settings import RunSettings, check
+from ..train.settings import LanguageSettings
+
+
+@dataclass(frozen=True)
+class BilevelSettings(RunSettings):
+    """Settings of every bilevel search."""
+
+    epochs: int = 50
+    """Number of epochs."""
+    batch: int = 64
+    """Batch size, of network weights and of the architecture."""
+    lr: float = 0.025
+    """Learning rate of SGD for network weights."""
+    weight_decay: float = 3e-4
+    """Weight decay of the network weights."""
+    clip: float = 5.0
+    """Gradient clipping threshold (norm) of the network weights."""
+    order: Literal["first", "second"] = "second"
+    """Order of the architecture gradient; second differentiates through one step of the network weights."""
+    hessian: Literal["difference", "exact"] = "difference"
+    """Second derivatives by a central difference, or exact."""
+    pick_below: int = 0
+    """The result is the epoch with the best restricted supernet among those with at most so many paths; 0: the last epoch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
+
+
+@dataclass(frozen=True)
+class CifarSearchSettings(BilevelSettings):
+    """Settings of bilevel searches on images. The defaults are the published ones (CIFAR-10, 50 epochs, batch 64)."""
+
+    out: Path = Path("runs/nas_cifar10")
+    space: str = "darts"
+    """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
+    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data_dir: Path = Path("data")
+    """Folder of the data set, which is downloaded if it is missing."""
+    images: int = 50_000
+    """Number of training images to use: the first half for network weights, the second for the architecture."""
+    channels: int = 16
+    """Number of channels of the first cell."""
+    layers: int = 8
+    """Number of cells; those at one and two thirds of the depth halve the image and double the channels."""
+    lr: float = 0.025
+    """Learning rate of SGD for network weights, with a cosine schedule down to lr_min, by epoch."""
+    lr_min: float = 0.001
+    """Final learning rate of the network weights."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    amp: bool = False
+    """Run the network in bfloat16; weights, architecture and prox are float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum"))
+        if self.images // 2 < self.batch:
+            raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
+
+
+def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
+    """Settings for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
+    return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
+
+
+@dataclass(frozen=True)
+class TextSearchSettings(LanguageSettings, BilevelSettings):
+    """Settings of bilevel searches on text. The defaults are the published ones (Penn Treebank, 50 epochs, batch 256)."""
+
+    out: Path = Path("runs/nas_ptb")
+    space: str = "recurrent"
+    """Search space: recurrent, recurrent_zero."""
+    batch: int = 256
+    lr: float = 20.0
+    """Learning rate of SGD for network weights and windows of bptt words; it is scaled with the length of the window."""
+    weight_decay: float = 5e-7
+    clip: float = 0.25
+    """Gradient clipping threshold (norm) of the network weights."""
+    arch_clip: float = 0.0
+    """Gradient clipping threshold (norm) of the architecture; 0: no clipping, as published. Backpropagation through nine batch
+    norms for each word sometimes explodes, and Adam's second moment keeps such a gradient for about a thousand steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, amounts=("arch_clip",))
+
+
+def small_text(settings: type[TextSearchSettings], **own: Any) -> TextSearchSettings:
+    """Settings for a laptop, about ten minutes on one core: a narrow cell, part of the text, first order.
+
+    bptt is 10, because the gradient of so narrow a cell explodes over 35 words and clipping then removes most of it: with
+    `--tokens 100000 --epochs 3 --target-paths 0` perplexity on Penn Treebank is 449, and 2721 with `--bptt 35`.
+    """
+    sizes = {"hidden": 96, "batch": 64, "bptt": 10, "epochs": 8, "tokens": 300_000}
+    return settings(**sizes, order="first", drop_input=0.3, drop_output=0.5, arch_clip=0.25, **own)

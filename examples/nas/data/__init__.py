@@ -1,0 +1,1 @@
+"""Data sets: CIFAR, folders of images, and text."""

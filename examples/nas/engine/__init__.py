@@ -1,0 +1,1 @@
+"""Code shared by searches and trainings: settings, command line, the loop over epochs, checkpoints, tables, reports."""

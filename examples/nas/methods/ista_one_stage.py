@@ -1,0 +1,222 @@
+"""ISTA-NAS in one stage: a network of final size is searched and trained in one run, by the recipe of the final training.
+
+While a node is searched, one backward pass on a training batch updates its compressed variable and the weights of its current
+paths, whose batch norms have scale 1 and shift 0. When its code has converged, ||z_new - z_old|| <= tolerance between two epochs,
+its paths are final, and their batch norms are trained too. When all nodes have converged, `epochs` epochs of the recipe continue
+with the same weights. At the end the coefficients are absorbed into the batch norms.
+
+Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; convergence by node is that of the published code.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import checkpoint, curves, report, results
+from ..engine.distributed import Processes
+from ..engine.settings import check
+from ..nets.torch import cnn
+from ..nets.torch.operations import BatchNorm
+from ..space import drawing, spaces
+from ..space.genotype import CELLS, NODES
+from ..train.settings import ImageTrainSettings
+from ..train.train_cifar import ImageTraining
+from .ista import Codes, CodeSettings, code_optimizer
+
+
+@dataclass(frozen=True)
+class OneStageSettings(CodeSettings, ImageTrainSettings):
+    """Settings of the search and the training. The recipe is the published one for CIFAR-10; `epochs` follow the search."""
+
+    out: Path = Path("runs/one_stage")
+    lr_min: float = 0.001
+    space: str = "darts"
+    """Search space: darts, darts_zero, cherry, S1, S2, S3."""
+    tolerance: float = 1e-3
+    """A node has converged when its code changes by at most this between two epochs."""
+    search_epochs: int = 200
+    """Maximal number of epochs of the search, after which all nodes count as converged."""
+    max_parameters: int = 0
+    """Keep the last supports if the new ones give a network with more parameters than this; 0: no limit. The published code has
+    a limit of 3.7 million, which the paper does not mention."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance"))
+
+
+CIFAR_PRESETS = {
+    "paper": OneStageSettings(),
+    "small": OneStageSettings(
+        channels=8,
+        layers=5,
+        epochs=8,
+        search_epochs=12,
+        batch=32,
+        images=8192,
+        drop_path=0.1,
+        cutout=8,
+        arch_lr=3e-3,
+        tolerance=0.05,
+    ),
+}
+
+
+class OneStageSearch(ImageTraining):
+    """A search and training in one run, with one seed."""
+
+    kind, table = "search", "search.csv"
+
+    def __init__(self, settings: OneStageSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
+        super().__init__(settings, seed, out, processes, device)
+        self.codes = Codes(self.net.space, settings, device)
+        self.adam = code_optimizer(self.codes.parameters, settings)
+        self.converged = {cell: [False] * len(NODES) for cell in CELLS}
+        self.training_from = -1  # the first epoch in which all nodes have converged
+        for norms in self._norms().values():
+            for norm in norms:
+                norm.requires_grad_(False)
+
+    def build(self, classes: int) -> cnn.Supernet:
+        s = self.settings
+        space = spaces.get_space(s.space)
+        if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
+            raise ValueError(f"space must have operations that can end in a batch norm, which noise cannot, got {s.space!r}")
+        return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
+
+    def _norms(self) -> dict[tuple[str, int], list[BatchNorm]]:
+        """For each (cell type, node) the batch norms of all candidate operations into the node, in all cells of the type."""
+        out: dict[tuple[str, int], list[BatchNorm]] = {(cell, node): [] for cell in CELLS for node in NODES}
+        for kind, cell in zip(self.net.kinds, self.net.cells):
+            for i, path in enumerate(cell.paths):
+                out[kind, path.node] += [m for m in cell.operation(i).modules() if isinstance(m, BatchNorm)]
+        return out
+
+    # -- search phase ---------------------------------------------------------------------------
+
+    @property
+    def searching(self) -> bool:
+        return self.training_from < 0
+
+    def epochs(self) -> int:
+        return (self.settings.search_epochs if self.searching else self.training_from) + self.settings.epochs
+
+    def begin_epoch(self) -> None:
+        if self.searching and self.step == 0:
+            self._recover()
+        s = self.settings
+        done = 0 if self.searching else self.epoch - self.training_from
+        self.sgd.param_groups[0]["lr"] = s.rate(done)
+        self.net.drop_path.fill_(s.drop_path * done / s.epochs)
+        self.net.train()
+
+    def _recover(self) -> None:
+        """Recover new codes of the nodes that have not converged, and find those that have now."""
+        codes, old = self.codes.solve(), self.codes.codes
+        moved = self.codes.distances(codes)
+        for cell in CELLS:
+            codes[cell] = [
+                old[cell][i] if converged else z for i, (z, converged) in enumerate(zip(codes[cell], self.converged[cell]))
+            ]
+        self.codes.moved = max(m for c in CELLS for m, converged in zip(moved[c], self.converged[c]) if not converged)
+        self.codes.set_codes(codes)
+        refused = self.epoch > 0 and self._too_large()
+        if refused:
+            self.codes.set_codes(old)
+        if self.epoch > 0 and not refused:
+            for cell in CELLS:
+                self.converged[cell] = [r or m <= self.settings.tolerance for r, m in zip(self.converged[cell], moved[cell])]
+        if self.epoch >= self.settings.search_epochs:
+            self.converged = {cell: [True] * len(NODES) for cell in CELLS}
+        self._train_norms()
+        if all(all(converged) for converged in self.converged.values()):
+            self.training_from = self.epoch
+
+    def _too_large(self) -> bool:
+        s = self.settings
+        if not s.max_parameters:
+            return False
+        with torch.device("meta"):
+            net = cnn.Network(self.codes.genotype(), s.channels, s.layers, auxiliary=False, form="one_stage")
+        return sum(p.numel() for p in net.parameters()) > s.max_parameters
+
+    def _train_norms(self) -> None:
+        """Train the batch norms of converged nodes."""
+        norms = self._norms()
+        for cell in CELLS:
+            for node, converged in zip(NODES, self.converged[cell]):
+                for norm in norms[cell, node] if converged else ():
+                    norm.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad() if not self.searching else nullcontext():
+            weights = self.codes.weights()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
+            return self.net.outputs(images, weights, self.codes.masks)
+
+    def update(self) -> None:
+        """Update b first, then the weights; clipping uses the norm of both gradients, as in the published code."""
+        live = [p for p in self.params if p.grad is not None]
+        both = live + (self.codes.parameters if self.searching else [])
+        self.processes.average([p.grad for p in both])  # type: ignore[misc]
+        if self.searching:
+            self._move_codes()
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(both, self.settings.clip)
+        self.sgd.step()
+        for b in self.codes.parameters:
+            b.grad = None
+
+    @torch.no_grad()
+    def _move_codes(self) -> None:
+        """Take a step of Adam for the nodes that have not converged."""
+        before = [b.clone() for b in self.codes.parameters]
+        self.adam.step()
+        for b, old, cell in zip(self.codes.parameters, before, CELLS):
+            converged = torch.tensor(self.converged[cell], device=b.device)[:, None]
+            b.copy_(torch.where(converged, old, b))
+
+    # -- results --------------------------------------------------------------------------------
+
+    def end_epoch(self) -> dict[str, Any]:
+        row = super().end_epoch()
+        self.processes.check_same("the architecture", self.codes.parameters)
+        genotype, point = self.codes.genotype(), self.point()
+        if self.processes.first:
+            results.save_epoch(self.out, self.epoch, genotype)
+        own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.converged.values()))}
+        return (
+            row | own | report.architecture_columns(genotype, point) | {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
+        )
+
+    @torch.no_grad()
+    def point(self) -> dict[str, Tensor]:
+        return {cell: w.cpu() for cell, w in self.codes.weights().items()}
+
+    def finish(self) -> None:
+        """Write the network without architecture variables, and the report."""
+        with torch.no_grad():
+            net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
+        checkpoint.save_network(self.out / "network.pt", net)
+        drawing.save(curves.training(self.rows), self.out / "train.png")
+        results.write_report(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": "ista one_stage", **super().identity()}
+
+    def state(self) -> dict[str, Any]:
+        own = {"codes": self.codes.state_dict(), "adam": self.adam.state_dict(), "resting": self.converged}
+        return {**super().state(), **own, "rests_from": self.training_from}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.codes.load_state_dict(state["codes"])
+        self.adam.load_state_dict(state["adam"])
+        self.converged, self.training_from = state["resting"], state["rests_from"]
+        self._train_norms()

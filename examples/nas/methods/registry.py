@@ -1,0 +1,64 @@
+"""The search methods that scripts offer, by name. A new method is a module in this package and a row in a table below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..bilevel.method import Method
+from ..bilevel.search import BilevelSearch
+from ..bilevel.search_cifar import CifarSearch
+from ..bilevel.search_text import TextSearch
+from ..engine.run import Run, launch
+from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
+
+
+class SearchMethod(NamedTuple):
+    """A method for scripts: presets by name, and a function of (settings, seed, folder) that returns the row of the result."""
+
+    presets: Mapping[str, Any]
+    search: Callable[[Any, int, Path], dict[str, Any]]
+    method: type[Method] | None = None  # None: not a bilevel method
+
+
+def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
+    """Register a bilevel method."""
+
+    def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
+        return launch(partial(run, method, settings, seed, out), settings, out)
+
+    return SearchMethod(presets, search, method)
+
+
+def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
+    """Register a method with its own loop, which trains architecture and weights on the same data."""
+
+    def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
+        return launch(partial(run, settings, seed, out), settings, out)
+
+    return SearchMethod(presets, search)
+
+
+CIFAR = {
+    "darts": bilevel(CifarSearch, darts.Darts, darts.CIFAR_PRESETS),
+    "gsparsity": SearchMethod(gsparsity.CIFAR_PRESETS, gsparsity.search_or_bisect),
+    "ista": bilevel(CifarSearch, ista.Ista, ista.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_supernet.CIFAR_PRESETS),
+}
+ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
+TEXT = {
+    "darts": bilevel(TextSearch, darts.Darts, darts.TEXT_PRESETS),
+    "ista": bilevel(TextSearch, ista.Ista, ista.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_supernet.TEXT_PRESETS),
+}
+
+
+def build(name: str, net: Any, settings: Any) -> Method:
+    """Build the bilevel method of this name for a supernet, on its device."""
+    known = CIFAR if net.space.layout.name == "convolutional" else TEXT
+    method = known[name].method
+    if method is None:
+        raise ValueError(f"name must be a bilevel method, got {name!r}")
+    return method(net.space, settings, next(net.parameters()).device)

@@ -1,0 +1,1 @@
+"""Networks, by deep learning library."""

@@ -1,0 +1,1 @@
+"""Supernets, evaluation networks and their operations in PyTorch."""

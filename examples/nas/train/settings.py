@@ -1,0 +1,222 @@
+"""Settings of trainings, and of the language models in searches. A preset is an instance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ..engine.settings import CheckedSettings, RunSettings, check
+
+
+@dataclass(frozen=True)
+class ImageTrainSettings(RunSettings):
+    """The training recipe of DARTS. The defaults are published for CIFAR-10 (SparseNAS trains for 1200 epochs)."""
+
+    out: Path = Path("runs/train")
+    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data_dir: Path = Path("data")
+    """Folder of the data set."""
+    images: int = 0
+    """Number of training images to use; 0: all."""
+    valid_images: int = 0
+    """Number of validation images to use; 0: all."""
+    channels: int = 36
+    """Number of channels of the first cell."""
+    layers: int = 20
+    """Number of cells."""
+    epochs: int = 600
+    """Number of epochs."""
+    batch: int = 96
+    """Batch size."""
+    lr: float = 0.025
+    """Initial learning rate."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Schedule of the learning rate down to lr_min, by epoch."""
+    lr_min: float = 0.0
+    """Final learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 3e-4
+    """Weight decay."""
+    clip: float = 5.0
+    """Gradient clipping threshold (norm); 0: no clipping."""
+    cutout: int = 16
+    """Side of the square that is masked in training images (cutout), in pixels; 0: no cutout."""
+    auxiliary: float = 0.4
+    """Weight of the loss of the auxiliary head; 0: no auxiliary head."""
+    drop_path: float = 0.2
+    """Drop path probability, reached linearly from 0 over the epochs."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+    amp: bool = False
+    """Run the network in bfloat16."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self,
+            counts=("channels", "layers", "epochs", "batch"),
+            amounts=("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"),
+            shares=("drop_path", "smoothing"),
+        )
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        done = epoch / self.epochs
+        share = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        return self.lr_min + (self.lr - self.lr_min) * share
+
+
+@dataclass(frozen=True)
+class GenotypeTrainSettings(ImageTrainSettings):
+    """The training of the network of a genotype."""
+
+    genotype: str = "DARTS_V2"
+    """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
+    form: Literal["evaluation", "one_stage"] = "evaluation"
+    """one_stage: batch norms after pools and identities too, as in the network of a one-stage search."""
+
+
+@dataclass(frozen=True)
+class CifarTrainSettings(GenotypeTrainSettings):
+    """The training of a genotype on CIFAR."""
+
+    count: bool = False
+    """Print the numbers of parameters and multiply-adds as JSON, and train nothing."""
+    classes: int = 0
+    """Number of classes for --count; 0: as in the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes < 0:
+            raise ValueError(f"classes must be >= 0, got {self.classes}")
+
+
+@dataclass(frozen=True)
+class ImageNetTrainSettings(CifarTrainSettings):
+    """The mobile setting: 224x224 images from a folder with `train` and `val`, 14 cells, 48 channels."""
+
+    data: Literal["folder"] = "folder"  # type: ignore[assignment]
+    channels: int = 48
+    layers: int = 14
+    epochs: int = 250
+    batch: int = 512
+    lr: float = 0.4
+    schedule: Literal["cosine", "linear"] = "linear"
+    weight_decay: float = 3e-5
+    cutout: int = 0
+    drop_path: float = 0.0
+    smoothing: float = 0.1
+    pixels: int = 224
+    """Side of the images, in pixels."""
+    workers: int = 4
+    """Number of processes that decode images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cutout:
+            raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
+        if self.images or self.valid_images:
+            raise ValueError(f"images and valid_images must be 0 for folders, got {self.images} and {self.valid_images}")
+        if self.form != "evaluation":
+            raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
+
+
+CIFAR_TRAIN_PRESETS = {
+    "paper": CifarTrainSettings(),
+    "long": CifarTrainSettings(epochs=1200),
+    "small": CifarTrainSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
+}
+IMAGENET_TRAIN_PRESETS = {
+    "paper": ImageNetTrainSettings(),
+    "small": ImageNetTrainSettings(channels=16, layers=8, epochs=30, batch=64, lr=0.05),
+}
+
+
+@dataclass(frozen=True)
+class LanguageSettings(CheckedSettings):
+    """A recurrent language model and its input, in searches and trainings."""
+
+    data_dir: Path | None = None
+    """Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or with train.txt, valid.txt and test.txt. Without it the
+    text is the documentation of Python's language topics, which comes with Python."""
+    tokens: int = 0
+    """Number of words of the training text to use; 0: all."""
+    hidden: int = 300
+    """Size of the hidden state and of word embeddings; they are equal, because the decoder is the embedding."""
+    bptt: int = 35
+    """Length of backpropagation through time, in words."""
+    drop_words: float = 0.0
+    """Dropout probability of words of the vocabulary, in each batch."""
+    drop_embedding: float = 0.2
+    """Dropout probability of the entries of embedded words."""
+    drop_input: float = 0.75
+    """Dropout probability of the input of the cell."""
+    drop_hidden: float = 0.25
+    """Dropout probability of hidden states before each product; one mask for all nodes and words of a batch."""
+    drop_output: float = 0.75
+    """Dropout probability of the output."""
+    temporal: float = 1e-3
+    """Weight of temporal activation regularisation, the mean squared change of the hidden state between words."""
+    compiled: bool = False
+    """Compile each node with torch.compile: takes minutes, worthwhile in long runs, especially on a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self,
+            counts=("hidden",),
+            amounts=("tokens", "temporal"),
+            shares=("drop_words", "drop_embedding", "drop_input", "drop_hidden", "drop_output"),
+        )
+        if self.bptt < 2:
+            raise ValueError(f"bptt must be >= 2, got {self.bptt}")
+
+
+@dataclass(frozen=True)
+class TextTrainSettings(LanguageSettings, RunSettings):
+    """The training recipe of DARTS with the epochs of SparseNAS. The defaults are published for Penn Treebank."""
+
+    out: Path = Path("runs/train_ptb")
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count")
+    genotype: str = "DARTS_V2"
+    """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
+    count: bool = False
+    """Print the number of parameters as JSON, and train nothing."""
+    epochs: int = 4000
+    """Number of epochs."""
+    batch: int = 64
+    """Batch size of the training text."""
+    valid_batch: int = 10
+    """Batch size of the validation text."""
+    test_batch: int = 1
+    """Batch size of the test text."""
+    hidden: int = 850
+    drop_words: float = 0.1
+    lr: float = 20.0
+    """Learning rate of SGD for windows of bptt words; it is scaled with the length of the window."""
+    weight_decay: float = 8e-7
+    """Weight decay."""
+    clip: float = 0.25
+    """Gradient clipping threshold (norm)."""
+    patience: int = 5
+    """Averaging of SGD starts once validation is worse than the best epoch before the last so many epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self,
+            counts=("epochs", "batch", "valid_batch", "test_batch", "patience"),
+            amounts=("lr", "weight_decay", "clip"),
+        )
+
+
+TEXT_TRAIN_PRESETS = {
+    "paper": TextTrainSettings(),
+    "small": TextTrainSettings(
+        hidden=128, epochs=12, batch=32, tokens=300_000, test_batch=10, drop_input=0.2, drop_output=0.3, drop_words=0.0, lr=10.0
+    ),
+}

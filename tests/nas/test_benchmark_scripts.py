@@ -1,0 +1,120 @@
+"""The benchmark scripts that run searches. Each test imports its script itself: one that is broken fails its own tests only."""
+
+import functools
+import re
+from dataclasses import replace
+
+import pytest
+from nas.engine import report
+from nas.methods import ista, ista_one_stage, sparse_supernet
+from nas.space import genotype
+from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS, CifarTrainSettings
+from nas_cases import rows_of
+
+SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
+TRAINING = {"images": 16, "epochs": 1, "batch": 8, "channels": 2, "layers": 3, "auxiliary": 0.0, "valid_images": 16}
+
+
+@pytest.fixture
+def place(images):
+    return ["--data-dir", str(images)]
+
+
+def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monkeypatch):
+    import nas_sweeps
+
+    monkeypatch.setattr(report, "write", lambda *args: None)
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
+    out = ["--out", str(tmp_path / "out"), *place]
+    monkeypatch.setitem(sparse_supernet.CIFAR_PRESETS, "small", replace(sparse_supernet.CIFAR_PRESETS["small"], space="cherry"))
+    options = ["--values", "0.01", "0.5", *SIZES, "--train"]
+    nas_sweeps.main([*out, *options])
+    rows = rows_of(tmp_path / "out" / "sweep.csv")
+    assert [float(row["strength_step"]) for row in rows] == [0.01, 0.5]
+    assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
+    nas_sweeps.main([*out, *options])
+    assert rows_of(tmp_path / "out" / "sweep.csv") == rows
+
+
+@pytest.mark.parametrize("stages", ["two", "one"])
+def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, capsys, monkeypatch):
+    import nas_kendall
+
+    monkeypatch.setattr(report, "write", lambda *args: None)
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
+    monkeypatch.setitem(ista.CIFAR_PRESETS, "small", replace(ista.CIFAR_PRESETS["small"], space="cherry"))
+    seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
+    options = [*SIZES, "--seeds", *seeds]
+    if stages == "one":
+        options += ["--one-stage"]
+        small = replace(ista_one_stage.CIFAR_PRESETS["small"], search_epochs=1, auxiliary=0.0, space="cherry")
+        monkeypatch.setitem(ista_one_stage.CIFAR_PRESETS, "small", small)
+    tau = nas_kendall.main([*options, *place, "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "kendall.csv")
+    pairs = [(float(r["search_accuracy"]), float(r["evaluation_accuracy"])) for r in rows]
+    assert len(pairs) == len(seeds) and all(0 <= v <= 1 for pair in pairs for v in pair)
+    signs = [(a[0] - b[0]) * (a[1] - b[1]) for i, a in enumerate(pairs) for b in pairs[:i]]
+    if all(signs):
+        assert tau == pytest.approx(sum(1 if s > 0 else -1 for s in signs) / len(signs))
+    assert "Kendall's tau" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        nas_kendall.main([*place, "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        nas_kendall.main([*place, "--method", "darts", "--one-stage"])
+
+
+def test_recovery_improves_with_rows(tmp_path, capsys):
+    import nas_recovery
+
+    nas_recovery.main(["--rows", "3", "9", "--draws", "40", "--out", str(tmp_path)])
+    rows = {(r["matrix"], r["rows"], r["paths"]): float(r["recovered"]) for r in rows_of(tmp_path / "recovery.csv")}
+    for kind in ("uniform", "gaussian"):
+        assert rows[kind, "3", "35"] < rows[kind, "9", "35"] <= 1
+        assert rows[kind, "9", "14"] >= 0.8
+    assert (tmp_path / "recovery.png").stat().st_size > 10_000
+
+
+def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, capsys, monkeypatch):
+    import nas_against_random
+
+    monkeypatch.setattr(nas_against_random, "alike", functools.partial(nas_against_random.alike, draws=20))
+    options = ["--genotype", "PC_DARTS", "--random", "1", "--seeds", "0", "1", *SIZES, "--images", "16"]
+    nas_against_random.main([*options, *place, "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "against_random.csv")
+    assert [(r["genotype"], r["seed"]) for r in rows] == [(g, s) for g in ("searched", "random 0") for s in ("0", "1")]
+    sizes = {r["genotype"]: int(r["parameters"]) for r in rows}
+    assert abs(sizes["random 0"] / sizes["searched"] - 1) <= 0.3
+    drawn = genotype.load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json")
+    assert drawn.clean() == drawn
+    assert [len(drawn.paths(c)) for c in ("normal", "reduce")] == [8, 8]
+    assert "random 0" in capsys.readouterr().out
+
+
+def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
+    import gsparsity_loss_free
+
+    gsparsity_loss_free.main(["--epochs", "8", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    curve = {int(n): float(v) for v, n in re.findall(r"([\d.]+) \((\d)\)", printed.splitlines()[0])}
+    assert {n: curve[n] for n in (1, 2, 3, 5)} == pytest.approx({1: 46.08, 2: 26.72, 3: 17.59, 5: 10.83}, abs=0.1)
+    assert "max_pool_3x3   below 1 % from epoch    6" in printed
+    assert len(rows_of(tmp_path / "loss_free.csv")) == 18 and (tmp_path / "loss_free.png").stat().st_size > 10_000
+
+
+def test_a_found_cell_is_trained_beside_others_of_its_size(tmp_path, corpus, capsys, monkeypatch):
+    import text_against_others
+
+    monkeypatch.setattr(text_against_others, "alike", functools.partial(text_against_others.alike, draws=20))
+    monkeypatch.setitem(TEXT_TRAIN_PRESETS, "small", replace(TEXT_TRAIN_PRESETS["small"], hidden=32))
+    options = "--genotype DARTS_V2 --random 1 --seeds 0 1 --epochs 1 --tokens 300 --batch 4 --lr 1".split()
+    text_against_others.main([*options, "--data-dir", str(corpus), "--out", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out" / "text_against_others.csv")
+    assert [r["cell"] for r in rows[::2]] == ["searched", "random 0", "LSTM", "DARTS_V2"] and len(rows) == 8
+    sizes = {r["cell"]: int(r["parameters"]) for r in rows}
+    assert all(abs(size / sizes["searched"] - 1) < 0.05 for size in sizes.values())
+    assert len({r["test_perplexity"] for r in rows}) == 6, "DARTS_V2 is what was searched, with each of its two seeds"
+    drawn = load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json", RecurrentGenotype)
+    assert drawn.clean() == drawn and len(drawn.paths("recurrent")) == 8
+    assert "LSTM" in capsys.readouterr().out
