@@ -62,7 +62,7 @@ class BilevelSearch(Run):
         weights, active, masks = self.method.weights(), self.method.active_paths(), self.net.space.masks(genotype)
         valid = restricted = self.evaluate(weights, active)
         if active != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):
-            restricted = self.evaluate(point, masks)  # otherwise the supernet has no other paths
+            restricted = self.evaluate(point, masks)  # else both are the same network
         self.check_finite("valid", valid[0])
         row = {"lr": self.steps.sgd.param_groups[0]["lr"]}
         for part, found in (("train", trained), ("valid", valid), ("restricted", restricted)):

@@ -82,9 +82,9 @@ class BilevelSteps:
         loss = self.loss(batch, weights, self.method.active_paths())
         self.sgd.zero_grad()
         loss.backward()
-        live = [p for p in self.params if p.grad is not None]
-        self.processes.average([p.grad for p in live])  # type: ignore[misc]
-        nn.utils.clip_grad_norm_(live, self.settings.clip)
+        updated = [p for p in self.params if p.grad is not None]
+        self.processes.average([p.grad for p in updated])  # type: ignore[misc]
+        nn.utils.clip_grad_norm_(updated, self.settings.clip)
         self.sgd.step()
 
     def _direction(self, grads: Any) -> list[Tensor]:

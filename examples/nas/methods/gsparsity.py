@@ -335,12 +335,8 @@ class GSparsitySearch(ImageTraining):
         if self.processes.first:
             results.save_epoch(self.out, self.epoch, genotype)
         own = {"restricted_loss": loss, "restricted_accuracy": accuracy, "regulariser": regulariser}
-        return (
-            row
-            | own
-            | report.architecture_columns(genotype, point)
-            | {"vanished": sum(not a for a in operations.is_active.values())}
-        )
+        last = {"vanished": sum(not active for active in operations.is_active.values())}
+        return row | own | report.architecture_columns(genotype, point) | last
 
     @torch.no_grad()
     def at_point(self, masks: Masks) -> tuple[float, float]:

@@ -121,9 +121,8 @@ class OneStageSearch(ImageTraining):
         codes, old = self.codes.solve(), self.codes.codes
         moved = self.codes.distances(codes)
         for cell in CELLS:
-            codes[cell] = [
-                old[cell][i] if converged else z for i, (z, converged) in enumerate(zip(codes[cell], self.converged[cell]))
-            ]
+            triples = zip(codes[cell], old[cell], self.converged[cell])
+            codes[cell] = [last if converged else new for new, last, converged in triples]
         self.codes.moved = max(m for c in CELLS for m, converged in zip(moved[c], self.converged[c]) if not converged)
         self.codes.set_codes(codes)
         refused = self.epoch > 0 and self._too_large()
@@ -162,8 +161,8 @@ class OneStageSearch(ImageTraining):
 
     def update(self) -> None:
         """Update b first, then the weights; clipping uses the norm of both gradients, as in the published code."""
-        live = [p for p in self.params if p.grad is not None]
-        both = live + (self.codes.parameters if self.searching else [])
+        updated = [p for p in self.params if p.grad is not None]
+        both = updated + (self.codes.parameters if self.searching else [])
         self.processes.average([p.grad for p in both])  # type: ignore[misc]
         if self.searching:
             self._move_codes()
@@ -191,9 +190,8 @@ class OneStageSearch(ImageTraining):
         if self.processes.first:
             results.save_epoch(self.out, self.epoch, genotype)
         own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.converged.values()))}
-        return (
-            row | own | report.architecture_columns(genotype, point) | {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
-        )
+        last = {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
+        return row | own | report.architecture_columns(genotype, point) | last
 
     @torch.no_grad()
     def point(self) -> dict[str, Tensor]:

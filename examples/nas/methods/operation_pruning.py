@@ -107,10 +107,10 @@ class Pruning(ImageTraining):
             group["lr"] = self.settings.rate(self.epoch)
 
     def update(self) -> None:
-        live = [p for p in self.params if p.grad is not None]
-        self.processes.average([p.grad for p in live])  # type: ignore[misc]
+        updated = [p for p in self.params if p.grad is not None]
+        self.processes.average([p.grad for p in updated])  # type: ignore[misc]
         if self.settings.clip:
-            nn.utils.clip_grad_norm_(live, self.settings.clip)
+            nn.utils.clip_grad_norm_(updated, self.settings.clip)
         for flat in self.flats:
             flat.gather()
         if self.settings.tau == "adaptive":

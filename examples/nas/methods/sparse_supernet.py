@@ -101,9 +101,8 @@ class SparseSupernet:
         groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(self.cells, self.parameters)]
         options: dict[str, Any] = {"betas": (0.5, 0.999)} if adam else {}
         make = AdamHAPG if adam else HAPG
-        self.optimizer = make(
-            groups, lr=self.lr, extrapolation="nesterov", **options
-        )  # as published, without a cap on the momentum
+        # as published, without a cap on the momentum
+        self.optimizer = make(groups, lr=self.lr, extrapolation="nesterov", **options)
         self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.frozen = False

@@ -38,12 +38,12 @@ def image_network(genotype: Genotype | Sequence[Genotype], settings: GenotypeTra
 
 def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
     """Count the parameters and multiply-adds ("macs") of the network of a genotype, without its auxiliary head."""
-    imagenet = isinstance(settings, ImageNetTrainSettings)
-    classes = settings.classes or (1000 if imagenet else cifar.SOURCES[settings.data].classes)
-    net = image_network(genotype, replace(settings, auxiliary=0.0), classes)
-    return cnn.network_size(
-        net, (3, settings.pixels, settings.pixels) if isinstance(settings, ImageNetTrainSettings) else (3, 32, 32)
-    )
+    if isinstance(settings, ImageNetTrainSettings):
+        classes, pixels = 1000, settings.pixels
+    else:
+        classes, pixels = cifar.SOURCES[settings.data].classes, 32
+    net = image_network(genotype, replace(settings, auxiliary=0.0), settings.classes or classes)
+    return cnn.network_size(net, (3, pixels, pixels))
 
 
 def prepare_data(
