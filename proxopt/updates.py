@@ -10,15 +10,12 @@ The torch optimizers and the optax transformations apply these functions; fused 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from proxopt import _arrays, _checks
-from proxopt._arrays import Array
+from proxopt._arrays import Array, ArrayOrList
 from proxopt.penalties import ProxOperator, declared
-
-Arrays: TypeAlias = Array | Sequence[Array]
-"""One array, or a list of arrays that form a joint problem."""
 
 EXTRAPOLATION = 0.9
 """Default cap of the extrapolation u_t in HAPG and AdamHAPG, in torch and JAX too: without a cap minibatch noise accumulates."""
@@ -38,7 +35,7 @@ class ProxSGDState(NamedTuple):
     count: Any
 
     @classmethod
-    def init(cls, x: Arrays, count: Any = 0) -> ProxSGDState:
+    def init(cls, x: ArrayOrList, count: Any = 0) -> ProxSGDState:
         """The state before the first step from ``x``."""
         return cls(zeros(x), start(x), count)
 
@@ -55,7 +52,7 @@ class HAPGState(NamedTuple):
     count: Any
 
     @classmethod
-    def init(cls, x: Arrays, count: Any = 0) -> HAPGState:
+    def init(cls, x: ArrayOrList, count: Any = 0) -> HAPGState:
         """The state before the first step from ``x``."""
         return cls(start(x), count)
 
@@ -74,7 +71,7 @@ class ProxAdamState(NamedTuple):
     count: Any
 
     @classmethod
-    def init(cls, x: Arrays, count: Any = 0) -> ProxAdamState:
+    def init(cls, x: ArrayOrList, count: Any = 0) -> ProxAdamState:
         """The state before the first step from ``x``."""
         return cls(zeros(x), zeros(x), count)
 
@@ -95,14 +92,14 @@ class AdamHAPGState(NamedTuple):
     count: Any
 
     @classmethod
-    def init(cls, x: Arrays, count: Any = 0) -> AdamHAPGState:
+    def init(cls, x: ArrayOrList, count: Any = 0) -> AdamHAPGState:
         """The state before the first step from ``x``."""
         return cls(start(x), zeros(x), zeros(x), count)
 
 
 def prox_sgd(
-    x: Arrays,
-    grad: Arrays,
+    x: ArrayOrList,
+    grad: ArrayOrList,
     state: ProxSGDState | None,
     penalty: ProxOperator | None,
     *,
@@ -156,8 +153,8 @@ def prox_sgd(
 
 
 def hapg(
-    x: Arrays,
-    grad: Arrays,
+    x: ArrayOrList,
+    grad: ArrayOrList,
     state: HAPGState | None,
     penalty: ProxOperator | None,
     *,
@@ -210,8 +207,8 @@ def hapg(
 
 
 def prox_adam(
-    x: Arrays,
-    grad: Arrays,
+    x: ArrayOrList,
+    grad: ArrayOrList,
     state: ProxAdamState | None,
     penalty: ProxOperator | None,
     *,
@@ -260,8 +257,8 @@ def prox_adam(
 
 
 def adam_hapg(
-    x: Arrays,
-    grad: Arrays,
+    x: ArrayOrList,
+    grad: ArrayOrList,
     state: AdamHAPGState | None,
     penalty: ProxOperator | None,
     *,
@@ -345,12 +342,12 @@ def check_extrapolation(extrapolation: Any) -> None:
         _checks.in_range("extrapolation", extrapolation, 0, 1)
 
 
-def zeros(x: Arrays) -> Any:
+def zeros(x: ArrayOrList) -> Any:
     """Zeros of the shape of x, in the precision of states."""
     return _each(lambda a: _arrays.namespace(a).zeros_like(a), _wide(x))
 
 
-def start(x: Arrays) -> Any:
+def start(x: ArrayOrList) -> Any:
     """The prox point p_0 = A_0 before the first step: a copy of x in the precision of states."""
     return _each(lambda a: a * 1, _wide(x))
 

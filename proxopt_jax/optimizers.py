@@ -17,12 +17,12 @@ import optax
 
 from proxopt import _arrays, _checks, updates
 from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
-from proxopt_jax.trees import Penalties, paths
+from proxopt_jax.trees import Penalties, PenaltyTree, paths
 
 
 def prox_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    penalty: Any,
+    penalty: PenaltyTree,
     rho: float | jax.Array = 0.8,
     tau: float | jax.Array | None = None,
     *,
@@ -79,7 +79,7 @@ def prox_sgd(
 
 def hapg(
     learning_rate: optax.ScalarOrSchedule,
-    penalty: Any,
+    penalty: PenaltyTree,
     extrapolation: str | float | jax.Array = updates.EXTRAPOLATION,
     *,
     strength: optax.ScalarOrSchedule | None = None,
@@ -134,7 +134,7 @@ def hapg(
 
 def prox_adam(
     learning_rate: optax.ScalarOrSchedule,
-    penalty: Any,
+    penalty: PenaltyTree,
     b1: float | jax.Array = 0.9,
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-8,
@@ -194,7 +194,7 @@ def prox_adam(
 
 def adam_hapg(
     learning_rate: optax.ScalarOrSchedule,
-    penalty: Any,
+    penalty: PenaltyTree,
     b1: float | jax.Array = 0.5,
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-8,

@@ -13,7 +13,7 @@ from proxopt import _arrays, _checks
 from proxopt.penalties import declared
 from proxopt_jax import metric
 from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
-from proxopt_jax.trees import Penalties, Problem, paths
+from proxopt_jax.trees import Penalties, PenaltyTree, Problem, paths
 
 
 class ProximalState(NamedTuple):
@@ -29,8 +29,8 @@ class ProximalState(NamedTuple):
 
 
 def proximal(
-    inner: Any,
-    penalty: Any = None,
+    inner: optax.GradientTransformation | PenaltyTree,
+    penalty: PenaltyTree = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     strength: optax.ScalarOrSchedule | None = None,

@@ -18,16 +18,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from proxopt import Groups, _arrays, _checks
+from proxopt import Groups, ProxOperator, _arrays, _checks
 from proxopt_jax.steps import at
 
-PyTree = Any  # nested dicts, lists, tuples, dataclasses, ... registered with JAX
+PyTree: TypeAlias = Any
+"""Nested dicts, lists, tuples, dataclasses and other containers that are registered with JAX."""
+
+PenaltyTree: TypeAlias = ProxOperator | Sequence[tuple[str, ProxOperator | None]] | PyTree | None
+"""What the argument ``penalty`` of a transformation may be: a penalty, path patterns, a tree of penalties, or None."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Penalties:
       joint: treat the leaves that share one penalty object as one problem, so that groups may span them.
     """
 
-    spec: Any
+    spec: PenaltyTree
     strength: Any = None
     joint: bool = False
 
