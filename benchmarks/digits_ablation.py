@@ -266,7 +266,7 @@ def retrain(masks: list[Tensor], settings: Settings, data: Data, bar: tqdm, chec
     return accuracy(data, weights, biases)  # type: ignore[arg-type]
 
 
-def living_weights(weights: list[Tensor]) -> list[Tensor]:
+def connected_weights(weights: list[Tensor]) -> list[Tensor]:
     """1 where a weight is not zero and leads to a neuron that feeds something."""
     masks = [(w != 0).float() for w in weights]
     for mask, after in zip(masks, weights[1:]):
@@ -334,7 +334,7 @@ def run(settings: Settings, out: Path, device: str = "cpu") -> list[dict]:
             count = settings.strengths * per_epoch * settings.epochs
             found[name] = stage(out / f"search-{name}.pt", settings, work, count, bar)
         bar.set_description("retrain all")
-        masks = [living_weights(split(f)[0]) for f in found.values()]
+        masks = [connected_weights(split(f)[0]) for f in found.values()]
         dense = [torch.ones_like(m[:, :1]) for m in masks[0]]
         joined = [torch.cat(layer, 1) for layer in zip(*masks, dense)]
         checkpoint = out / "retrain-unfinished.pt"

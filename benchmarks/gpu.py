@@ -75,12 +75,12 @@ DRY_DIGITS = tuple("--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 2 --curv
 DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
 SEARCHED = (
     (r"^\w+: (\d+ paths in the normal cell, \d+ in the reduction cell)", "{0}"),
-    (r"^supernet (\S+ %), its living paths alone (\S+ %)", "supernet {0}, living paths alone {1}"),
-    (r"^(\d+ of 8 nodes at rest, test accuracy \S+ %)", "{0}"),
+    (r"^supernet (\S+ %), its nonzero paths alone (\S+ %)", "supernet {0}, nonzero paths alone {1}"),
+    (r"^(\d+ of 8 nodes converged, test accuracy \S+ %)", "{0}"),
 )
 FOUND_CELL = (
     (r"^\w+: (\d+ paths into \d+ nodes)", "{0}"),
-    (r"^perplexity of the supernet (\S+), of its living paths alone (\S+)", "perplexity {0}, living paths alone {1}"),
+    (r"^perplexity of the supernet (\S+), of its nonzero paths alone (\S+)", "perplexity {0}, nonzero paths alone {1}"),
 )
 TRAINED = ((r"^(validation accuracy \S+ %|perplexity: validation \S+, test \S+)", "{0}"),)
 ABLATION = (

@@ -68,12 +68,12 @@ def test_every_part_names_what_exists_and_has_a_small_form():
 
 SAID = {
     "nas_cifar10": (
-        "ista: 9 paths in the normal cell, 8 in the reduction cell\nsupernet 41.20 %, its living paths alone 40.01 %",
-        "9 paths in the normal cell, 8 in the reduction cell; supernet 41.20 %, living paths alone 40.01 %",
+        "ista: 9 paths in the normal cell, 8 in the reduction cell\nsupernet 41.20 %, its nonzero paths alone 40.01 %",
+        "9 paths in the normal cell, 8 in the reduction cell; supernet 41.20 %, nonzero paths alone 40.01 %",
     ),
     "nas_ptb": (
-        "darts: 8 paths into 8 nodes\nperplexity of the supernet 238.00, of its living paths alone 240.10",
-        "8 paths into 8 nodes; perplexity 238.00, living paths alone 240.10",
+        "darts: 8 paths into 8 nodes\nperplexity of the supernet 238.00, of its nonzero paths alone 240.10",
+        "8 paths into 8 nodes; perplexity 238.00, nonzero paths alone 240.10",
     ),
     "digits": (
         "At strength 0.0002, mean over 5 seeds; the dense network reaches 97.86 ± 0.44 %.\n"

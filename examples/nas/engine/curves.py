@@ -20,7 +20,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
         color = f"C{number}"
         series: list[tuple[int, str, str, str, str]] = [(0, f"valid_{what}", "supernet", "-", color)]
         if one:
-            series += [(0, f"restricted_{what}", "living paths only", "--", "C1"), (0, f"train_{what}", "training", ":", "C2")]
+            series += [(0, f"restricted_{what}", "nonzero paths only", "--", "C1"), (0, f"train_{what}", "training", ":", "C2")]
         for axis, quantity in ((1, "paths"), (2, "nodes")):
             series += [(axis, f"{quantity}_{c}", f"{c} cell", s, color) for c, s in zip(cells, ("-", "--"))]
         for axis, key, meaning, style, shade in series:
@@ -29,7 +29,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
             axes[axis].plot(
                 epochs, [factor * row[key] for row in rows], style, color=shade, label=label, marker=".", markersize=3
             )
-    for axis, title in zip(axes, ("accuracy (%)" if what == "accuracy" else what, "living paths", "living nodes")):
+    for axis, title in zip(axes, ("accuracy (%)" if what == "accuracy" else what, "nonzero paths", "nonzero nodes")):
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)

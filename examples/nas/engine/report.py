@@ -74,10 +74,10 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if paths and skips > paths / 2:
             found.append(f"{skips} of the {paths} paths of the {cell} cell are skip connections: the search may have collapsed")
     if "restricted_accuracy" in last and last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
-        found.append("the living paths alone are more than ten points worse than the supernet: it has not settled yet")
+        found.append("the nonzero paths alone are more than ten points worse than the supernet: it has not settled yet")
     if "restricted_perplexity" in last and not last["restricted_perplexity"] < 1.25 * last["valid_perplexity"]:
         found.append(
-            "the perplexity of the living paths alone is more than a quarter above the supernet's: it has not settled yet"
+            "the perplexity of the nonzero paths alone is more than a quarter above the supernet's: it has not settled yet"
         )
     return found
 
