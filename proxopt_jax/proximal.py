@@ -3,7 +3,7 @@
 # no deferred annotations in this module: tools for optax compare them with optax.ScalarOrSchedule
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def proximal(
         inner, penalty = optax.identity(), inner
     if learning_rate is not None and not callable(learning_rate):
         _checks.in_range("learning_rate", learning_rate)
-    inner = optax.with_extra_args_support(inner)
+    optimizer: Any = optax.with_extra_args_support(cast(optax.GradientTransformation, inner))
     penalties = Penalties(penalty, strength, joint)
     adam = metric.Adam(b1, b2, eps)
 
@@ -116,7 +116,7 @@ def proximal(
         return adam.steps(rate, params, state, plain_update)
 
     def init(params: optax.Params) -> ProximalState:
-        inner_state = inner.init(params)
+        inner_state = optimizer.init(params)
         count = jnp.zeros((), jnp.int32)
         found = steps(at(learning_rate, count), params, inner_state, lambda: jax.tree.map(jnp.zeros_like, params))
         names = paths(params)
@@ -139,10 +139,10 @@ def proximal(
     ) -> tuple[optax.Updates, ProximalState]:
         if params is None:
             raise ValueError(NO_PARAMS)
-        moved, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        moved, inner_state = optimizer.update(updates, state.inner_state, params, **extra)
 
         def plain_update() -> optax.Updates:  # at parameters 0, where weight decay adds nothing
-            return inner.update(updates, state.inner_state, jax.tree.map(jnp.zeros_like, params), **extra)[0]
+            return optimizer.update(updates, state.inner_state, jax.tree.map(jnp.zeros_like, params), **extra)[0]
 
         etas = steps(at(learning_rate, state.count), params, inner_state, plain_update)
         treedef: Any = jax.tree.structure(params)

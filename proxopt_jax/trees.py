@@ -62,7 +62,7 @@ class Penalties:
       joint: treat the leaves that share one penalty object as one problem, so that groups may span them.
     """
 
-    spec: PenaltyTree
+    spec: Any  # a PenaltyTree, whose forms are distinguished at run time
     strength: Any = None
     joint: bool = False
 
