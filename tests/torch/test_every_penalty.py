@@ -19,6 +19,7 @@ from proxopt_torch import (
     AdamHAPG,
     ProxAdam,
     Proximal,
+    ProximalOptimizer,
     ProxSGD,
     StrengthPath,
     groups,
@@ -26,7 +27,6 @@ from proxopt_torch import (
     max_strength,
     sparsity_report,
 )
-from proxopt_torch.base import ProximalOptimizer
 
 MAKERS = {
     "ProxSGD": lambda params: ProxSGD(params, lr=0.05),
@@ -42,20 +42,14 @@ every_optimizer = pytest.mark.parametrize("name", MAKERS)
 
 
 class SignDescent(ProximalOptimizer):
-    """``x <- prox(x - lr sign(g), lr)``: an optimizer of a user, which states its update and has no fused implementation."""
+    """``x <- prox(x - lr sign(g), lr)``: an optimizer of a user, which has the reference update alone."""
 
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "maximize": False, "foreach": None, "capturable": False,
-                                  "differentiable": False})  # fmt: skip
+    def __init__(self, params, lr=1e-3, **options):
+        super().__init__(params, {"lr": lr}, **options)
 
-    def _tensors(self, group):
-        return ()
-
-    def _update(self, group, penalty, x, grad, values, count):
-        x, grad = (x, grad) if isinstance(x, list) else ([x], [grad])
-        moved = [a - group["lr"] * g.sign() for a, g in zip(x, grad)]
-        new = moved if penalty is None else penalty.prox(moved, group["lr"])
-        return (new if group["joint"] else new[0]), ()
+    def update(self, group, penalty, x, grad, state, count):
+        moved = self.each(lambda w, g: w - group["lr"] * g.sign(), x, grad)
+        return self.prox(penalty, moved, group["lr"]), ()
 
 
 def takes(row, name):
