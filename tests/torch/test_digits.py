@@ -1,4 +1,4 @@
-"""The digits example and the ablation: what they write, that batching changes nothing, that a killed run goes on."""
+"""The digits example and the ablation: their files, equality of batched and single runs, resumption of a killed run."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = {"method", "penalty", "metric", "strength", "seed", "accuracy", "sparsity", "features", "neurons"}
 
 
-def test_the_example_writes_a_smaller_network_that_comes_back(tmp_path, capsys):
+def test_the_example_writes_a_smaller_network_that_can_be_loaded(tmp_path, capsys):
     threads = torch.get_num_threads()
     try:
         digits_pruning.main(["--epochs", "60", "--retrain-epochs", "5", "--strength", "3e-3", "--out", str(tmp_path)])
@@ -33,7 +33,7 @@ def test_the_example_writes_a_smaller_network_that_comes_back(tmp_path, capsys):
         torch.set_num_threads(threads)
     lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     sparse, small = lines["sparse"], lines["compact"]
-    # removing what is dead changes no logit but by rounding: two of the 449 images may lie on a border
+    # removal changes the logits by rounding only, but two of the 449 images may lie on a decision boundary
     assert float(small[1]) == pytest.approx(float(sparse[1]), abs=2.5 / 449)
     assert int(small[4]) < int(sparse[4]) == 3630
     assert (tmp_path / "digits.png").stat().st_size > 10_000
@@ -83,7 +83,7 @@ def test_the_ablation_writes_what_its_readers_expect(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["hapg", "adamhapg", "adamhapg_exact"])
-def test_a_network_in_the_batch_is_the_network_alone(name):
+def test_a_network_trains_in_a_batch_as_it_does_alone(name):
     settings = ablation.Settings(strengths=3, seeds=2, epochs=4, retrain_epochs=1)
     data = ablation.Data(settings)
     found = ablation.search(ablation.CURVES[name], settings, data, tqdm(disable=True))
@@ -120,8 +120,8 @@ RESUMED = "--strengths 1 --seeds 1 --epochs 2 --curves hapg".split()
 
 
 @pytest.mark.parametrize("saves", [1, 2])
-def test_a_stopped_ablation_goes_on_bit_for_bit(saves, tmp_path, monkeypatch):
-    """After the search, and in the middle of the training from new weights."""
+def test_a_stopped_ablation_resumes_bit_for_bit(saves, tmp_path, monkeypatch):
+    """Stopped after the search, or in the middle of the training from new weights."""
 
     class Stop(Exception):
         pass
@@ -145,7 +145,7 @@ def test_a_stopped_ablation_goes_on_bit_for_bit(saves, tmp_path, monkeypatch):
 
 
 @pytest.mark.commands
-def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path):
+def test_a_killed_ablation_resumes_bit_for_bit(tmp_path):
     options = [*RESUMED, "--retrain-epochs", "500"]
     command = [sys.executable, str(BENCHMARKS / "digits_ablation.py"), "--out", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -179,7 +179,7 @@ def test_a_wrong_setting_is_named(options, message, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_four_methods_land_where_the_paper_does(tmp_path):
+def test_the_four_methods_reach_the_numbers_of_the_paper(tmp_path):
     methods = ("sgd", "adam", "hapg", "adamhapg")
     rows = run(tmp_path, "--strengths", "1", "--seeds", "3", "--retrain-epochs", "300", "--curves", *methods)
     mean = lambda method, key: statistics.mean(r[key] for r in rows if r["method"] == method)
@@ -192,7 +192,7 @@ def test_the_four_methods_land_where_the_paper_does(tmp_path):
 
 
 @pytest.mark.parametrize("curves", ["hapg adamhapg", pytest.param("sgd adam proxadam", marks=pytest.mark.commands)])
-def test_jax_and_torch_tell_the_same(curves, tmp_path):
+def test_jax_and_torch_agree(curves, tmp_path):
     options = "--strengths 2 --seeds 1 --epochs 4 --retrain-epochs 2 --curves".split() + curves.split()
     ours, theirs = (run(tmp_path / f, "--framework", f, *options) for f in ("torch", "jax"))
     for a, b in zip(ours, theirs, strict=True):
