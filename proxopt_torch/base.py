@@ -97,7 +97,7 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     state_names: tuple[str, ...] = ()
 
-    _kernel: Callable[..., None] | None = None
+    _kernel: kernels.Kernel | None = None
     """A fused implementation of ``update``, in place and equal to it up to rounding: see ``proxopt_torch.kernels``."""
 
     def __init__(

@@ -9,7 +9,7 @@ or a lazy layer before its first forward pass raises ValueError with its name an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, TypeAlias
@@ -298,33 +298,31 @@ def _name(model: nn.Module, p: Tensor) -> str:
 def _collect(model: nn.Module, claimed: list[Claim]) -> list[ParamGroup]:
     """Param groups with named parameters: one for each penalty or joint problem, and the last for all other parameters."""
     params = dict(model.named_parameters(remove_duplicate=False))
-    seen: dict[int, str] = {}
+    owners: dict[int, str] = {}  # by the identity of a parameter, which may have several names, the first name of its group
     out: list[ParamGroup] = []
     for names, penalty, joint in claimed:
-        fresh = [n for n in names if id(params[n]) not in seen]
-        if not fresh and not joint:
+        if not joint and all(id(params[n]) in owners for n in names):
             continue  # a tied weight, which is penalised where it came first
-        if len(fresh) < len(names):
-            clash = next(n for n in names if n not in fresh)
-            raise ValueError(
-                f"{clash} must be in one group, but is in that of {seen[id(params[clash])]} already: leave one of the layers out"
-            )
-        frozen = [n for n in names if not params[n].requires_grad]
-        if joint and 0 < len(frozen) < len(names):
-            raise ValueError(
-                f"{frozen[0]} must require grad like the rest of its group ({', '.join(names)}), which is stepped as one or not "
-                "at all: freeze all of it or none, or leave this layer out"
-            )
-        for n in names:
-            seen[id(params[n])] = names[0]
-        home = next((g for g in out if not joint and not g["joint"] and g["penalty"] == penalty), None)
-        if home is None:
-            out.append({"params": [], "penalty": penalty, "joint": joint})
-            home = out[-1]
-        home["params"] += [(n, params[n]) for n in names]
-    rest = list(_unclaimed(model, seen))
+        _check_claim(params, owners, names, joint)
+        owners |= {id(params[n]): names[0] for n in names}
+        same = next((g for g in out if not joint and not g["joint"] and g["penalty"] == penalty), None)
+        if same is None:
+            same = {"params": [], "penalty": penalty, "joint": joint}
+            out.append(same)
+        same["params"] += [(n, params[n]) for n in names]
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in owners]
     return out + ([{"params": rest}] if rest else [])
 
 
-def _unclaimed(model: nn.Module, seen: dict[int, str]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p) for name, p in model.named_parameters() if id(p) not in seen)
+def _check_claim(params: dict[str, nn.Parameter], owners: dict[int, str], names: list[str], joint: bool) -> None:
+    """Raise for a parameter that is in another group already, or a joint group of which a part is frozen."""
+    clash = next((n for n in names if id(params[n]) in owners), None)
+    if clash is not None:
+        owner = owners[id(params[clash])]
+        raise ValueError(f"{clash} must be in one group, but is in that of {owner} already: leave one of the layers out")
+    frozen = [n for n in names if not params[n].requires_grad]
+    if joint and 0 < len(frozen) < len(names):
+        raise ValueError(
+            f"{frozen[0]} must require grad like the rest of its group ({', '.join(names)}), which is updated as a whole or not "
+            "at all: freeze all of it or none, or leave this layer out"
+        )

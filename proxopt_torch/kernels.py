@@ -36,7 +36,7 @@ def fits(group: ParamGroup, entry: Entry) -> bool:
 
 
 def plain_tensor(p: Tensor) -> bool:
-    """Whether p is a float32 or float64 tensor in eager mode, with strides, and of no subclass that overrides operations."""
+    """Whether p is a strided float32 or float64 tensor in eager mode, and of no subclass, which may override operations."""
     own = type(p) in (Tensor, torch.nn.Parameter)
     return own and p.dtype in FLOATS and p.layout == torch.strided and p.numel() > 0 and not torch.compiler.is_compiling()
 

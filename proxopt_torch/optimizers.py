@@ -1,7 +1,7 @@
 """ProxSGD, HAPG, ProxAdam and AdamHAPG: drop-in optimizers whose steps land on exact zeros.
 
 The updates themselves are the functions of ``proxopt.updates``. This module defines the hyperparameters and states of each
-optimizer. All minimise a loss F plus a penalty R, which includes the strength (lambda in the papers).
+optimizer. All minimise a loss F plus a penalty R.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from proxopt_torch.penalised import warn
 class ProxSGD(ProximalOptimizer):
     r"""Proximal SGD with momentum.
 
-    For the loss F and the penalty R, with the step size :math:`\eta` (``lr``), the weight of the new gradient :math:`\rho`
-    (``rho``) and :math:`g_t = \nabla F(w_{t-1})`,
+    For the loss F and the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`), with the step size :math:`\eta`
+    (``lr``), the weight of the new gradient :math:`\rho` (``rho``) and :math:`g_t = \nabla F(w_{t-1})`,
 
     .. math::
 
         v_t &= (1 - \rho) v_{t-1} + \rho g_t \\
-        w_t &= \operatorname{prox}_{\eta R}(w_{t-1} - \eta v_t) && \text{if } \tau \text{ is None}
+        w_t &= \operatorname{prox}_{\eta R}(w_{t-1} - \eta v_t)
 
     so that the parameters are sparse themselves. With the curvature :math:`\tau` (``tau``), the method of GSparsity,
 
@@ -130,7 +130,8 @@ class ProxSGD(ProximalOptimizer):
 class HAPG(ProximalOptimizer):
     r"""Hierarchical accelerated proximal gradient.
 
-    For the loss F and the penalty R, with the step size :math:`\eta` (``lr``), the search point A and the prox point p,
+    For the loss F and the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`), with the step size :math:`\eta`
+    (``lr``), the search point A and the prox point p,
 
     .. math::
 
@@ -228,8 +229,8 @@ class HAPG(ProximalOptimizer):
 class ProxAdam(ProximalOptimizer):
     r"""Adam or AdamW, then the prox in Adam's own metric: the optimizer for everyday use.
 
-    For the loss F and the penalty R, with Adam's bias-corrected moments :math:`\hat m_t` and :math:`\hat v_t` of the gradients
-    :math:`\nabla F(w_{t-1})`,
+    For the loss F and the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`), with Adam's bias-corrected moments
+    :math:`\hat m_t` and :math:`\hat v_t` of the gradients :math:`\nabla F(w_{t-1})`,
 
     .. math::
 
@@ -331,8 +332,8 @@ class ProxAdam(ProximalOptimizer):
 class AdamHAPG(ProximalOptimizer):
     r"""HAPG with Adam's gradient step.
 
-    For the loss F and the penalty R, with the search point A, the prox point p, and Adam's bias-corrected moments
-    :math:`\hat m_t` and :math:`\hat v_t` of the gradients :math:`\nabla F(A_{t-1})`,
+    For the loss F and the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`), with the search point A, the prox
+    point p, and Adam's bias-corrected moments :math:`\hat m_t` and :math:`\hat v_t` of the gradients :math:`\nabla F(A_{t-1})`,
 
     .. math::
 

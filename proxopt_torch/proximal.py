@@ -41,13 +41,13 @@ class Proximal(Penalised, Optimizer):
             \text{lr} & \text{for every other base}
         \end{cases}
 
-    for the penalty R. The optimizer wraps ``base`` and shares its param groups, state and hooks, so that schedulers,
-    ``GradScaler`` and checkpoints treat the two as one. With ``torch.optim.SGD`` as base it converges to stationary points of
-    F + R for the loss F, with momentum too.
+    for the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`). The optimizer wraps ``base`` and shares its param
+    groups, state and hooks, so that schedulers, ``GradScaler`` and checkpoints treat the two as one. With ``torch.optim.SGD`` as
+    base it converges to stationary points of F + R for the loss F, with momentum too.
 
     A base that rescales the gradient (Adam, RMSprop, Muon, ...) applies the strength to the rescaled steps, and the limit is
     not a stationary point of F + R. Use ``ProxAdam`` for one. With :math:`F(w) = (w - 3)^2 / 2` and :math:`R(w) = \lambda |w|`,
-    where :math:`\lambda` is the strength, the limits from w = 5 and w = 1 are (``benchmarks/proximal_bases.py`` has more bases):
+    the limits from w = 5 and w = 1 are (``benchmarks/proximal_bases.py`` has more bases):
 
     =====================  ============  ============  ============  ============
     base                   strength 0.1  strength 0.5  strength 1    strength 2

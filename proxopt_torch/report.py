@@ -58,7 +58,7 @@ class SparsityReport:
         return self.zeros / self.entries if self.entries else 0.0
 
     def __str__(self) -> str:
-        head = ("parameter", "shape", "zeros", "share", "living groups")
+        head = ("parameter", "shape", "zeros", "share", "nonzero groups")
         lines = [_cells(r) for r in self.rows] + [_cells(Row("total", "", self.entries, self.zeros))]
         widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         form = [f"{{:<{widths[0]}}}", f"{{:<{widths[1]}}}", *(f"{{:>{w}}}" for w in widths[2:])]
@@ -85,8 +85,8 @@ def sparsity_report(source: nn.Module | Penalised) -> SparsityReport:
     >>> optimizer = ProxAdam([{"params": [("weight", net.weight)], "penalty": GroupL2(1e3, Groups.along(0))}])
     >>> net(torch.ones(3)).sum().backward(); optimizer.step()
     >>> print(sparsity_report(optimizer))
-    parameter  shape  zeros   share  living groups
-    weight     2x3    6 / 6  100.0%          0 / 3
+    parameter  shape  zeros   share  nonzero groups
+    weight     2x3    6 / 6  100.0%           0 / 3
     total             6 / 6  100.0%
     """
     if isinstance(source, nn.Module):

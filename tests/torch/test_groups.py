@@ -279,7 +279,7 @@ def test_lazy_layers_are_accepted_after_one_forward_pass():
 def test_a_partly_frozen_channel_is_refused():
     net = pair(lambda m: m[1].requires_grad_(False))
     message = (
-        r"1\.weight must require grad like the rest of its group \(0\.weight, 0\.bias, 1\.weight, 1\.bias\), which is stepped as"
+        r"1\.weight must require grad like the rest of its group \(0\.weight, 0\.bias, 1\.weight, 1\.bias\), which is updated as"
     )
     with pytest.raises(ValueError, match=message):
         groups.output_channels(net, GroupL2(1.0), joint=True)

@@ -102,9 +102,7 @@ def test_a_state_saved_in_another_layout_or_older_than_the_layout_continues(name
         return q
 
     ends = [continued(strides) for strides in LAYOUTS.values()]
-    p.data = p.data.contiguous(
-        memory_format=torch.channels_last
-    )  # the effect of model.to(memory_format=...)
+    p.data = p.data.contiguous(memory_format=torch.channels_last)  # the effect of model.to(memory_format=...)
     run(optimizer, p, None, 20, seed=1)
     for end in (*ends, p):
         torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-11)
