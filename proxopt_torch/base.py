@@ -66,7 +66,7 @@ class ProximalOptimizer(Penalised, Optimizer):
       TypeError: an option of the wrong type, or a penalty that is no ``ProxOperator``.
       ValueError: an argument out of its domain, or a penalty that does not fit a parameter.
 
-    Signum (Bernstein et al., "signSGD", 2018) with a prox, for the loss F and the penalty R,
+    An example is Signum (Bernstein et al., "signSGD", 2018) with a prox. For the loss F and the penalty R,
 
     .. math::
 

@@ -118,7 +118,7 @@ def first_not_finite(optimizer: Penalised, grads: Sequence[Tensor | None]) -> tu
 
 
 def _dtensor() -> Any:
-    """The class DTensor; None while nobody has imported it, so that there are none. Importing it would take a second."""
+    """The class DTensor; None while its module is not imported, for then there are no such tensors. The import takes a second."""
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
