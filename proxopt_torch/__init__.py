@@ -1,4 +1,4 @@
-"""Proximal optimizers for torch: swap one in, get exact zeros."""
+"""Proximal optimizers for torch: drop-in replacements whose steps land on exact zeros."""
 
 try:
     import torch as _torch  # noqa: F401
@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('proxopt_torch needs PyTorch: pip install "proxopt[torch]"', name="torch") from error
 
 from proxopt_torch import groups
+from proxopt_torch.base import ProximalOptimizer
 from proxopt_torch.compaction import Compacted, compact, load_compact
 from proxopt_torch.optimizers import HAPG, AdamHAPG, ProxAdam, ProxSGD
 from proxopt_torch.proximal import Proximal
@@ -21,6 +22,7 @@ __all__ = [
     "ProxAdam",
     "ProxSGD",
     "Proximal",
+    "ProximalOptimizer",
     "SparsityReport",
     "StrengthPath",
     "compact",

@@ -1,11 +1,11 @@
-"""From zeros to a smaller network: channels, neurons and inputs that do nothing are cut out for real."""
+"""Removal of zeroed channels, neurons and inputs from a network, which becomes smaller and computes the same function."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,41 +13,48 @@ from torch import Tensor, nn
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+Example: TypeAlias = tuple[Any, ...]  # the arguments of a model
+
 
 @dataclass
 class Compacted:
-    """model: the smaller network, in eval mode. inputs: indices of the input features it still reads (None: all, as
-    they were). removed: how many channels went, by the name of the first layer that made them.
+    """A network after ``compact``.
+
+    model: the smaller network, in eval mode. inputs: indices of the input features that it reads, or None for all. removed:
+    the number of channels that were removed, by the name of the first layer that computed them.
     """
 
-    model: Any
+    model: nn.Module
     inputs: Tensor | None = None
     removed: dict[str, int] = field(default_factory=dict)
 
 
-def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tolerance: float = 1e-4) -> Compacted:
-    """Cut out of a copy of `model` what is exactly dead; the copy computes the same function in eval mode.
+def compact(
+    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, inputs: bool = False, tolerance: float = 1e-4
+) -> Compacted:
+    """Remove zeroed channels from a copy of ``model``, which computes the same function in eval mode.
 
-    A channel or neuron goes, over all layers that must agree on it (residual streams, depthwise convolutions, flattened
-    maps), when
+    A channel or neuron is removed from all layers that share it (residual connections, depthwise convolutions, flattened feature
+    maps) if
 
-      - nothing reads it: all weights that would are exactly zero; or
-      - nothing makes it: all weights that lead to it are exactly zero. What it still is, a constant, moves into the biases
-        of its readers; where it cannot (a padded convolution that reads a non-zero constant) the channel stays.
+    - nothing reads it: all weights of the layers that take it as input are exactly zero; or
+    - nothing computes it: all weights of the layers that have it as output are exactly zero, so that it is constant. The constant
+      is added to the biases of the layers that read it. Where this is impossible (a convolution with zero padding that reads a
+      nonzero constant) the channel stays.
 
-    That repeats until nothing changes, since one removal can kill the next. A layer keeps at least one channel. Channels
-    that a LayerNorm, GroupNorm, attention or grouped convolution mixes are left alone.
+    This is repeated until nothing changes, since a removal can leave further channels without reader. A layer keeps at least one
+    channel. Channels that a LayerNorm, GroupNorm, attention or grouped convolution combines are not removed.
 
     Args:
-      model: the network with the sparse weights in it (after `optimizer.eval()`); is not changed.
-      example_inputs: what model(...) takes, a tensor or a tuple; outputs before and after are compared on it.
-      inputs: also remove input features that no first Linear layer reads; `Compacted.inputs` says which stay.
-      tolerance: how far outputs may move, relative to the largest, by rounding.
+      model: a network with sparse weights (after ``optimizer.eval()``); it is not changed.
+      example_inputs: the arguments of ``model(...)``, a tensor or a tuple. The outputs before and after are compared on them.
+      inputs: also remove input features that no first Linear layer reads. ``Compacted.inputs`` holds the indices of the others.
+      tolerance: largest difference of the outputs that counts as rounding, relative to the largest output.
 
     Raises:
-      ImportError: torch-pruning is not installed (`pip install "proxopt[torch]"`).
-      ValueError: inputs=True and something other than a Linear layer reads the input.
-      RuntimeError: the outputs differ; nothing was changed.
+      ImportError: torch-pruning is not installed (``pip install "proxopt[torch]"``).
+      ValueError: ``inputs=True`` and something other than a Linear layer reads the input.
+      RuntimeError: the outputs differ.
 
     >>> import torch
     >>> from proxopt_torch import compact
@@ -66,8 +73,8 @@ def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tole
     while found := _next_removal(small, example):
         root, prune, group, channels = found
         _fold(small, example, group, channels)
-        makers = {item.dep.target.module for item in group if not _is_reader(item)}
-        removed[next(name for name, m in small.named_modules() if m in makers)] += len(channels)
+        producers = {item.dep.target.module for item in group if not _is_reader(item)}
+        removed[next(name for name, m in small.named_modules() if m in producers)] += len(channels)
         _graph(small, example).get_pruning_group(root, prune, idxs=channels).prune()
     kept = None
     if inputs:
@@ -77,15 +84,18 @@ def compact(model: nn.Module, example_inputs: Any, *, inputs: bool = False, tole
     return Compacted(small, kept, dict(removed))
 
 
-def load_compact(model: nn.Module, state_dict: dict) -> nn.Module:
-    """Give `model`, built in full size, the smaller shapes of a compacted network's state_dict, and its values.
+def load_compact(model: nn.Module, state_dict: dict[str, Any]) -> nn.Module:
+    """Load the state_dict of a compacted network into ``model``, built in full size, which takes its shapes.
 
     Args:
-      model: the architecture that was compacted; changed in place and returned.
-      state_dict: of `Compacted.model`.
+      model: a network of the architecture that was compacted; it is changed in place.
+      state_dict: the state_dict of ``Compacted.model``.
+
+    Returns:
+      ``model``.
 
     Raises:
-      ValueError: names that differ, or a tensor that is larger than the model's.
+      ValueError: the names differ, or a tensor is larger than that of the model; nothing was changed.
 
     >>> import torch
     >>> from proxopt_torch import load_compact
@@ -114,38 +124,39 @@ def load_compact(model: nn.Module, state_dict: dict) -> nn.Module:
     return model
 
 
-def _next_removal(model: nn.Module, example: tuple) -> tuple[Any, Any, Any, list[int]] | None:
-    """The next set of coupled layers with dead channels: its root, how to prune it, its members, the channels."""
+def _next_removal(model: nn.Module, example: Example) -> tuple[Any, Any, Any, list[int]] | None:
+    """The next set of coupled layers with removable channels: its root, its pruning function, its members, the channels."""
     graph = _graph(model, example)
     constants = _constant_inputs(model, example)
     for group in graph.get_all_groups(root_module_types=[*CONVS, nn.Linear]):
         root = group[0].dep.target.module
         width = len(set(group[0].root_idxs))
-        dead = _dead_channels(group, width, constants)
-        if dead and len(dead) == width:
-            dead = dead[1:]  # shapes must stay valid
-        if dead:
+        removable = _removable_channels(group, width, constants)
+        if removable and len(removable) == width:
+            removable = removable[1:]  # a layer without channels is not valid
+        if removable:
             prune = graph.get_pruner_of_module(root).prune_out_channels
-            return root, prune, graph.get_pruning_group(root, prune, idxs=list(range(width))), dead
+            return root, prune, graph.get_pruning_group(root, prune, idxs=list(range(width))), removable
     return None
 
 
-def _dead_channels(group: Any, width: int, constants: dict[nn.Module, Tensor]) -> list[int]:
-    made = torch.zeros(width, dtype=torch.bool)
+def _removable_channels(group: Any, width: int, constants: dict[nn.Module, Tensor]) -> list[int]:
+    """The channels of coupled layers that nothing reads, or that are constants which can be moved into biases."""
+    computed = torch.zeros(width, dtype=torch.bool)
     read = torch.zeros(width, dtype=torch.bool)
-    stuck = torch.zeros(width, dtype=torch.bool)
+    immovable = torch.zeros(width, dtype=torch.bool)
     readers = 0
     for item in group:
         module, channels = item.dep.target.module, torch.tensor(item.root_idxs)
         places = torch.tensor(item.idxs)
         if not isinstance(module, (nn.Linear, *CONVS, *NORMS)):
             if type(module).__module__.startswith("torch_pruning"):
-                continue  # a reshape, an elementwise function
-            return []  # LayerNorm, attention, ...: channels see each other
+                continue  # a reshape or an elementwise function
+            return []  # LayerNorm, attention, ...: each output depends on all channels
         if isinstance(module, NORMS) or _depthwise(module):
             continue
         if getattr(module, "groups", 1) > 1:
-            return []  # channels of one group go together only
+            return []  # the groups of a convolution must keep equal sizes
         if _is_reader(item):
             readers += 1
             columns = _by_input(module)[places].flatten(1)
@@ -153,18 +164,19 @@ def _dead_channels(group: Any, width: int, constants: dict[nn.Module, Tensor]) -
             constant = constants.get(module)
             value = constant[places] if constant is not None else torch.full(places.shape, torch.nan)
             fixed = (value == 0) | (torch.isfinite(value) & _can_fold(module))
-            _mark(stuck, channels, ~fixed)
+            _mark(immovable, channels, ~fixed)
         else:
-            _mark(made, channels, (_by_output(module)[places].flatten(1) != 0).any(1))
+            _mark(computed, channels, (_by_output(module)[places].flatten(1) != 0).any(1))
     if not readers:
-        return []  # what the network returns
-    return (~read | (~made & ~stuck)).nonzero().flatten().tolist()
+        return []  # an output of the network
+    indices: list[int] = (~read | (~computed & ~immovable)).nonzero().flatten().tolist()
+    return indices
 
 
-def _fold(model: nn.Module, example: tuple, group: Any, dead: list[int]) -> None:
-    """Move what dead channels still are, a constant, into the biases of the layers that read them."""
+def _fold(model: nn.Module, example: Example, group: Any, channels: list[int]) -> None:
+    """Add the constant values of channels that will be removed to the biases of the layers that read them."""
     constants = _constant_inputs(model, example)
-    chosen = set(dead)
+    chosen = set(channels)
     for item in group:
         module = item.dep.target.module
         if not isinstance(module, (nn.Linear, *CONVS)) or _depthwise(module) or not _is_reader(item):
@@ -178,11 +190,11 @@ def _fold(model: nn.Module, example: tuple, group: Any, dead: list[int]) -> None
             module.bias = nn.Parameter(bias + shift)
 
 
-def _constant_inputs(model: nn.Module, example: tuple) -> dict[nn.Module, Tensor]:
-    """For each Linear and convolution the value of every input channel, NaN where it is not constant."""
+def _constant_inputs(model: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
+    """For each Linear and convolution layer the value of every input channel on the example; NaN where it is not constant."""
     found: dict[nn.Module, Tensor] = {}
 
-    def look(module: nn.Module, args: tuple) -> None:
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
         axis = x.ndim - 1 if isinstance(module, nn.Linear) else x.ndim + 1 - module.weight.ndim
         rows = x.movedim(axis, 0).flatten(1)
@@ -203,13 +215,13 @@ def _constant_inputs(model: nn.Module, example: tuple) -> dict[nn.Module, Tensor
     return found
 
 
-def _cut_inputs(model: nn.Module, example: tuple) -> Tensor:
-    """Drop input features that no first layer reads; indices of those that stay."""
+def _cut_inputs(model: nn.Module, example: Example) -> Tensor:
+    """Remove input features that no first layer reads, and return the indices of the others."""
     x = example[0]
     first: list[nn.Linear] = []
     others: list[str] = []
 
-    def look(module: nn.Module, args: tuple) -> None:
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].data_ptr() == x.data_ptr() and not list(module.children()):
             if isinstance(module, nn.Linear) and args[0].shape == (x.shape[0], x.numel() // x.shape[0]):
                 first.append(module)
@@ -235,7 +247,8 @@ def _cut_inputs(model: nn.Module, example: tuple) -> Tensor:
     return kept
 
 
-def _compare(before: list[Tensor], small: nn.Module, example: tuple, tolerance: float) -> None:
+def _compare(before: list[Tensor], small: nn.Module, example: Example, tolerance: float) -> None:
+    """Raise RuntimeError where the outputs of the smaller network differ from those before."""
     with torch.no_grad():
         after = _flat(small(*example))
     for b, a in zip(before, after, strict=True):
@@ -248,29 +261,31 @@ def _compare(before: list[Tensor], small: nn.Module, example: tuple, tolerance: 
             )
 
 
-def _graph(model: nn.Module, example: tuple) -> Any:
+def _graph(model: nn.Module, example: Example) -> Any:
     try:
         import torch_pruning as tp
     except ModuleNotFoundError as error:
         if error.name != "torch_pruning":
             raise
         raise ImportError('compact needs torch-pruning: pip install "proxopt[torch]"') from error
-    with torch.enable_grad():
+    with torch.enable_grad():  # torch-pruning follows the autograd graph
         return tp.DependencyGraph().build_dependency(model, example_inputs=example)
 
 
 def _is_reader(item: Any) -> bool:
+    """Whether a member of a group has the channels as input; torch-pruning names its functions after the side."""
     return "in_channels" in item.dep.handler.__name__
 
 
 def _by_output(module: Any) -> Tensor:
-    """The weight with the output channels first."""
-    return module.weight.transpose(0, 1) if "Transpose" in type(module).__name__ else module.weight
+    """The weight with the output channels as first axis."""
+    weight: Tensor = module.weight.transpose(0, 1) if "Transpose" in type(module).__name__ else module.weight
+    return weight
 
 
 def _by_input(module: Any) -> Tensor:
-    """The weight with the input channels first, then the outputs."""
-    weight = module.weight if "Transpose" in type(module).__name__ else module.weight.transpose(0, 1)
+    """The weight with the input channels as first axis, the output channels as second, and at least one more."""
+    weight: Tensor = module.weight if "Transpose" in type(module).__name__ else module.weight.transpose(0, 1)
     return weight if weight.ndim > 2 else weight[..., None]
 
 
@@ -279,6 +294,7 @@ def _depthwise(module: Any) -> bool:
 
 
 def _can_fold(module: Any) -> bool:
+    """Whether a constant input channel acts like a bias: not near the border of a convolution with zero padding."""
     if isinstance(module, nn.Linear):
         return True
     plain = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
@@ -286,16 +302,19 @@ def _can_fold(module: Any) -> bool:
 
 
 def _mark(flags: Tensor, channels: Tensor, values: Tensor) -> None:
+    """Set the flags of channels for which a value is True; a channel may come several times, as in flattened maps."""
     flags |= torch.zeros(flags.shape, dtype=torch.long).index_add_(0, channels, values.long().cpu()) > 0
 
 
 def _flat(out: Any) -> list[Tensor]:
+    """The tensors of a nested output."""
     if isinstance(out, Tensor):
         return [out]
     return [t for part in (out.values() if isinstance(out, dict) else out) for t in _flat(part)]
 
 
 def _refresh_sizes(module: Any) -> None:
+    """Set the sizes that a layer holds as numbers to those of its tensors."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, CONVS):

@@ -1,18 +1,18 @@
 """Param groups from a model: which of its parts become zero together.
 
-Every function returns a list of param groups for an optimizer of proxopt_torch: the penalised ones first, then one
-without penalty that holds all other parameters. Each parameter of the model is in exactly one.
+Every function returns a list of param groups for an optimizer of proxopt_torch: first those with a penalty, then one without,
+which holds all other parameters. Each parameter of the model is in exactly one of them.
 
-What is to become zero must be a parameter: a weight that is computed from others (weight_norm, a parametrization, a pruning
-mask), a buffer, or a lazy layer before its first forward pass raises ValueError, which names it and says what to do.
+Only parameters can become zero. A weight that is computed from others (weight_norm, a parametrization, a pruning mask), a buffer,
+or a lazy layer before its first forward pass raises ValueError with its name and the remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from proxopt import Groups
+from proxopt import Groups, ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch.param_groups import check_operator
+from proxopt_torch.param_groups import ParamGroup, check_operator
 
-Selection = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
+Selection: TypeAlias = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
+Claim: TypeAlias = tuple[list[str], ProxOperator, bool]  # names of parameters, their penalty, whether they are one problem
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,20 +36,21 @@ PRUNED = "masked by pruning"
 
 
 def output_channels(
-    model: nn.Module, penalty: Any, include: Selection = None, exclude: Selection = None, *, joint: bool = False
-) -> list[dict]:
-    """A group is what makes one output neuron (Linear) or output channel (convolution).
+    model: nn.Module, penalty: ProxOperator, include: Selection = None, exclude: Selection = None, *, joint: bool = False
+) -> list[ParamGroup]:
+    """One group for each output neuron (Linear) or output channel (convolution): the weights that compute it.
 
     Args:
-      model: its Linear and convolution layers are penalised; grouped convolutions too, channel by channel.
-      penalty: a penalty without groups of its own, e.g. `SparseGroupLasso(2e-4)`; they are filled in for each weight.
-      include, exclude: layers by name (patterns such as "encoder.*") or type; None includes all and excludes none.
-      joint: the group also holds the layer's bias and the affine entries of a BatchNorm right behind it, so that a dead
-        channel is exactly 0 and `compact` can remove it.
+      model: its Linear and convolution layers are penalised, also grouped convolutions.
+      penalty: a penalty without groups of its own, e.g. ``SparseGroupLasso(2e-4)``; the groups are set here for each weight.
+      include, exclude: layers by name (patterns such as ``"encoder.*"``) or type. None includes all and excludes none.
+      joint: put the entry of the bias, and the two entries of a BatchNorm directly after the layer, into the group of their
+        channel. The output of a zeroed channel is then exactly 0, and ``compact`` can remove it.
 
     Raises:
-      ValueError: a name or type that matches no such layer; a penalty that has groups already; a weight that is no
-        parameter of the layer; with `joint` a channel of which a part is frozen.
+      TypeError: ``penalty`` is no ``ProxOperator``.
+      ValueError: a name or type that matches no such layer; a penalty that has groups already; a weight that is no parameter of
+        the layer; with ``joint``, a layer of which some but not all parameters are frozen.
 
     >>> import torch
     >>> from proxopt import GroupL2
@@ -59,7 +61,7 @@ def output_channels(
     [['0.weight'], ['0.bias', '2.weight', '2.bias']]
     """
     layers = _select(model, (nn.Linear, *CONVS, *TRANSPOSED), include, exclude)
-    claimed = []
+    claimed: list[Claim] = []
     for name, layer in layers.items():
         axis = 1 if isinstance(layer, TRANSPOSED) else 0
         if axis == 1 and layer.groups != 1:
@@ -75,11 +77,22 @@ def output_channels(
     return _collect(model, claimed)
 
 
-def input_features(model: nn.Module, penalty: Any, include: Selection = None, exclude: Selection = None) -> list[dict]:
-    """A group is all that one input feature (Linear) or input channel (convolution) feeds.
+def input_features(
+    model: nn.Module, penalty: ProxOperator, include: Selection = None, exclude: Selection = None
+) -> list[ParamGroup]:
+    """One group for each input feature (Linear) or input channel (convolution): the weights that read it.
 
-    Convolutions with `groups > 1` have no such slices; they stay unpenalised unless included by name, which is an error.
-    Arguments and errors are those of `output_channels`.
+    A convolution with ``groups > 1`` has no such slices and stays unpenalised.
+
+    Args:
+      model: its Linear and convolution layers are penalised.
+      penalty: a penalty without groups of its own; the groups are set here for each weight.
+      include, exclude: layers by name (patterns such as ``"encoder.*"``) or type. None includes all and excludes none.
+
+    Raises:
+      TypeError: ``penalty`` is no ``ProxOperator``.
+      ValueError: a name or type that matches no such layer; a convolution with ``groups > 1`` that is included; a penalty that
+        has groups already; a weight that is no parameter of the layer.
 
     >>> import torch
     >>> from proxopt import SparseGroupLasso
@@ -90,7 +103,7 @@ def input_features(model: nn.Module, penalty: Any, include: Selection = None, ex
     {'kind': 'along', 'axis': [0]}
     """
     layers = _select(model, (nn.Linear, *CONVS, *TRANSPOSED), include, exclude)
-    claimed = []
+    claimed: list[Claim] = []
     for name, layer in layers.items():
         if getattr(layer, "groups", 1) != 1:
             if include is not None:
@@ -103,9 +116,23 @@ def input_features(model: nn.Module, penalty: Any, include: Selection = None, ex
     return _collect(model, claimed)
 
 
-def attention_heads(model: nn.Module, penalty: Any, include: Selection = None, exclude: Selection = None) -> list[dict]:
-    """A group is one head of an `nn.MultiheadAttention`: its rows of the q, k and v projections with their biases, and its
-    columns of the output projection. Arguments and errors are those of `output_channels`.
+def attention_heads(
+    model: nn.Module, penalty: ProxOperator, include: Selection = None, exclude: Selection = None
+) -> list[ParamGroup]:
+    """One group for each head of an ``nn.MultiheadAttention``.
+
+    It holds the rows of the query, key and value projections that belong to the head, their biases, and its columns of the output
+    projection.
+
+    Args:
+      model: its ``nn.MultiheadAttention`` layers are penalised.
+      penalty: a penalty without groups of its own; the groups are set here for each layer.
+      include, exclude: layers by name (patterns such as ``"encoder.*"``) or type. None includes all and excludes none.
+
+    Raises:
+      TypeError: ``penalty`` is no ``ProxOperator``.
+      ValueError: a name or type that matches no such layer; a penalty that has groups already; a weight that is no parameter of
+        the layer; a layer of which some but not all parameters are frozen.
 
     >>> import torch
     >>> from proxopt import GroupL2
@@ -115,7 +142,7 @@ def attention_heads(model: nn.Module, penalty: Any, include: Selection = None, e
     >>> optimizer.param_groups[0]["param_names"]
     ['self_attn.in_proj_weight', 'self_attn.in_proj_bias', 'self_attn.out_proj.weight']
     """
-    claimed = []
+    claimed: list[Claim] = []
     for layer in _select(model, (nn.MultiheadAttention,), include, exclude).values():
         heads = np.repeat(np.arange(layer.num_heads), layer.head_dim)
         if layer.in_proj_weight is not None:
@@ -131,17 +158,19 @@ def attention_heads(model: nn.Module, penalty: Any, include: Selection = None, e
     return _collect(model, claimed)
 
 
-def modules(model: nn.Module, penalty: Any, include: Selection) -> list[dict]:
-    """A group is all parameters of one whole module, e.g. an operation: it lives or dies as one.
+def modules(model: nn.Module, penalty: ProxOperator, include: Selection) -> list[ParamGroup]:
+    """One group for each whole module, e.g. an operation of a supernet: all its parameters become zero together.
 
     Args:
-      model: holds the modules.
+      model: contains the modules.
       penalty: a penalty without groups of its own.
-      include: the modules by name, pattern or type. One inside another is an error.
+      include: the modules by name, pattern or type. None of them may be inside another.
 
     Raises:
-      ValueError: a name or type that matches no module; modules without parameters; a penalty that has groups already; a
-        module of which a part is frozen, or that computes a weight from others, which need not be zero where they are.
+      TypeError: ``penalty`` is no ``ProxOperator``.
+      ValueError: a name or type that matches no module; modules without parameters; a penalty that has groups already; a module
+        of which some but not all parameters are frozen, or that computes a weight from others, which may be nonzero where they
+        are zero.
 
     >>> import torch
     >>> from proxopt import GroupL2
@@ -152,11 +181,11 @@ def modules(model: nn.Module, penalty: Any, include: Selection) -> list[dict]:
     [['a.weight', 'a.bias'], ['b.weight', 'b.bias']]
     """
     chosen = _select(model, (nn.Module,), include, None)
-    claimed = []
+    claimed: list[Claim] = []
     for module in chosen.values():
         for part in module.modules():
             for key, (reason, _) in _computed(part).items():
-                if reason != PRUNED:  # a mask leaves zeros as they are
+                if reason != PRUNED:  # the product of a mask with zeros is zero
                     _parameter(model, part, key)
         members = list(dict.fromkeys(_name(model, p) for p in module.parameters()))
         if members:
@@ -166,8 +195,8 @@ def modules(model: nn.Module, penalty: Any, include: Selection) -> list[dict]:
     return _collect(model, claimed)
 
 
-def _select(model: nn.Module, kinds: tuple, include: Selection, exclude: Selection) -> dict[str, Any]:
-    """Modules of the given kinds by name, in order, that are included and not excluded."""
+def _select(model: nn.Module, kinds: tuple[type[nn.Module], ...], include: Selection, exclude: Selection) -> dict[str, Any]:
+    """The modules of the given classes that are included and not excluded, by name, in the order of the model."""
     everything = dict(model.named_modules())
     found = {name: m for name, m in everything.items() if isinstance(m, kinds) and (name or kinds != (nn.Module,))}
     chosen: dict[str, Any] = {}
@@ -184,6 +213,7 @@ def _select(model: nn.Module, kinds: tuple, include: Selection, exclude: Selecti
 
 
 def _matching(found: dict[str, Any], selection: Selection, argument: str, everything: dict[str, nn.Module]) -> set[str]:
+    """Names in ``found`` that a selection matches; raises, with suggestions, for a part of it that matches none."""
     items = [selection] if isinstance(selection, (str, type)) else list(selection or [])
     chosen: set[str] = set()
     for item in items:
@@ -199,23 +229,25 @@ def _matching(found: dict[str, Any], selection: Selection, argument: str, everyt
     return chosen
 
 
-def _with_groups(penalty: Any, groups: Groups) -> Any:
-    """The penalty with these groups, if it declares groups; one that acts on entries, or in a way of its own, as it is."""
+def _with_groups(penalty: Any, groups: Groups) -> ProxOperator:
+    """The penalty with these groups, or unchanged if it has no groups."""
     check_operator(penalty)
+    operator: ProxOperator = penalty
     if declared.partition(penalty) is None:
-        return penalty
+        return operator
     if penalty.groups is not None:
         raise ValueError(f"penalty must come without groups, they are chosen here, got {penalty.groups}")
-    return penalty.with_groups(groups)
+    operator = penalty.with_groups(groups)
+    return operator
 
 
 def _followers(model: nn.Module, layer: Any) -> list[tuple[nn.Module, str]]:
-    """The bias of a layer, and the affine entries of the BatchNorm that comes next, if one does: modules with names."""
+    """The bias of a layer and the weight and bias of a BatchNorm directly after it, as pairs of a module and a name."""
     members = [(layer, "bias")] if layer.bias is not None else []
     own, order = set(layer.modules()), list(model.modules())
     after = next((m for m in order[order.index(layer) :] if m not in own and _is_leaf(m)), None)
     if isinstance(after, LAZY_NORMS) and after.affine:
-        members += [(after, "weight")]  # which says so
+        members += [(after, "weight")]  # has no shape yet, which `_parameter` raises for
     elif isinstance(after, NORMS) and after.affine:
         width = layer.weight.shape[1 if isinstance(layer, TRANSPOSED) else 0]
         members += [(after, "weight"), (after, "bias")] if after.num_features == width else []
@@ -223,12 +255,12 @@ def _followers(model: nn.Module, layer: Any) -> list[tuple[nn.Module, str]]:
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Whether a module runs on its own, other than what computes its weights."""
+    """Whether a module has no submodules, other than those that compute its weights."""
     return all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def _parameter(model: nn.Module, module: nn.Module, key: str) -> str:
-    """The name in the model of a parameter of one of its modules; raises where that is no parameter, or has no shape yet."""
+    """The full name of a parameter of one module of the model; raises where it is no parameter, or has no shape yet."""
     place = next(name for name, m in model.named_modules() if m is module)
     name, p = f"{place}.{key}".lstrip("."), module._parameters.get(key)
     if isinstance(p, nn.UninitializedParameter):
@@ -243,7 +275,7 @@ def _parameter(model: nn.Module, module: nn.Module, key: str) -> str:
 
 
 def _computed(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """The tensors that a module computes from others before it runs: how, and the function that makes them parameters again."""
+    """The tensors that a module computes in its forward pass: the reason, and the function that makes them parameters again."""
     out = {}
     if parametrize.is_parametrized(module):
         remedy = "torch.nn.utils.parametrize.remove_parametrizations"
@@ -263,36 +295,34 @@ def _name(model: nn.Module, p: Tensor) -> str:
     return next(name for name, q in model.named_parameters(remove_duplicate=False) if q is p)
 
 
-def _collect(model: nn.Module, claimed: list[tuple[list[str], Any, bool]]) -> list[dict]:
-    """Param groups with named parameters: equal penalties share one, all that is unclaimed comes last."""
+def _collect(model: nn.Module, claimed: list[Claim]) -> list[ParamGroup]:
+    """Param groups with named parameters: one for each penalty or joint problem, and the last for all other parameters."""
     params = dict(model.named_parameters(remove_duplicate=False))
-    seen: dict[int, str] = {}
-    out: list[dict] = []
+    owners: dict[int, str] = {}  # by the identity of a parameter, which may have several names, the first name of its group
+    out: list[ParamGroup] = []
     for names, penalty, joint in claimed:
-        fresh = [n for n in names if id(params[n]) not in seen]
-        if not fresh and not joint:
-            continue  # a tied weight, penalised where it came first
-        if len(fresh) < len(names):
-            clash = next(n for n in names if n not in fresh)
-            raise ValueError(
-                f"{clash} must be in one group, but is in that of {seen[id(params[clash])]} already: leave one of the layers out"
-            )
-        frozen = [n for n in names if not params[n].requires_grad]
-        if joint and 0 < len(frozen) < len(names):
-            raise ValueError(
-                f"{frozen[0]} must require grad like the rest of its group ({', '.join(names)}), which is stepped as one or not "
-                "at all: freeze all of it or none, or leave this layer out"
-            )
-        for n in names:
-            seen[id(params[n])] = names[0]
-        home = next((g for g in out if not joint and not g["joint"] and g["penalty"] == penalty), None)
-        if home is None:
-            out.append({"params": [], "penalty": penalty, "joint": joint})
-            home = out[-1]
-        home["params"] += [(n, params[n]) for n in names]
-    rest = list(_unclaimed(model, seen))
+        if not joint and all(id(params[n]) in owners for n in names):
+            continue  # a tied weight, which is penalised where it came first
+        _check_claim(params, owners, names, joint)
+        owners |= {id(params[n]): names[0] for n in names}
+        same = next((g for g in out if not joint and not g["joint"] and g["penalty"] == penalty), None)
+        if same is None:
+            same = {"params": [], "penalty": penalty, "joint": joint}
+            out.append(same)
+        same["params"] += [(n, params[n]) for n in names]
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in owners]
     return out + ([{"params": rest}] if rest else [])
 
 
-def _unclaimed(model: nn.Module, seen: dict[int, str]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p) for name, p in model.named_parameters() if id(p) not in seen)
+def _check_claim(params: dict[str, nn.Parameter], owners: dict[int, str], names: list[str], joint: bool) -> None:
+    """Raise for a parameter that is in another group already, or a joint group of which a part is frozen."""
+    clash = next((n for n in names if id(params[n]) in owners), None)
+    if clash is not None:
+        owner = owners[id(params[clash])]
+        raise ValueError(f"{clash} must be in one group, but is in that of {owner} already: leave one of the layers out")
+    frozen = [n for n in names if not params[n].requires_grad]
+    if joint and 0 < len(frozen) < len(names):
+        raise ValueError(
+            f"{frozen[0]} must require grad like the rest of its group ({', '.join(names)}), which is updated as a whole or not "
+            "at all: freeze all of it or none, or leave this layer out"
+        )

@@ -1,29 +1,34 @@
-"""The steps of `proxopt.updates` again, in place: faster twins for one dense tensor, equal to rounding.
+"""Fused implementations of the steps of ``proxopt.updates``, in place, for one dense tensor. They equal them up to rounding.
 
-Temporaries stay inside blocks of rows that fit the cache; Adam and SGD themselves are torch's fused kernels.
+A step is bound by memory traffic, so that a large tensor is processed in blocks of rows that stay in the cache from the gradient
+step to the extrapolation. The gradient steps of Adam and SGD are torch's own fused kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from proxopt import Groups, updates
+from proxopt import Groups, ProxOperator, updates
 from proxopt.penalties import declared
+from proxopt_torch.param_groups import Entry, ParamGroup, State
+
+Kernel: TypeAlias = Callable[[ParamGroup, ProxOperator | None, Tensor, Tensor, State], None]
+Form: TypeAlias = tuple[float, float, tuple[int, ...], str | None]  # see `_form`
 
 BLOCK = 1 << 18  # entries of a block: one MiB of float32
-NEWTON_STEPS = 20
+NEWTON_STEPS = 20  # a limit: the loop ends when it has converged, which NaN never does
 FLOATS = (torch.float32, torch.float64)
 
 
-def fits(group: dict, entry: list[Tensor]) -> bool:
-    """Whether one eager, dense, real tensor is to be updated, with numbers as hyperparameters."""
+def fits(group: ParamGroup, entry: Entry) -> bool:
+    """Whether the kernels can update this entry: one dense real tensor, in eager mode, with a step count that can be read."""
     p = entry[0]
     if group["joint"] or group["differentiable"] or group["capturable"] or not plain_tensor(p):
         return False
@@ -31,16 +36,17 @@ def fits(group: dict, entry: list[Tensor]) -> bool:
 
 
 def plain_tensor(p: Tensor) -> bool:
-    """Whether p is a dense float32 or float64 tensor that runs eagerly, and no subclass with rules of its own."""
-    dense = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in FLOATS and p.layout == torch.strided and p.numel() > 0
-    return dense and not torch.compiler.is_compiling()
+    """Whether p is a strided float32 or float64 tensor in eager mode, and of no subclass, which may override operations."""
+    own = type(p) in (Tensor, torch.nn.Parameter)
+    return own and p.dtype in FLOATS and p.layout == torch.strided and p.numel() > 0 and not torch.compiler.is_compiling()
 
 
-def run(kernel: Any, group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
-    """One step of `kernel`, with x, its gradient and its state in one dense layout.
+def run(kernel: Kernel, group: ParamGroup, penalty: ProxOperator | None, x: Tensor, grad: Tensor, state: State) -> None:
+    """Take one step with ``kernel``, with x, its gradient and its state in the same dense layout.
 
-    torch's fused CPU kernels walk through memory from the first entry of each tensor, whatever its strides: with tensors of
-    different strides they pair wrong entries, and behind a view they write into memory that belongs to another tensor.
+    torch's fused CPU kernels read each tensor as contiguous memory from its first entry on, and ignore its strides. Tensors of
+    different strides would be combined at wrong entries, and for a view that does not fill its memory, the kernels would
+    overwrite entries of another tensor.
     """
     dense = x if is_dense(x) else x.contiguous()
     for name, tensor in state.items():
@@ -52,7 +58,7 @@ def run(kernel: Any, group: dict, penalty: Any, x: Tensor, grad: Tensor, state: 
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether the entries of x fill one block of memory, each place once: contiguous in some order of the axes."""
+    """Whether the entries of x fill one block of memory without gaps or overlaps: it is contiguous in some order of its axes."""
     if x.is_contiguous():
         return True
     size = 1
@@ -64,13 +70,14 @@ def is_dense(x: Tensor) -> bool:
 
 
 def in_layout_of(x: Tensor, other: Tensor) -> Tensor:
-    """`other` with the strides of the dense tensor x: itself where it has them, else a copy."""
+    """``other`` with the strides of the dense tensor x, as a copy unless it has them already."""
     if other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous()):
         return other
     return torch.empty_like(x, dtype=other.dtype, device=other.device).copy_(other)
 
 
-def prox_sgd(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
+def prox_sgd(group: ParamGroup, penalty: ProxOperator | None, x: Tensor, grad: Tensor, state: State) -> None:
+    """ProxSGD: the fused SGD of torch and the prox, or with ``tau`` the two points of GSparsity."""
     lr, rho, tau = float(group["lr"]), group["rho"], group["tau"]
     state["step"] += 1
     if tau is not None:
@@ -95,7 +102,8 @@ def prox_sgd(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) ->
     prox_(penalty, x, lr)
 
 
-def hapg(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
+def hapg(group: ParamGroup, penalty: ProxOperator | None, x: Tensor, grad: Tensor, state: State) -> None:
+    """HAPG: gradient step, prox and extrapolation, block by block."""
     lr, u = float(group["lr"]), _next_momentum(group, state)
     state["step"] += 1
     for rows, grad_rows, last in _blocks(penalty, x, grad, state["point"]):
@@ -103,14 +111,16 @@ def hapg(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> Non
         _extrapolate_(rows, last, u)
 
 
-def prox_adam(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
+def prox_adam(group: ParamGroup, penalty: ProxOperator | None, x: Tensor, grad: Tensor, state: State) -> None:
+    """ProxAdam: torch's fused Adam, then the prox, block by block."""
     _adam_(group, x, grad, state, group["weight_decay"] if group["decoupled_weight_decay"] else 0.0)
     if penalty is not None:
         for rows, square in _blocks(penalty, x, state["exp_avg_sq"]):
             _adam_prox_(group, penalty, rows, square, state, "exact")
 
 
-def adam_hapg(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -> None:
+def adam_hapg(group: ParamGroup, penalty: ProxOperator | None, x: Tensor, grad: Tensor, state: State) -> None:
+    """AdamHAPG: torch's fused Adam, then prox and extrapolation, block by block."""
     u = _next_momentum(group, state)
     _adam_(group, x, grad, state, 0.0)
     for rows, square, last in _blocks(penalty, x, state["exp_avg_sq"], state["point"]):
@@ -118,8 +128,8 @@ def adam_hapg(group: dict, penalty: Any, x: Tensor, grad: Tensor, state: dict) -
         _extrapolate_(rows, last, u)
 
 
-def prox_(penalty: Any, z: Tensor, step: float) -> None:
-    """z <- prox(z, step) for a number as step."""
+def prox_(penalty: ProxOperator | None, z: Tensor, step: float) -> None:
+    """Replace z by its prox, for a number as step."""
     if penalty is None:
         return
     form = _form(penalty, z)
@@ -132,24 +142,24 @@ def prox_(penalty: Any, z: Tensor, step: float) -> None:
     if bound * step > 0:
         _scale_(z, torch.linalg.vector_norm(z, dim=axes, keepdim=True).reciprocal_().mul_(-bound * step))
     elif l1 * step > 0:
-        z.add_(0.0)  # softshrink leaves -0 for a dead negative entry
+        z.add_(0.0)  # softshrink leaves -0 where it zeroes a negative entry
 
 
-def metric_prox_(penalty: Any, z: Tensor, h: Tensor, scale: float, metric: str) -> None:
-    """z <- prox(z, scale * h) for a tensor h > 0 as step; h is used up."""
+def metric_prox_(penalty: ProxOperator, z: Tensor, h: Tensor, scale: float, metric: str) -> None:
+    """Replace z by its prox with the step ``scale * h`` for a tensor h > 0, which is overwritten."""
     penalty = declared.with_metric(penalty, metric)
     form = _form(penalty, z)
     if form is None:
         z.copy_(penalty.prox(z, h.mul_(scale)))
         return
     l1, bound, axes, own_metric = form
-    if l1 > 0:
+    if l1 > 0:  # there is no softshrink with a tensor as threshold
         torch.copysign(z.abs().sub_(h, alpha=l1 * scale).relu_(), z, out=z)
     if bound > 0:
         shrink = {"median": _median_shrink_, "support": _support_shrink_, "exact": _exact_shrink_}[own_metric or "exact"]
         shrink(z, h, bound * scale, axes)
     elif l1 > 0:
-        z.add_(0.0)  # -0 becomes 0
+        z.add_(0.0)  # turns -0 into 0
 
 
 def _median_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:
@@ -159,7 +169,9 @@ def _median_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -
 
 def _median(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     groups = Groups.along(axes)
-    return torch.from_numpy(groups.median([x.numpy()])) if x.device.type == "cpu" else groups.median([x])
+    # On a CPU NumPy, which partitions, is faster than torch, which sorts
+    median: Tensor = torch.from_numpy(groups.median([x.numpy()])) if x.device.type == "cpu" else groups.median([x])
+    return median
 
 
 def _support_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:
@@ -168,23 +180,30 @@ def _support_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) 
 
 
 def _scale_(z: Tensor, change: Tensor) -> None:
-    """z <- max(1 + change, 0) z, with +0 for dead entries."""
+    """Multiply z by ``max(1 + change, 0)``; entries that become zero are +0, also where they were negative."""
     z.mul_(change.add_(1).clamp_(min=0)).add_(0.0)
 
 
 def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:
-    """`proxopt.penalties.metric.metric_shrink` in place, with r / bound as unknown: sum z^2 / (rho + h)^2 = bound^2.
+    r"""``proxopt.penalties.metric.metric_shrink`` in place: the shrink of groups with a step for each entry.
 
-    Newton starts at the root for the support step, is kept in its bracket, and stops when the next move would be below rounding.
+    With the threshold b (``bound``) the result is :math:`z_i \rho / (\rho + h_i)`, where :math:`\rho` solves
+
+    .. math::
+
+        \sum_i \frac{z_i^2}{(\rho + h_i)^2} = b^2
+
+    and 0 if :math:`\|z / h\| \le b`. Newton's method starts at the root for the step of the metric "support", is clamped to an
+    interval that contains the root, and stops when its next move would be below rounding.
     """
     ratio = z / h
     dual = torch.linalg.vector_norm(ratio, dim=axes, keepdim=True)
-    dead = dual <= bound
+    zeroed = dual <= bound
     norm = torch.linalg.vector_norm(z, dim=axes, keepdim=True)
     low = (norm / bound - h.amax(dim=axes, keepdim=True)).clamp_(min=0)
     high = norm / bound
     root = (high - norm / dual).clamp_(low, high)
-    enough = torch.finfo(z.dtype).eps ** 0.5 / 8  # converges quadratically
+    enough = torch.finfo(z.dtype).eps ** 0.5 / 8  # convergence is quadratic: the move after one of this size is below rounding
     below = torch.empty_like(h)
     for _ in range(NEWTON_STEPS):
         torch.add(h, root, out=below)
@@ -193,14 +212,14 @@ def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) ->
         slope = ratio.mul_(ratio).div_(below).sum(dim=axes, keepdim=True).div_(bound * bound)
         move = f * f * (f - 1) / slope
         root = (root + move).clamp_(low, high)
-        if bool((dead | (move.abs_() <= enough * root)).all()):
+        if bool((zeroed | (move.abs_() <= enough * root)).all()):
             break
-    root = root.masked_fill(dead, 0)
+    root = root.masked_fill(zeroed, 0)
     z.mul_(torch.div(root, h.add_(root), out=h)).add_(0.0)
 
 
-def _adam_(group: dict, x: Tensor, grad: Tensor, state: dict, decay: float) -> None:
-    """x <- (1 - lr decay) x - eta m_hat, moments and step count included."""
+def _adam_(group: ParamGroup, x: Tensor, grad: Tensor, state: State, decay: float) -> None:
+    """Take the step of Adam or AdamW, and update its moments and the step count."""
     adam(
         [x],
         [grad],
@@ -223,38 +242,40 @@ def _adam_(group: dict, x: Tensor, grad: Tensor, state: dict, decay: float) -> N
     )
 
 
-def _adam_prox_(group: dict, penalty: Any, z: Tensor, square: Tensor, state: dict, metric: str) -> None:
-    """z <- prox(z, eta) with Adam's step of each entry."""
+def _adam_prox_(group: ParamGroup, penalty: ProxOperator | None, z: Tensor, square: Tensor, state: State, metric: str) -> None:
+    """Replace z by its prox with Adam's step of each entry as step."""
     lr = float(group["lr"])
     if penalty is None or lr == 0:
         return
+    # eta = lr / (sqrt(v / c^2) + eps) = lr c / (sqrt(v) + eps c), with the correction c^2 = 1 - beta_2^t of the bias of v
     correction = math.sqrt(1 - group["betas"][1] ** int(state["step"].item()))
     h = square.sqrt().add_(group["eps"] * correction).reciprocal_()
     metric_prox_(penalty, z, h, lr * correction, metric)
 
 
 def _extrapolate_(x: Tensor, last: Tensor, u: float) -> None:
-    """From p_t in x and p_{t-1} in last to p_t + u (p_t - p_{t-1}) in x and p_t in last."""
+    """Extrapolate: x holds p_t and then p_t + u (p_t - p_{t-1}), ``last`` holds p_{t-1} and then p_t."""
     search = torch.lerp(last, x, 1 + u)
     last.copy_(x)
     x.copy_(search)
 
 
-def _next_momentum(group: dict, state: dict) -> float:
-    return updates.momentum(int(state["step"].item()) + 1, group["extrapolation"])
+def _next_momentum(group: ParamGroup, state: State) -> float:
+    return float(updates.momentum(int(state["step"].item()) + 1, group["extrapolation"]))
 
 
-def _blocks(penalty: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching slices along the first axis that fit the cache and cut no group; all at once where groups cross that axis."""
+def _blocks(penalty: ProxOperator | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching slices along the first axis that fit the cache; the whole tensors where groups extend along that axis."""
     x = tensors[0]
     if x.ndim == 0 or x.numel() <= BLOCK or not _splits(penalty, x):
         yield tensors
         return
-    yield from zip(*(t.split(max(1, BLOCK * x.shape[0] // x.numel())) for t in tensors))
+    rows = max(1, BLOCK * x.shape[0] // x.numel())
+    yield from zip(*(torch.split(t, rows) for t in tensors))
 
 
-def _splits(penalty: Any, x: Tensor) -> bool:
-    """Whether the prox may be taken of slices along the first axis, one after the other."""
+def _splits(penalty: ProxOperator | None, x: Tensor) -> bool:
+    """Whether the prox of a slice along the first axis is the slice of the prox."""
     if penalty is None:
         return True
     if declared.batched(penalty, x.ndim) is None:
@@ -263,8 +284,8 @@ def _splits(penalty: Any, x: Tensor) -> bool:
     return groups is None or -x.ndim not in groups.axes(x.ndim)
 
 
-def _form(penalty: Any, z: Tensor) -> tuple[float, float, tuple[int, ...], str | None] | None:
-    """Thresholds of entries and groups, group axes and metric, of a penalty that declares them as numbers."""
+def _form(penalty: ProxOperator, z: Tensor) -> Form | None:
+    """Thresholds of entries and of groups at step 1, the axes inside groups, and the metric; None where these are no numbers."""
     form = declared.shrinkage(penalty)
     thresholds = None if form is None else form.thresholds(z)
     return None if thresholds is None or form is None else (*thresholds, form.metric)

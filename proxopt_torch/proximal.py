@@ -1,19 +1,24 @@
-"""A prox behind any torch optimizer."""
+"""A prox after the step of any torch optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
-from proxopt_torch import kernels
-from proxopt_torch import param_groups as plain
-from proxopt_torch.base import GROUP_DEFAULTS, Penalised, entries, packed, warn
+from proxopt import ProxOperator
+from proxopt_torch import checkpoints, kernels, param_groups
+from proxopt_torch.options import GROUP_DEFAULTS
+from proxopt_torch.param_groups import Entry, ParamGroup, entries
+from proxopt_torch.penalised import Penalised, warn
+
+Step: TypeAlias = float | Tensor
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -26,41 +31,48 @@ _HOOKS = (
 
 
 class Proximal(Penalised, Optimizer):
-    """The step of any torch optimizer, then w <- prox(w, step) with a scalar step: exact zeros.
+    r"""The step of any torch optimizer, then the prox with one step size for all entries.
 
-    It wraps `base` and shares its param groups, state and hooks, so schedulers, GradScaler and checkpoints see one
-    optimizer. Behind `torch.optim.SGD` it converges to the stationary points of f + penalty, with momentum too:
+    .. math::
 
-        step = lr (1 - dampening) / (1 - momentum)        behind SGD
-        step = lr                                         behind every other base
+        w_t = \operatorname{prox}_{s R}(\operatorname{base}(w_{t-1})), \qquad
+        s = \begin{cases}
+            \text{lr}\, \dfrac{1 - \text{dampening}}{1 - \text{momentum}} & \text{for a base of the class } \texttt{SGD} \\
+            \text{lr} & \text{for every other base}
+        \end{cases}
 
-    Behind a base that rescales the gradient (Adam, RMSprop, Muon, ...) the strength is measured against the rescaled steps, and
-    the limit is not a stationary point of f + penalty: `ProxAdam` is exact there. For f(w) = (w - 3)^2 / 2 and the penalty
-    strength |w|, from w = 5 and w = 1 (`benchmarks/proximal_bases.py` prints more bases):
+    for the penalty :math:`R = \lambda r` (``strength`` is :math:`\lambda`). The optimizer wraps ``base`` and shares its param
+    groups, state and hooks, so that schedulers, ``GradScaler`` and checkpoints treat the two as one. With ``torch.optim.SGD`` as
+    base it converges to stationary points of F + R for the loss F, with momentum too.
 
-        =====================  ============  ============  ============  ============
-        base                   strength 0.1  strength 0.5  strength 1    strength 2
-        =====================  ============  ============  ============  ============
-        solution               2.90          2.50          2.00          1.00
-        ProxAdam               2.90          2.50          2.00          1.00
-        SGD, any momentum      2.90          2.50          2.00          1.00
-        Adam, AdamW            3.00          2.94 to 2.97  1.00 to 2.22  0.00
-        RMSprop                3.00          3.00          1.89 to 2.57  0.00
-        Adagrad, Adadelta      0.00          0.00          0.00          0.00
-        Muon                   3.00          3.00          0.00          0.00
-        =====================  ============  ============  ============  ============
+    A base that rescales the gradient (Adam, RMSprop, Muon, ...) applies the strength to the rescaled steps, and the limit is
+    not a stationary point of F + R. Use ``ProxAdam`` for one. With :math:`F(w) = (w - 3)^2 / 2` and :math:`R(w) = \lambda |w|`,
+    the limits from w = 5 and w = 1 are (``benchmarks/proximal_bases.py`` has more bases):
+
+    =====================  ============  ============  ============  ============
+    base                   strength 0.1  strength 0.5  strength 1    strength 2
+    =====================  ============  ============  ============  ============
+    solution               2.90          2.50          2.00          1.00
+    ProxAdam               2.90          2.50          2.00          1.00
+    SGD, any momentum      2.90          2.50          2.00          1.00
+    Adam, AdamW            3.00          2.94 to 2.97  1.00 to 2.22  0.00
+    RMSprop                3.00          3.00          1.89 to 2.57  0.00
+    Adagrad, Adadelta      0.00          0.00          0.00          0.00
+    Muon                   3.00          3.00          0.00          0.00
+    =====================  ============  ============  ============  ============
 
     Args:
-      base: any torch optimizer whose param groups have an lr. Its groups may carry "penalty", "strength" and "joint".
-      penalty: penalty of the groups that name none.
-      check_finite: refuse NaN and inf in gradients before anything is updated. None: on CPU yes, elsewhere no. Where
-        parameters are sharded (DTensor) the ranks agree on it, by one reduction of a number per param group.
+      base: a torch optimizer whose param groups have an ``"lr"``. They may have ``"penalty"``, ``"strength"`` and ``"joint"``.
+      penalty: penalty of the groups that have none of their own.
+      check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
+        sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
 
     Raises:
-      TypeError: base is no torch optimizer, or a penalty is none.
-      ValueError: groups that do not fit a parameter, a base without learning rate, a penalty that is not supported on a
-        sharded parameter (`proxopt_torch.sharding` says which are); in `step`, a fused base with parameters that do not fill
-        one block of memory, or SGD with a momentum of 1.
+      TypeError: ``base`` is no torch optimizer, or has a prox of its own; a penalty that is no ``ProxOperator``; a flag of the
+        wrong type.
+      ValueError: penalty groups that do not fit a parameter, a base without learning rate, or a penalty that is not supported on
+        a sharded parameter (see ``proxopt_torch.sharding``). From ``step``: a fused base with parameters that do not fill one
+        block of memory, or SGD with a momentum of 1.
 
     >>> import torch
     >>> from proxopt import L1
@@ -72,7 +84,7 @@ class Proximal(Penalised, Optimizer):
     tensor([0.8000, 0.0000])
     """
 
-    def __init__(self, base: Optimizer, penalty: Any = None, *, check_finite: bool | None = None) -> None:
+    def __init__(self, base: Optimizer, penalty: ProxOperator | None = None, *, check_finite: bool | None = None) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
         if isinstance(base, Penalised) or isinstance(getattr(base, "optimizer", None), Penalised):
@@ -80,8 +92,9 @@ class Proximal(Penalised, Optimizer):
         if any("lr" not in group for group in base.param_groups):
             raise ValueError(f"base must have a learning rate, got {type(base).__name__} without lr")
         defaults = {**GROUP_DEFAULTS, "penalty": penalty, "check_finite": check_finite}
-        plain.normalise(defaults)
+        param_groups.normalise(defaults)
         self.base = base
+        # First all checks on copies of the groups, then the changes: an error leaves the base as it was
         adopted = []
         for group in base.param_groups:
             _warn_of_misspelt(group, base.defaults)
@@ -90,44 +103,52 @@ class Proximal(Penalised, Optimizer):
             adopted.append(trial)
         for key in GROUP_DEFAULTS:
             base.defaults.setdefault(key, defaults[key])
-        base.defaults.setdefault("differentiable", False)  # asked for by the decorator of `step`; Muon has none
+        base.defaults.setdefault("differentiable", False)  # the decorator of `step` reads it, and Muon has none
         for group, trial in zip(base.param_groups, adopted):
             group.update(trial)
-        self.__dict__.pop("_penalties", None)
+        self.__dict__.pop("_penalties", None)  # cached by the identity of the copies
+        # Optimizer.__init__ is not called, because groups and state are the base's. Of what it sets up this alone is needed
         self._patch_step_function()
 
     @property
-    def param_groups(self) -> list[dict]:  # type: ignore[override]
+    def param_groups(self) -> list[ParamGroup]:  # type: ignore[override]
+        """The param groups of the base."""
         return self.base.param_groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        """The state of the base."""
         return self.base.state
 
     @property
-    def defaults(self) -> dict:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The defaults of the base."""
         return self.base.defaults
 
     def __getattr__(self, name: str) -> Any:
-        if name in _HOOKS:  # shared, so that hooks registered on either run once, after the prox
+        if name in _HOOKS:  # shared: a hook that is registered on either of the two runs once, after the prox
             return getattr(self.base, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"Proximal({self.base!r})"
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"base": self.base}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._patch_step_function()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, as in ``torch.optim``."""
         self.base.zero_grad(set_to_none)
 
-    def add_param_group(self, param_group: dict) -> None:
-        """Add a param group to the base; raises ValueError where its penalty does not fit, and leaves all as it was."""
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group to the base; it may have ``"penalty"``, ``"strength"`` and ``"joint"``.
+
+        Raises TypeError or ValueError, and leaves both optimizers as they were, where the penalty does not fit a parameter.
+        """
         given = param_group.get("strength") if isinstance(param_group, dict) else None
         if isinstance(param_group, dict):
             _warn_of_misspelt(param_group, self.defaults)
@@ -140,74 +161,97 @@ class Proximal(Penalised, Optimizer):
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The step of the base, then the prox of every parameter that has a gradient."""
-        work = [(group, self.penalty_of(group), prox_step(self.base, group)) for group in self.param_groups]
+        """Take a step of the base, then the prox of every parameter that has a gradient.
 
-        def check() -> None:
-            for group, (_, live) in zip(self.param_groups, [self._ready(g) for g in self.param_groups]):
-                self._check_finite(group, [p.grad for e in live for p in e])  # type: ignore[misc]
-                if group.get("fused"):
-                    _lay_out_for_fused(self, group, live)
+        Args:
+          closure: computes the loss and its gradients, as in ``torch.optim``.
+
+        Returns:
+          What the step of the base returned: the loss, or None.
+
+        Raises:
+          ValueError: a gradient that is not finite (see ``check_finite``), a learning rate or strength that is negative, SGD with
+            a momentum of 1, or a fused base with parameters that do not fill one block of memory.
+          RuntimeError: the optimizer is in eval mode, or a gradient is sparse.
+        """
+        # Penalties and steps before the base moves: they belong to the learning rate of this step, and they may raise
+        work = [(group, self.penalty_of(group), prox_step(self.base, group)) for group in self.param_groups]
 
         def checked_closure() -> Any:
             assert closure is not None
             loss = closure()
-            check()
+            self._check_gradients()
             return loss
 
-        base_step = type(self.base).step
-        base_step = getattr(base_step, "__wrapped__", base_step)  # the bare step: hooks run once, in ours
+        base_step: Callable[..., Any] = type(self.base).step
+        # torch has wrapped the step so that hooks run around it; the bare one is called, because they run around ours
+        base_step = getattr(base_step, "__wrapped__", base_step)
         if closure is None:
-            check()
+            self._check_gradients()
             loss = base_step(self.base)
         else:
             loss = base_step(self.base, checked_closure)
         for group, penalty, step in work:
-            if penalty is not None:
-                for entry in entries(group):
-                    if all(p.grad is not None for p in entry):
-                        _shrink(group, penalty, entry, step)
+            for entry in entries(group) if penalty is not None else []:
+                if penalty is not None and all(p.grad is not None for p in entry):
+                    _prox_entry(group, penalty, entry, step)
         return loss
 
-    def state_dict(self) -> dict:
-        """The base's, with penalties as plain data; loads with `weights_only=True`."""
+    def _check_gradients(self) -> None:
+        """Raise where a gradient does not allow a step, and prepare the groups of a fused base."""
+        ready = [self._ready(group)[1] for group in self.param_groups]
+        for group, present in zip(self.param_groups, ready):
+            self._check_finite(group, [p.grad for entry in present for p in entry if p.grad is not None])
+            if group.get("fused"):
+                for p in (p for entry in present for p in entry):
+                    _lay_out_for_fused(self, p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state_dict of the base, with penalties as plain data; it loads with ``weights_only=True``."""
         for group in self.param_groups:
-            plain.normalise(group)
-        return packed(self.base.state_dict())
+            param_groups.normalise(group)
+        return checkpoints.packed(self.base.state_dict())
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Continue from a checkpoint, also from one of the base alone; its penalties then stay as they are here.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint. From one of the base alone the penalties keep their present values.
 
-        Raises ValueError, with everything left as it was, for other penalties or groups.
+        Raises:
+          ValueError: another number of groups or parameters, another kind of penalty or other penalty groups; the optimizer is
+            left as it was.
         """
         self._load(self.base.load_state_dict, state_dict)
 
 
-def _warn_of_misspelt(group: dict, known: dict) -> None:
-    """Warn of keys that look like ours; whether others are read is the base's affair."""
+def _warn_of_misspelt(group: ParamGroup, known: Iterable[str]) -> None:
+    """Warn of keys that resemble those of this package. Others may be for the base, which is free to use any."""
     own = ("penalty", "strength", "joint", "check_finite")
-    unread = plain.unread([k for k in group if get_close_matches(k, own, n=1, cutoff=0.7)], {**known, **GROUP_DEFAULTS})
+    resembling = [k for k in group if get_close_matches(k, own, n=1, cutoff=0.7)]
+    unread = param_groups.unread(resembling, {*known, *GROUP_DEFAULTS})
     if unread:
         warn(unread)
 
 
-def prox_step(base: Optimizer, group: dict) -> Any:
-    """The step of the prox with which the fixed points are the stationary points of f + penalty, where there is one.
+def prox_step(base: Optimizer, group: ParamGroup) -> Step:
+    r"""The step of the prox for which fixed points are stationary points of loss plus penalty, if the base has one.
 
-    After k equal gradients g the momentum buffer of SGD is (1 + m + ... + m^(k-1)) (1 - dampening) g, so that it moves the
-    parameter by lr (1 - dampening) / (1 - m) g in the long run, with and without Nesterov's correction.
+    After k equal gradients g the momentum buffer of SGD is :math:`(1 + m + \dots + m^{k-1}) (1 - d) g` with momentum m and
+    dampening d. In the long run it moves the parameter by :math:`\text{lr}\, (1 - d) / (1 - m)\, g`, with and without Nesterov's
+    correction.
     """
+    lr: Step = group["lr"]
     if isinstance(base, SGD) and group["momentum"] != 0:
         if not group["momentum"] < 1:
             raise ValueError(f"momentum must be < 1 for a penalty behind SGD, got {group['momentum']}")
-        return group["lr"] * ((1 - group["dampening"]) / (1 - group["momentum"]))
-    return group["lr"]
+        lr = lr * ((1 - group["dampening"]) / (1 - group["momentum"]))
+    return lr
 
 
-def _shrink(group: dict, penalty: Any, entry: list[Tensor], step: Any) -> None:
-    plain_numbers = not (isinstance(step, Tensor) and (step.device.type != "cpu" or torch.compiler.is_compiling()))
+def _prox_entry(group: ParamGroup, penalty: ProxOperator, entry: Entry, step: Step) -> None:
+    """Replace the parameters of one entry by their prox."""
+    # a step on a device is not read, which would wait for it, and one that is traced cannot be
+    readable = not (isinstance(step, Tensor) and (step.device.type != "cpu" or torch.compiler.is_compiling()))
     differentiable = group.get("differentiable", False)
-    if not group["joint"] and not differentiable and kernels.plain_tensor(entry[0]) and plain_numbers:
+    if not group["joint"] and not differentiable and kernels.plain_tensor(entry[0]) and readable:
         kernels.prox_(penalty, entry[0], float(step))
         return
     new = penalty.prox(entry if group["joint"] else entry[0], step)
@@ -215,21 +259,22 @@ def _shrink(group: dict, penalty: Any, entry: list[Tensor], step: Any) -> None:
         p.copy_(q)
 
 
-def _lay_out_for_fused(optimizer: Proximal, group: dict, live: list[list[Tensor]]) -> None:
-    """Give gradients and states the layout of their parameters, which torch's fused CPU kernels take for granted.
+def _lay_out_for_fused(optimizer: Proximal, p: Tensor) -> None:
+    """Give the gradient and the states of a parameter its memory layout.
 
-    Raises ValueError for a parameter that does not fill one block of memory: they would write next to it.
+    torch's fused CPU kernels read all tensors as contiguous memory and ignore their strides.
+
+    Raises ValueError for a parameter that does not fill one block of memory: they would overwrite memory next to it.
     """
-    for p in (p for entry in live for p in entry):
-        if not kernels.plain_tensor(p) or p.device.type != "cpu" or type(p.grad) is not Tensor:
-            continue
-        if not kernels.is_dense(p):
-            raise ValueError(
-                f"a base with fused=True must have parameters that fill one block of memory, got shape {tuple(p.shape)} and "
-                f"strides {p.stride()}: torch's fused kernels would write next to it. Pass fused=False to the base"
-            )
-        p.grad = kernels.in_layout_of(p, p.grad)
-        state = optimizer.state.get(p, {})
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == p.shape and name != "step":
-                state[name] = kernels.in_layout_of(p, value)
+    if not kernels.plain_tensor(p) or p.device.type != "cpu" or p.grad is None or type(p.grad) is not Tensor:
+        return
+    if not kernels.is_dense(p):
+        raise ValueError(
+            f"a base with fused=True must have parameters that fill one block of memory, got shape {tuple(p.shape)} and "
+            f"strides {p.stride()}: torch's fused kernels would write next to it. Pass fused=False to the base"
+        )
+    p.grad = kernels.in_layout_of(p, p.grad)
+    state = optimizer.state.get(p, {})
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.shape == p.shape and name != "step":
+            state[name] = kernels.in_layout_of(p, value)

@@ -1,24 +1,32 @@
-"""What became zero in a model, and at which strength everything would."""
+"""Reports of the zeros in a model, and the strength from which on everything is zero."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from proxopt import Groups, sparsity
+from proxopt import Groups, Penalty, sparsity
 from proxopt.penalties import declared
 from proxopt.penalties.dual import zeroing_strength
 from proxopt_torch import sharding
-from proxopt_torch.base import Penalised, check_optimizer, entries
+from proxopt_torch.param_groups import entries
+from proxopt_torch.penalised import Penalised, as_penalised, not_penalised
+
+Problem: TypeAlias = tuple[Tensor | list[Tensor], Any]  # gradients and the penalty of their parameters
+Source: TypeAlias = nn.Module | Optimizer | Tensor | Iterable[Tensor]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter, or one joint entry: its name, shapes, zeros, and how many of its groups live (None: no groups)."""
+    """Counts of one parameter, or of the parameters of a joint group.
+
+    entries, zeros: the number of entries, and of those that equal 0. groups, living: the number of groups of the penalty, and of
+    those that are not zero; None without groups.
+    """
 
     name: str
     shape: str
@@ -30,16 +38,18 @@ class Row:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The rows of a report, their sums, and a readable table as `str`."""
+    """One row for each parameter or joint group, and their sums. ``str`` makes a table of it."""
 
     rows: tuple[Row, ...]
 
     @property
     def entries(self) -> int:
+        """The number of entries."""
         return sum(r.entries for r in self.rows)
 
     @property
     def zeros(self) -> int:
+        """The number of entries that equal 0."""
         return sum(r.zeros for r in self.rows)
 
     @property
@@ -48,22 +58,25 @@ class SparsityReport:
         return self.zeros / self.entries if self.entries else 0.0
 
     def __str__(self) -> str:
-        head = ("parameter", "shape", "zeros", "share", "living groups")
+        head = ("parameter", "shape", "zeros", "share", "nonzero groups")
         lines = [_cells(r) for r in self.rows] + [_cells(Row("total", "", self.entries, self.zeros))]
         widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         form = [f"{{:<{widths[0]}}}", f"{{:<{widths[1]}}}", *(f"{{:>{w}}}" for w in widths[2:])]
         return "\n".join("  ".join(form).format(*line).rstrip() for line in [head, *lines])
 
 
-def sparsity_report(source: nn.Module | Any) -> SparsityReport:
-    """Count the zeros of a model, or of what an optimizer of proxopt_torch steps.
+def sparsity_report(source: nn.Module | Penalised) -> SparsityReport:
+    """Count the zeros in the parameters of a model or of an optimizer.
 
-    Sharded parameters (DTensor) are gathered, one at a time, and counted as a whole: call it on every rank, all get the
-    same report.
+    Sharded parameters (DTensor) are gathered, one at a time, and counted as a whole: call it on every rank, and all get the same
+    report.
 
     Args:
-      source: a module (its parameters as they are), or an optimizer: read at the prox point, with the living groups
-        of its penalties.
+      source: a module, whose parameters are counted as they are; or an optimizer of proxopt_torch, whose parameters are counted
+        at the prox point, with the nonzero groups of its penalties.
+
+    Raises:
+      TypeError: ``source`` is neither.
 
     >>> import torch
     >>> from proxopt import GroupL2, Groups
@@ -72,30 +85,36 @@ def sparsity_report(source: nn.Module | Any) -> SparsityReport:
     >>> optimizer = ProxAdam([{"params": [("weight", net.weight)], "penalty": GroupL2(1e3, Groups.along(0))}])
     >>> net(torch.ones(3)).sum().backward(); optimizer.step()
     >>> print(sparsity_report(optimizer))
-    parameter  shape  zeros   share  living groups
-    weight     2x3    6 / 6  100.0%          0 / 3
+    parameter  shape  zeros   share  nonzero groups
+    weight     2x3    6 / 6  100.0%           0 / 3
     total             6 / 6  100.0%
     """
     if isinstance(source, nn.Module):
         return SparsityReport(tuple(_row(name, [p], None) for name, p in source.named_parameters()))
-    check_optimizer("source", source, "a module or ")
-    with source.at_prox_point():
-        return SparsityReport(tuple(_optimizer_rows(source)))
+    optimizer = as_penalised("source", source, "a module or ")
+    with optimizer.at_prox_point():
+        return SparsityReport(tuple(_optimizer_rows(optimizer)))
 
 
-def max_strength(source: Any, penalty: Any = None) -> float:
-    """The smallest strength that zeroes everything, given the gradients that the last backward pass left.
+def max_strength(source: Source, penalty: Penalty | None = None) -> float:
+    r"""The smallest strength at which zero is a stationary point, by the gradients of the last backward pass.
 
-    It is the strength from which 0 is a stationary point when the gradient at 0 is the present one: the number to scale
-    from. Take 1e-3 to 1e-1 of it. The prox of each of the gradients at this strength is all zeros in its own dtype.
+    .. math::
+
+        \lambda_{\max} = \min \{\lambda \ge 0 : \operatorname{prox}_{\lambda R}(g_j) = 0 \text{ for all } j\}
+
+    for the penalty R at strength 1 and the gradients :math:`g_j` of the problems, which stand for the gradients at zero. It
+    gives the scale of useful strengths: take 1e-3 to 1e-1 of it. The equation holds in the dtype of the gradients, not just up
+    to rounding.
 
     Args:
-      source: an optimizer of proxopt_torch (its own penalties), a module (each parameter with two or more axes is a problem
-        of its own under `penalty`), or parameters (likewise, all of them).
-      penalty: a penalty of proxopt; its strength is ignored. Not for optimizers.
+      source: an optimizer of proxopt_torch, with its own penalties; a module, of which each parameter with two or more axes is a
+        problem; or parameters, of which each is a problem.
+      penalty: a penalty for the parameters of a module, or for the given ones; its strength is ignored. None for an optimizer.
 
     Raises:
-      ValueError: no parameter has a gradient, or one is not finite.
+      TypeError: ``source`` is another optimizer, or ``penalty`` is no ``proxopt.Penalty``.
+      ValueError: no parameter has a gradient, a gradient is not finite, or an optimizer and a penalty are given.
 
     >>> import torch
     >>> from proxopt import L1
@@ -111,31 +130,37 @@ def max_strength(source: Any, penalty: Any = None) -> float:
     return zeroing_strength(problems)
 
 
-def _problems(source: Any, penalty: Any) -> Iterator[tuple[Any, Any]]:
+def _problems(source: Source, penalty: Penalty | None) -> Iterator[Problem]:
     if isinstance(source, Penalised):
         if penalty is not None:
             raise ValueError("penalty must be None for an optimizer, which has its own")
-        for group in source.param_groups:
-            own = source.penalty_of(group)
-            for entry in entries(group) if hasattr(own, "with_strength") else []:
-                if all(p.grad is not None for p in entry):
-                    grads = [p.grad for p in entry]
-                    yield (grads if group["joint"] else grads[0]), own
+        yield from _optimizer_problems(source)
         return
     if isinstance(source, Optimizer):
-        check_optimizer("source", source, "a module, parameters or ")
+        raise not_penalised("source", source, "a module, parameters or ")
     if not hasattr(penalty, "with_strength"):
         raise TypeError(f"penalty must be a proxopt.Penalty, got {penalty!r}")
     if isinstance(source, nn.Module):
-        params: Iterable[Tensor] = (p for p in source.parameters() if p.ndim >= 2)
+        params: Iterable[Tensor] = (p for p in source.parameters() if p.ndim >= 2)  # no biases and norms
+    elif isinstance(source, Tensor):
+        params = [source]
     else:
-        params = [source] if isinstance(source, Tensor) else source
+        params = source
     for p in params:
         if p.grad is not None:
             yield p.grad, penalty
 
 
-def _optimizer_rows(optimizer: Any) -> Iterator[Row]:
+def _optimizer_problems(optimizer: Penalised) -> Iterator[Problem]:
+    for group in optimizer.param_groups:
+        penalty = optimizer.penalty_of(group)
+        for entry in entries(group) if hasattr(penalty, "with_strength") else []:
+            grads = [p.grad for p in entry if p.grad is not None]
+            if len(grads) == len(entry):
+                yield (grads if group["joint"] else grads[0]), penalty
+
+
+def _optimizer_rows(optimizer: Penalised) -> Iterator[Row]:
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or [f"group {number}, {i}" for i in range(len(group["params"]))]
         groups = declared.partition(optimizer.penalty_of(group))

@@ -1,14 +1,17 @@
-"""Parameters that are sharded over ranks: `DTensor`s, as `fully_shard` (FSDP2) and tensor parallelism make them.
+"""Checks for parameters that are sharded over ranks: ``DTensor``, from ``fully_shard`` (FSDP2) and tensor parallelism.
 
-The steps of `proxopt.updates` run on DTensors as they are, and torch inserts the collectives. Supported are
+The steps of ``proxopt.updates`` run on DTensors, and torch inserts the collectives. Supported are
 
-- no penalty, and penalties that see each entry alone (`L1`, `ElasticNet`), on any sharding;
-- `Groups.along` whose axes are not sharded: no rank waits for another;
-- `Groups.along` and `Groups.whole` across a sharded axis that splits evenly, where the metric is not "median";
-- a penalty from elsewhere: its `prox` receives the DTensor, and must do the same operations on every rank.
+- no penalty, and elementwise penalties (``L1``, ``ElasticNet``), on any sharding;
+- ``Groups.along`` with axes that are not sharded, which needs no communication;
+- ``Groups.along`` and ``Groups.whole`` across a sharded axis that splits evenly, unless the metric is ``"median"``;
+- any other operator: its ``prox`` receives the DTensor, and must call the same operations on every rank.
 
-Everything else is refused by `check`. An error on one rank alone would leave the others waiting in a collective for ever, so
-a check here looks only at what all ranks know (global shapes, placements, meshes, penalties), or agrees on what they do not.
+``check`` raises for everything else, because torch would fail in the middle of a step, or not on every release of it: labels and
+arrays of weights are plain tensors, which do not mix with DTensors, and a rank whose shard is empty leaves the others waiting.
+
+An error on one rank alone has the same effect: the others wait in a collective for ever. The checks therefore use only what is
+equal on all ranks (global shapes, placements, meshes, penalties), or reduce over the ranks what is not.
 """
 
 from __future__ import annotations
@@ -17,25 +20,30 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from proxopt import ProxOperator
 from proxopt.penalties import declared
+from proxopt_torch.param_groups import ParamGroup
+
+if TYPE_CHECKING:
+    from proxopt_torch.penalised import Penalised
 
 UNSHARDED = "or leave it unsharded (ignored_params of fully_shard)"
-FINITE, INF, NAN = 0, 1, 2
+FINITE, INF, NAN = 0, 1, 2  # in this order: the ranks agree on the largest
 
 
-def check(optimizer: Any, group: dict, penalty: Any) -> None:
-    """Raise where a sharded parameter of the group does not go with its penalty, with the same message on every rank.
+def check(optimizer: Penalised, group: ParamGroup, penalty: ProxOperator | None) -> None:
+    """Raise where the penalty is not supported on a sharded parameter of the group, with the same message on every rank.
 
     Raises:
       ValueError: a joint group, labels, arrays of strengths or weights, a median over a sharded axis, groups across an axis
         that does not split evenly, a placement that neither shards nor replicates, a state that is not sharded.
-      RuntimeError: the parameter is no longer that of the model, which `fully_shard` has replaced.
+      RuntimeError: ``fully_shard`` has replaced the parameter in the model.
     """
     if torch.compiler.is_compiling() or (kind := _dtensor()) is None:
         return
@@ -46,6 +54,7 @@ def check(optimizer: Any, group: dict, penalty: Any) -> None:
                 "has replaced it: call fully_shard first, then construct the optimizer from the parameters of the sharded model"
             )
         if isinstance(p, kind):
+            # for the reductions of `all_finite`; a dict, because the order must be the same on all ranks
             optimizer.__dict__.setdefault("_meshes", {})[p.device_mesh] = None
             fault = _fault(optimizer, group["joint"], penalty, p) or _state_fault(optimizer, p)
             if fault:
@@ -55,10 +64,12 @@ def check(optimizer: Any, group: dict, penalty: Any) -> None:
                 raise ValueError(f"{label(optimizer, group, place)} ({where}) {fault}")
 
 
-def check_step(optimizer: Any, group: dict, penalty: Any) -> None:
-    """`check` before a step; warns once where no parameter has a gradient, as after sharding behind the optimizer's back.
+def check_step(optimizer: Penalised, group: ParamGroup, penalty: ProxOperator | None) -> None:
+    """``check`` before a step, and warn once where no parameter at all has a gradient.
 
-    Earlier releases of torch do not mark the parameters that `fully_shard` replaces, and tensor parallelism never does.
+    This is the case if the model was sharded after the optimizer was constructed: the optimizer then holds parameters that the
+    model no longer uses. ``check`` finds those that ``fully_shard`` marks, but earlier releases of torch do not mark them, and
+    tensor parallelism never does.
     """
     check(optimizer, group, penalty)
     if torch.compiler.is_compiling() or _dtensor() is None or any(p.grad is not None for p in group["params"]):
@@ -74,30 +85,31 @@ def check_step(optimizer: Any, group: dict, penalty: Any) -> None:
         )
 
 
-def label(optimizer: Any, group: dict, place: int) -> str:
-    """What an error message calls a parameter of a group."""
+def label(optimizer: Penalised, group: ParamGroup, place: int) -> str:
+    """The name of a parameter of a group for error messages."""
     if "param_names" in group:
-        return group["param_names"][place]
+        return str(group["param_names"][place])
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     return f"params[{place}]" if number is None else f"param_groups[{number}]['params'][{place}]"
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The whole tensor of a DTensor, a collective on all its ranks; another tensor as it is."""
+    """The whole tensor of a DTensor, which is a collective on all its ranks; any other tensor unchanged."""
     kind = _dtensor()
     return x.full_tensor() if kind is not None and isinstance(x, kind) else x
 
 
-def all_finite(optimizer: Any, grads: Sequence[Tensor]) -> bool:
-    """Whether the norm of the gradients is finite: where parameters are sharded, on all ranks that share them."""
+def all_finite(optimizer: Penalised, grads: Sequence[Tensor]) -> bool:
+    """Whether the norm of the gradients is finite: if parameters are sharded, on all ranks that share them."""
+    # one norm of all gradients, which is NaN or inf if an entry is, costs less than a test of every entry
     finite = torch.isfinite(get_total_norm([_local(g) for g in grads]))
     if not optimizer.__dict__.get("_meshes"):
         return bool(finite)
-    return not _largest(optimizer, (~finite).reshape(1).to(torch.int32)).any()
+    return not bool(_largest(optimizer, (~finite).reshape(1).to(torch.int32)).any())
 
 
-def first_not_finite(optimizer: Any, grads: Sequence[Tensor | None]) -> tuple[int, str] | None:
-    """The place of the first gradient with an entry that is not finite, and its kind, the same on all ranks; None without."""
+def first_not_finite(optimizer: Penalised, grads: Sequence[Tensor | None]) -> tuple[int, str] | None:
+    """The index of the first gradient that is not finite, and "NaN" or "inf", the same on all ranks; None if all are finite."""
     codes = torch.tensor([FINITE if g is None else _code(_local(g)) for g in grads], dtype=torch.int32)
     for place, code in enumerate(_largest(optimizer, codes).tolist()):
         if code != FINITE:
@@ -106,7 +118,7 @@ def first_not_finite(optimizer: Any, grads: Sequence[Tensor | None]) -> tuple[in
 
 
 def _dtensor() -> Any:
-    """The class of sharded tensors; None as long as nobody has imported it, which takes a second."""
+    """The class DTensor; None while its module is not imported, for then there are no such tensors. The import takes a second."""
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
@@ -119,8 +131,8 @@ def _code(x: Tensor) -> int:
     return NAN if bool(x.isnan().any()) else FINITE if bool(torch.isfinite(x).all()) else INF
 
 
-def _largest(optimizer: Any, codes: Tensor) -> Tensor:
-    """The largest of the codes that the ranks of the optimizer's sharded parameters have."""
+def _largest(optimizer: Penalised, codes: Tensor) -> Tensor:
+    """The maximum of the codes over the ranks of the optimizer's sharded parameters."""
     for mesh in optimizer.__dict__.get("_meshes", ()):
         if mesh.get_coordinate() is not None:
             codes = codes.to(mesh.device_type)
@@ -129,8 +141,8 @@ def _largest(optimizer: Any, codes: Tensor) -> Tensor:
     return codes
 
 
-def _fault(optimizer: Any, joint: bool, penalty: Any, p: Any) -> str | None:
-    """What is not supported of a penalty on a sharded parameter, and what to do instead; None where all is."""
+def _fault(optimizer: Penalised, joint: bool, penalty: ProxOperator | None, p: Any) -> str | None:
+    """The end of an error message: why a penalty is not supported on a sharded parameter, and the remedy; None if it is."""
     if any(not (hasattr(q, "dim") or q.is_replicate()) for q in p.placements):
         return "must be sharded or replicated along each axis of the mesh"
     if penalty is None:
@@ -151,7 +163,8 @@ def _fault(optimizer: Any, joint: bool, penalty: Any, p: Any) -> str | None:
     return None
 
 
-def _group_fault(optimizer: Any, level: Any, p: Any) -> str | None:
+def _group_fault(optimizer: Penalised, level: Any, p: Any) -> str | None:
+    """Likewise for the groups of a penalty, or of one level of a nested one."""
     groups = level.partition
     if groups.kind == "labels":
         return f"must not have a penalty with Groups.labels: take Groups.along or Groups.whole, {UNSHARDED}"
@@ -179,7 +192,7 @@ def _group_fault(optimizer: Any, level: Any, p: Any) -> str | None:
 
 
 def _shards(p: Any) -> dict[int, list[int]]:
-    """For each sharded axis, into how many parts each axis of the mesh splits it."""
+    """For each sharded axis, the numbers of parts into which the axes of the mesh split it, one after the other."""
     out: dict[int, list[int]] = {}
     for placement, size in zip(p.placements, p.device_mesh.shape):
         if hasattr(placement, "dim") and p.ndim:
@@ -188,7 +201,7 @@ def _shards(p: Any) -> dict[int, list[int]]:
 
 
 def _smallest(length: int, counts: list[int]) -> int:
-    """Length of the last chunk, when `length` is split into chunks like `torch.chunk`, again and again."""
+    """Length of the last chunk, after ``length`` was split as by ``torch.chunk`` once for each of the counts."""
     for count in counts:
         length = max(length - -(-length // count) * (count - 1), 0)
     return length
@@ -199,7 +212,8 @@ def _is_plain_array(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (getattr(value, "ndim", 0) > 0 and not isinstance(value, kind))
 
 
-def _state_fault(optimizer: Any, p: Any) -> str | None:
+def _state_fault(optimizer: Penalised, p: Any) -> str | None:
+    """The end of an error message about a state that is not sharded like its parameter; None if all are."""
     for key, value in optimizer.state.get(p, {}).items():
         if isinstance(value, Tensor) and value.shape == p.shape and p.ndim and not isinstance(value, type(p)):
             return (

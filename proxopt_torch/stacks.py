@@ -1,34 +1,44 @@
-"""Many small tensors of one shape, stepped as one stacked tensor: the cost of a step is per stack, not per tensor.
+"""Many small tensors of one shape, updated as one stacked tensor.
 
-The parameters stay what they are; their states become views of the stacked ones.
+A step takes many calls of torch functions, and for a small tensor the calls cost more than the arithmetic. For a stack they are
+made once. The parameters stay separate tensors, because users and modules refer to them; their
+states become views of the stacked states.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from proxopt import ProxOperator
 from proxopt.penalties import declared
 from proxopt_torch import kernels
+from proxopt_torch.param_groups import Entry, ParamGroup
 
-SMALL = 1 << 14  # entries; above it a tensor is worth its own calls
-FEW = 4  # fewer of one shape are stepped one by one
+if TYPE_CHECKING:
+    from proxopt_torch.base import ProximalOptimizer
+
+SMALL = 1 << 14  # entries; the arithmetic of a larger tensor costs more than its calls
+FEW = 4  # tensors; with fewer of one shape, copying into a stack costs more than it saves
 
 
 @dataclass
 class Stack:
-    """params: the stacked parameters. state: their states, stacked. steps: the step count of each."""
+    """Parameters of one shape (n of them), their states with a first axis of length n, and the step count of each."""
 
     params: list[Tensor]
     state: dict[str, Tensor]
     steps: list[Tensor]
 
-    def holds(self, optimizer: Any, names: tuple[str, ...]) -> bool:
-        """Whether the optimizer's states are still the views made here."""
+    def is_current(self, optimizer: ProximalOptimizer, names: tuple[str, ...]) -> bool:
+        """Whether the states of the optimizer are still views of this stack.
+
+        Users and checkpoints may replace a state. They replace all of them, so that the first and the last show it.
+        """
         for i in (0, -1):
             state = optimizer.state.get(self.params[i], {})
             if state.get("step") is not self.steps[i]:
@@ -38,66 +48,79 @@ class Stack:
         return True
 
 
-def split(optimizer: Any, group: dict, penalty: Any, live: list[list[Tensor]]) -> tuple[list[Stack], list[list[Tensor]]]:
-    """The stacks among the entries of a group, and the entries that stay alone."""
-    if group["foreach"] is False or len(live) < FEW or optimizer._kernel is None or not stackable(penalty, live):
-        return [], live
-    known = optimizer.__dict__.setdefault("_stacks", {}).get(id(group))
-    if known is not None:
-        seen, stacks, rest = known
-        names = optimizer._tensors(group)
-        if (
-            len(seen) == len(live)
-            and all(a is b[0] for a, b in zip(seen, live))
-            and all(s.holds(optimizer, names) for s in stacks)
-        ):
-            return stacks, rest
-    stacks, rest = _build(optimizer, group, live)
-    optimizer._stacks[id(group)] = ([e[0] for e in live], stacks, rest)
-    return stacks, rest
+def split(
+    optimizer: ProximalOptimizer, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]
+) -> tuple[list[Stack], list[Entry]]:
+    """Divide the entries of a group that have gradients into stacks and entries that are updated alone."""
+    if group["foreach"] is False or len(present) < FEW or optimizer._kernel is None or not stackable(penalty, present):
+        return [], present
+    cache = optimizer.__dict__.setdefault("_stacks", {})
+    params, stacks, alone = cache.get(id(group), (None, [], []))
+    if params is None or not _is_current(optimizer, group, present, params, stacks):
+        stacks, alone = _build(optimizer, group, present)
+        cache[id(group)] = ([entry[0] for entry in present], stacks, alone)
+    return stacks, alone
 
 
-def stackable(penalty: Any, entries: list[list[Tensor]]) -> bool:
-    """Whether the prox of a stack can be the stack of the proxes."""
-    ndim = max(entry[0].ndim for entry in entries)
+def _is_current(
+    optimizer: ProximalOptimizer, group: ParamGroup, present: list[Entry], params: list[Tensor], stacks: list[Stack]
+) -> bool:
+    """Whether stacks that were built for ``params`` serve for the entries that have gradients now."""
+    same = len(params) == len(present) and all(p is entry[0] for p, entry in zip(params, present))
+    names = optimizer._state_names(group)
+    return same and all(stack.is_current(optimizer, names) for stack in stacks)
+
+
+def stackable(penalty: ProxOperator | None, present: list[Entry]) -> bool:
+    """Whether the penalty has a form that acts on each tensor of a stack separately."""
+    ndim = max(entry[0].ndim for entry in present)
     return ndim > 0 and (penalty is None or declared.batched(penalty, ndim) is not None)
 
 
 def gather(stack: Stack) -> Tensor:
-    """The gradients of the stack, stacked."""
-    return torch.stack([p.grad for p in stack.params])  # type: ignore[misc]
+    """The gradients of the stack, of shape (n, ...)."""
+    return torch.stack([p.grad for p in stack.params if p.grad is not None])
 
 
-def step(optimizer: Any, group: dict, penalty: Any, stack: Stack, grad: Tensor) -> None:
-    """One step of all parameters of the stack."""
-    x = torch.stack(stack.params).contiguous()  # the layout of the stacked state, whatever that of the parameters
+def step(optimizer: ProximalOptimizer, group: ParamGroup, penalty: ProxOperator | None, stack: Stack, grad: Tensor) -> None:
+    """Update all parameters of a stack."""
+    assert optimizer._kernel is not None
+    # the kernel needs parameters and states in the same layout; the states of a stack are contiguous
+    x = torch.stack(stack.params).contiguous()
     if penalty is not None:
         penalty = declared.batched(penalty, stack.params[0].ndim)
+    # a copy of the step count: the kernel increments it, and below all of them are incremented at once
     state: dict[str, Any] = {**stack.state, "step": stack.steps[0].clone()}
     kernels.run(optimizer._kernel, group, penalty, x, optimizer.descent(group, x, grad), state)
     torch._foreach_add_(stack.steps, 1)
     torch._foreach_copy_(stack.params, list(x.unbind()))
 
 
-def _build(optimizer: Any, group: dict, live: list[list[Tensor]]) -> tuple[list[Stack], list[list[Tensor]]]:
+def _build(optimizer: ProximalOptimizer, group: ParamGroup, present: list[Entry]) -> tuple[list[Stack], list[Entry]]:
+    """Stacks of parameters with equal shape, dtype, device and step count, and the entries that are in none."""
     buckets: dict[Any, list[Tensor]] = defaultdict(list)
-    rest = []
-    for entry in live:
+    alone = []
+    for entry in present:
         p = entry[0]
         if kernels.fits(group, entry) and p.ndim > 0 and (p.numel() <= SMALL or group["foreach"]):
             count = int(optimizer._states(group, entry)[0]["step"].item())
             buckets[p.shape, p.dtype, p.device, count].append(p)
         else:
-            rest.append(entry)
+            alone.append(entry)
     stacks = []
-    for members in buckets.values():
-        if len(members) < FEW:
-            rest += [[p] for p in members]
-            continue
-        states = [optimizer.state[p] for p in members]
-        stacked = {name: torch.stack([s[name] for s in states]).contiguous() for name in optimizer._tensors(group)}
-        for name, tensor in stacked.items():
-            for s, view in zip(states, tensor.unbind()):
-                s[name] = view
-        stacks.append(Stack(members, stacked, [s["step"] for s in states]))
-    return stacks, rest
+    for params in buckets.values():
+        if len(params) < FEW:
+            alone += [[p] for p in params]
+        else:
+            stacks.append(_stack(optimizer, group, params))
+    return stacks, alone
+
+
+def _stack(optimizer: ProximalOptimizer, group: ParamGroup, params: list[Tensor]) -> Stack:
+    """Copy the states of the parameters into stacked tensors, and replace them by views of these."""
+    states = [optimizer.state[p] for p in params]
+    stacked = {name: torch.stack([s[name] for s in states]).contiguous() for name in optimizer._state_names(group)}
+    for name, tensor in stacked.items():
+        for s, view in zip(states, tensor.unbind()):
+            s[name] = view
+    return Stack(params, stacked, [s["step"] for s in states])

@@ -37,7 +37,7 @@ class ProxOperator(Protocol):
     def value(self, x: ArrayOrList) -> Any:
         """f(x), a number."""
 
-    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0) -> ArrayOrList:
+    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0) -> Any:
         """The minimiser; it has the library, dtype, shape and device of x, which stays as it was."""
 
 
@@ -113,7 +113,7 @@ class Penalty:
         self._check(arrays)
         return self._value([_arrays.widen(a) for a in arrays])
 
-    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0, *, out: ArrayOrList | None = None) -> ArrayOrList:
+    def prox(self, x: ArrayOrList, step: float | ArrayOrList = 1.0, *, out: ArrayOrList | None = None) -> Any:
         r"""The proximal operator, in the library, dtype, shape and device of x.
 
         .. math::

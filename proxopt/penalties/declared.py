@@ -15,7 +15,7 @@ def shrinkage(operator: ProxOperator) -> Shrinkage | None:
     return operator.shrinkage() if hasattr(operator, "shrinkage") else None
 
 
-def partition(operator: ProxOperator) -> Groups | None:
+def partition(operator: ProxOperator | None) -> Groups | None:
     """The groups of entries that it zeroes together; None where it declares none."""
     return getattr(operator, "partition", None)
 

@@ -1,4 +1,4 @@
-"""compact: what is dead goes, what the network computes stays, in every shape a network has."""
+"""compact removes zeroed channels and keeps the function of the network, for many architectures."""
 
 import copy
 import re
@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from proxopt_torch import compact, load_compact
 
 
-def sparse(layer, dead_out=(), dead_in=(), keep_bias=False):
-    """The layer with these output channels unmade and these input channels unread."""
+def sparse(layer, zero_out=(), zero_in=(), keep_bias=False):
+    """The layer with the weights of these output channels and of these input channels set to zero."""
     with torch.no_grad():
-        layer.weight[list(dead_out)] = 0
+        layer.weight[list(zero_out)] = 0
         if layer.bias is not None and not keep_bias:
-            layer.bias[list(dead_out)] = 0
-        layer.weight[:, list(dead_in)] = 0
+            layer.bias[list(zero_out)] = 0
+        layer.weight[:, list(zero_in)] = 0
     return layer
 
 
 def norm(width):
-    """A BatchNorm with statistics and affine entries that do something."""
+    """A BatchNorm with random statistics and affine entries."""
     layer = nn.BatchNorm2d(width)
     with torch.no_grad():
         for t in (layer.weight, layer.bias, layer.running_mean):
@@ -33,13 +33,13 @@ def norm(width):
 
 
 class Residual(nn.Module):
-    """Two branches on one stream of 6 channels, the block inside them narrower."""
+    """A residual connection of 6 channels around a block with another number of channels."""
 
     def __init__(self):
         super().__init__()
-        self.stem = sparse(nn.Conv2d(3, 6, 3, padding=1), dead_out=[4])
-        self.inner = sparse(nn.Conv2d(6, 8, 3, padding=1), dead_out=[0, 1, 2], dead_in=[4])
-        self.outer = sparse(nn.Conv2d(8, 6, 3, padding=1), dead_out=[4])
+        self.stem = sparse(nn.Conv2d(3, 6, 3, padding=1), zero_out=[4])
+        self.inner = sparse(nn.Conv2d(6, 8, 3, padding=1), zero_out=[0, 1, 2], zero_in=[4])
+        self.outer = sparse(nn.Conv2d(8, 6, 3, padding=1), zero_out=[4])
         self.head = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -51,7 +51,7 @@ class Residual(nn.Module):
 class Depthwise(nn.Module):
     def __init__(self):
         super().__init__()
-        self.wide = sparse(nn.Conv2d(3, 8, 1, bias=False), dead_out=[1, 5])
+        self.wide = sparse(nn.Conv2d(3, 8, 1, bias=False), zero_out=[1, 5])
         self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
         self.narrow = nn.Conv2d(8, 4, 1)
 
@@ -60,11 +60,11 @@ class Depthwise(nn.Module):
 
 
 class Tied(nn.Module):
-    """One Linear used twice: a neuron is dead only if it is in both places."""
+    """One Linear layer used twice: a neuron is removable only if it is in both places."""
 
     def __init__(self):
         super().__init__()
-        self.shared = sparse(nn.Linear(6, 6), dead_out=[2])
+        self.shared = sparse(nn.Linear(6, 6), zero_out=[2])
         self.head = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -74,7 +74,7 @@ class Tied(nn.Module):
 class Concatenated(nn.Module):
     def __init__(self):
         super().__init__()
-        self.left, self.right = sparse(nn.Linear(4, 5), dead_out=[1]), sparse(nn.Linear(4, 3), dead_out=[0])
+        self.left, self.right = sparse(nn.Linear(4, 5), zero_out=[1]), sparse(nn.Linear(4, 3), zero_out=[0])
         self.head = nn.Linear(8, 2)
 
     def forward(self, x):
@@ -83,18 +83,18 @@ class Concatenated(nn.Module):
 
 def mlp(activation=nn.ReLU):
     return nn.Sequential(
-        sparse(nn.Linear(6, 8), dead_out=[0, 3], keep_bias=True, dead_in=[5]),
+        sparse(nn.Linear(6, 8), zero_out=[0, 3], keep_bias=True, zero_in=[5]),
         activation(),
-        sparse(nn.Linear(8, 5), dead_in=[1]),
+        sparse(nn.Linear(8, 5), zero_in=[1]),
         activation(),
         nn.Linear(5, 2),
     )
 
 
 def flattened():
-    """Convolution, BatchNorm, pooling, and a Linear layer that reads the flattened map."""
+    """A convolution, a BatchNorm, pooling, and a Linear layer on the flattened feature map."""
     return nn.Sequential(
-        sparse(nn.Conv2d(3, 6, 3, bias=False), dead_out=[0, 2]),
+        sparse(nn.Conv2d(3, 6, 3, bias=False), zero_out=[0, 2]),
         norm(6),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -107,7 +107,7 @@ def flattened():
 
 def transformer():
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    sparse(layer.linear1, dead_out=range(6))
+    sparse(layer.linear1, zero_out=range(6))
     return layer
 
 
@@ -120,22 +120,22 @@ CASES = {
     "depthwise": (Depthwise, IMAGE, {"wide": 2}),
     "concatenated": (Concatenated, (3, 4), {"left": 1, "right": 1}),
     "transposed": (
-        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), sparse(nn.Conv2d(4, 2, 1), dead_in=[3])),
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), sparse(nn.Conv2d(4, 2, 1), zero_in=[3])),
         IMAGE,
         {"0": 1},
     ),
     "feed-forward of a transformer": (transformer, TOKENS, {"linear1": 6}),
     "grouped convolution": (
-        lambda: nn.Sequential(sparse(nn.Conv2d(3, 6, 1), dead_out=[1]), sparse(nn.Conv2d(6, 4, 3, groups=2), dead_out=[0])),
+        lambda: nn.Sequential(sparse(nn.Conv2d(3, 6, 1), zero_out=[1]), sparse(nn.Conv2d(6, 4, 3, groups=2), zero_out=[0])),
         IMAGE,
         {},
     ),
-    "nothing dead": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), FEATURES, {}),
+    "nothing zeroed": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), FEATURES, {}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_dead_go_and_the_function_stays(case):
+def test_zeroed_channels_are_removed_and_the_function_stays(case):
     torch.manual_seed(0)
     build, shape, removed = CASES[case]
     net = build()
@@ -159,14 +159,14 @@ def test_a_tied_layer_keeps_its_function():
     torch.testing.assert_close(compact(net, x).model(x), net(x))
 
 
-def test_one_removal_leads_to_the_next():
+def test_a_removal_makes_further_channels_removable():
     torch.manual_seed(0)
     net = nn.Sequential(
-        sparse(nn.Linear(6, 6), dead_in=[0]), nn.ReLU(), sparse(nn.Linear(6, 6), dead_out=[2]), nn.ReLU(), nn.Linear(6, 2)
+        sparse(nn.Linear(6, 6), zero_in=[0]), nn.ReLU(), sparse(nn.Linear(6, 6), zero_out=[2]), nn.ReLU(), nn.Linear(6, 2)
     )
     with torch.no_grad():
         net[2].weight[:, 1] = 0
-        net[2].weight[[0, 1, 3, 4, 5], 4] = 0  # neuron 4 feeds only neuron 2, which nobody reads
+        net[2].weight[[0, 1, 3, 4, 5], 4] = 0  # only neuron 2 reads neuron 4, and nothing reads neuron 2
         net[2].weight[2, 4] = 1.0
         net[4].weight[:, 2] = 0
     small = compact(net, torch.randn(3, 6), inputs=True)
@@ -174,9 +174,9 @@ def test_one_removal_leads_to_the_next():
     assert small.inputs.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_a_constant_that_cannot_move_stays():
+def test_a_constant_that_no_bias_can_replace_stays():
     torch.manual_seed(0)
-    made = sparse(nn.Conv2d(3, 4, 1), dead_out=[1], keep_bias=True)
+    made = sparse(nn.Conv2d(3, 4, 1), zero_out=[1], keep_bias=True)
     with torch.no_grad():
         made.bias[1] = 0.7  # a constant map: next to the zeros of the padding it is not constant
     x = torch.randn(IMAGE)
@@ -187,14 +187,14 @@ def test_a_constant_that_cannot_move_stays():
         torch.testing.assert_close(small.model(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_all_dead_leaves_one_channel():
-    net = nn.Sequential(sparse(nn.Linear(3, 4), dead_out=range(4)), nn.ReLU(), nn.Linear(4, 2))
+def test_a_layer_keeps_one_channel():
+    net = nn.Sequential(sparse(nn.Linear(3, 4), zero_out=range(4)), nn.ReLU(), nn.Linear(4, 2))
     small = compact(net, torch.randn(2, 3), inputs=True)
     assert (small.model[0].out_features, small.model[0].in_features) == (1, 1)
     torch.testing.assert_close(small.model(torch.randn(5, 1)), net(torch.randn(5, 3)))
 
 
-def test_a_compact_network_trains_and_comes_back_from_its_state_dict():
+def test_a_compacted_network_trains_and_loads_from_its_state_dict():
     torch.manual_seed(0)
     x = torch.randn(IMAGE)
     small = compact(flattened(), x).model

@@ -8,7 +8,7 @@ from torch import nn
 from proxopt_torch import load_compact
 
 
-def test_the_example_writes_a_smaller_network_that_comes_back(tmp_path, capsys):
+def test_the_example_writes_a_smaller_network_that_can_be_loaded(tmp_path, capsys):
     threads = torch.get_num_threads()
     try:
         digits_pruning.main(["--epochs", "60", "--retrain-epochs", "5", "--strength", "3e-3", "--out", str(tmp_path)])
@@ -16,7 +16,7 @@ def test_the_example_writes_a_smaller_network_that_comes_back(tmp_path, capsys):
         torch.set_num_threads(threads)
     lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     sparse, small = lines["sparse"], lines["compact"]
-    # removing what is dead changes no logit but by rounding: two of the 449 images may lie on a border
+    # removal changes the logits by rounding only, but two of the 449 images may lie on a decision boundary
     assert float(small[1]) == pytest.approx(float(sparse[1]), abs=2.5 / 449)
     assert int(small[4]) < int(sparse[4]) == 3630
     assert (tmp_path / "digits.png").stat().st_size > 10_000

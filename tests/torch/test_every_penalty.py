@@ -19,6 +19,7 @@ from proxopt_torch import (
     AdamHAPG,
     ProxAdam,
     Proximal,
+    ProximalOptimizer,
     ProxSGD,
     StrengthPath,
     groups,
@@ -26,7 +27,6 @@ from proxopt_torch import (
     max_strength,
     sparsity_report,
 )
-from proxopt_torch.base import ProximalOptimizer
 
 MAKERS = {
     "ProxSGD": lambda params: ProxSGD(params, lr=0.05),
@@ -42,24 +42,18 @@ every_optimizer = pytest.mark.parametrize("name", MAKERS)
 
 
 class SignDescent(ProximalOptimizer):
-    """``x <- prox(x - lr sign(g), lr)``: an optimizer of a user, which states its update and has no fused implementation."""
+    """``x <- prox(x - lr sign(g), lr)``: an optimizer defined outside of the package, without fused implementation."""
 
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "maximize": False, "foreach": None, "capturable": False,
-                                  "differentiable": False})  # fmt: skip
+    def __init__(self, params, lr=1e-3, **options):
+        super().__init__(params, {"lr": lr}, **options)
 
-    def _tensors(self, group):
-        return ()
-
-    def _update(self, group, penalty, x, grad, values, count):
-        x, grad = (x, grad) if isinstance(x, list) else ([x], [grad])
-        moved = [a - group["lr"] * g.sign() for a, g in zip(x, grad)]
-        new = moved if penalty is None else penalty.prox(moved, group["lr"])
-        return (new if group["joint"] else new[0]), ()
+    def update(self, group, penalty, x, grad, state, count):
+        moved = self.each(lambda w, g: w - group["lr"] * g.sign(), x, grad)
+        return self.prox(penalty, moved, group["lr"]), ()
 
 
 def takes(row, name):
-    """Adam has one step for each entry, which several levels of groups do not take."""
+    """Whether the optimizer supports the penalty: Adam has a step for each entry, several levels of groups need one for all."""
     return not (row.name == "Nested of groups" and name in ("ProxAdam", "AdamHAPG"))
 
 
@@ -81,7 +75,7 @@ def run(optimizer, params, steps=4):
 
 @every_row
 @every_optimizer
-def test_fast_steps_are_the_reference(row, name, monkeypatch):
+def test_fused_and_stacked_steps_equal_the_reference(row, name, monkeypatch):
     if not takes(row, name):
         pytest.skip("refused: see test_bad_input")
     params, param_groups = entries_of(row, copies=1 if len(row.shapes) > 1 else 6)
@@ -97,7 +91,7 @@ def test_fast_steps_are_the_reference(row, name, monkeypatch):
 
 
 @every_single_row
-def test_many_small_tensors_are_stepped_as_one(row, monkeypatch):
+def test_small_tensors_are_updated_as_one_stack(row, monkeypatch):
     params, param_groups = entries_of(row, copies=6)
     calls = []
     monkeypatch.setattr(kernels, "run", lambda kernel, group, penalty, x, *rest, run=kernels.run: (calls.append(x.shape),
@@ -143,7 +137,7 @@ def test_reports_and_strengths(row):
 
 @pytest.mark.parametrize("penalty", [Log(0.1), GroupLog(0.1), SquareRootGroup(0.1), Ridge(0.1)], ids=repr)
 @pytest.mark.parametrize("joint", [False, True])
-def test_param_groups_of_a_model_take_any_penalty(penalty, joint):
+def test_param_groups_of_a_model_accept_any_penalty(penalty, joint):
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
     optimizer = ProxSGD(groups.output_channels(net, penalty, joint=joint), lr=0.1)
     net(torch.randn(5, 2, 4, 4)).square().sum().backward()
@@ -157,7 +151,7 @@ def test_param_groups_of_a_model_take_any_penalty(penalty, joint):
         assert sparsity_report(optimizer).rows[0].living == 0
 
 
-def test_an_operator_from_elsewhere_takes_part_in_the_groups_of_a_model():
+def test_param_groups_of_a_model_accept_any_operator():
     class Wrapped:
         def __init__(self, inner):
             self.value, self.prox = inner.value, inner.prox
@@ -170,7 +164,7 @@ def test_an_operator_from_elsewhere_takes_part_in_the_groups_of_a_model():
 
 
 @every_row
-def test_an_optimizer_may_have_the_reference_update_alone(row):
+def test_an_optimizer_of_a_user_needs_no_fused_implementation(row):
     params, param_groups = entries_of(row, copies=1 if len(row.shapes) > 1 else 6)
     optimizer = SignDescent(param_groups, lr=0.05)
     before = [p.detach().clone() for p in params]
@@ -186,7 +180,61 @@ def test_an_optimizer_may_have_the_reference_update_alone(row):
     assert sparsity_report(optimizer).entries == sum(p.numel() for p in params)
 
 
-def test_a_penalty_that_is_no_plain_data_stays_an_object():
+class Signum(ProximalOptimizer):
+    """Sign descent with momentum: an optimizer defined outside of the package, with a state and a hyperparameter."""
+
+    state_names = ("momentum",)
+    metric = "exact"
+
+    def __init__(self, params, lr=1e-3, beta=0.9, **options):
+        super().__init__(params, {"lr": lr, "beta": beta}, **options)
+
+    def check_hyperparameters(self, group):
+        if not 0 <= group["beta"] < 1:
+            raise ValueError(f"beta must lie in [0, 1), got {group['beta']}")
+
+    def update(self, group, penalty, x, grad, state, count):
+        assert isinstance(count, int)
+        momentum = self.each(lambda m, g: group["beta"] * m + (1 - group["beta"]) * g, state[0], grad)
+        return self.prox(penalty, self.each(lambda w, m: w - group["lr"] * m.sign(), x, momentum), group["lr"]), (momentum,)
+
+
+@every_row
+def test_an_optimizer_of_a_user_has_state_checkpoints_and_checks(row):
+    params, param_groups = entries_of(row, copies=1)
+    optimizer = Signum(param_groups, lr=0.05, beta=0.5, weight_decay=0.1)
+    run(optimizer, params)
+    assert all(set(s) == {"step", "momentum"} and int(s["step"]) == 4 for s in optimizer.state.values())
+    others = copy.deepcopy(params)
+    again = Signum([{**param_groups[0], "params": others, "penalty": row.penalty}])
+    again.load_state_dict(optimizer.state_dict())
+    for a, b in zip(run(optimizer, params), run(again, others)):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"must hold the state \('momentum',\) of Signum, got \['point'\]"):
+        again.load_state_dict({**optimizer.state_dict(), "state": {0: {"step": 1.0, "point": params[0]}}})
+
+
+def test_mistakes_in_an_optimizer_of_a_user_are_named():
+    class Forgetful(Signum):
+        def update(self, *arguments):
+            return super().update(*arguments)[0], ()
+
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=r"beta must lie in \[0, 1\), got 1"):
+        Signum([w], beta=1)
+    with pytest.raises(ValueError, match=r"must return the state tensors \('momentum',\), got 0 of them"):
+        Forgetful([w]).step()
+    with pytest.raises(NotImplementedError, match=r"must define update\(group, penalty, x, grad, state, count\)"):
+        ProximalOptimizer([w], {"lr": 0.1}).step()
+    with pytest.raises(ValueError, match=r"defaults must hold the learning rate 'lr', got \['rate'\]"):
+        ProximalOptimizer([w], {"rate": 0.1})
+    with pytest.raises(TypeError, match="momentum"):
+        Signum([w], momentum=0.1)
+    assert torch.equal(w, torch.ones(2))
+
+
+def test_a_penalty_that_is_not_plain_data_stays_an_object():
     @dataclass(frozen=True, eq=False)
     class Weighed(Ridge):
         weigh: Callable = torch.abs
@@ -218,7 +266,7 @@ def test_a_penalty_with_a_tensor_among_its_fields_stays_an_object():
     torch.testing.assert_close(w.detach(), torch.tensor([0.5, 0.25]))
 
 
-def test_updates_take_any_operator():
+def test_updates_accept_any_operator():
     x = torch.tensor([1.0, -3.0])
     new, _ = updates.hapg(x, torch.zeros(2), updates.HAPGState(x, 0), Ridge(1.0), lr=0.5, extrapolation=0.0)
     torch.testing.assert_close(new, x / 1.5)

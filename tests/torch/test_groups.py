@@ -1,4 +1,4 @@
-"""Param groups from modules, and the report on what became of them."""
+"""Param groups from modules, sparsity reports and the largest useful strength."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_a_strong_penalty_on_channels_zeroes_whole_channels():
     assert not bool(net[0].weight.any()) and not bool(net[3].weight.any()) and bool(net[5].weight.any())
 
 
-def test_a_joint_channel_takes_its_bias_and_batch_norm_along():
+def test_a_joint_channel_includes_its_bias_and_batch_norm():
     net = convnet()
     found = groups.output_channels(net, GroupL2(1e4), include="0", joint=True)
     assert names(found)[0] == ["0.weight", "1.weight", "1.bias"]
@@ -90,7 +90,7 @@ def test_transposed_convolutions_count_channels_on_their_own_axis():
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 6, "vdim": 4}])
-def test_an_attention_head_is_all_that_belongs_to_it(options):
+def test_an_attention_head_is_one_group_of_all_its_weights(options):
     model = Attention(**options)
     found = groups.attention_heads(model, GroupL2(1.0, weights="none"))
     assert every_parameter_once(model, found)
@@ -176,7 +176,7 @@ def as_plain_tensor(module, key):
 
 
 REMOVE = "leave this layer out, or call torch.nn.utils.parametrize.remove_parametrizations first"
-NO_PARAMETER = {  # what was done to the first layer, and what is said of its weight
+NO_PARAMETER = {  # changes of the first layer, and the error message about its weight
     "weight_norm": (lambda m: nn.utils.weight_norm(m), "computed by weight_norm: leave this layer out, or call torch.nn.utils"),
     "spectral_norm": (lambda m: nn.utils.spectral_norm(m), "computed by spectral_norm: leave this layer out, or call torch.nn"),
     "new weight_norm": (parametrizations.weight_norm, f"computed by a parametrization (_WeightNorm): {REMOVE}"),
@@ -205,7 +205,7 @@ def test_a_weight_that_is_no_parameter_is_named(kind):
         assert names(build(net, GroupL2(1.0), exclude="0"))[0] == ["2.weight"]
     with pytest.raises(ValueError, match=message):
         groups.output_channels(net, GroupL2(1.0), joint=True)
-    if kind in ("pruned", "buffer", "plain tensor", "missing"):  # zero parameters make a zero weight, or none is computed
+    if kind in ("pruned", "buffer", "plain tensor", "missing"):  # zero parameters give a zero weight, or no weight is computed
         assert every_parameter_once(net, groups.modules(net, GroupL2(1.0), "0"))
     else:
         with pytest.raises(ValueError, match=message):
@@ -222,14 +222,14 @@ def test_a_weight_that_is_no_parameter_is_named(kind):
         (lambda m: as_buffer(m[1], "bias"), "1.bias"),
     ],
 )
-def test_a_joint_channel_needs_parameters_all_along(change, name):
+def test_a_joint_channel_consists_of_parameters(change, name):
     net = pair(change)
     with pytest.raises(ValueError, match=f"{name} must be a parameter, but is "):
         groups.output_channels(net, GroupL2(1.0), joint=True)
     assert every_parameter_once(net, groups.output_channels(net, GroupL2(1.0)))
 
 
-def test_a_parametrized_layer_beside_is_stepped_without_penalty():
+def test_an_excluded_parametrized_layer_is_updated_without_penalty():
     net = pair(lambda m: parametrizations.weight_norm(m[2]))
     found = groups.output_channels(net, GroupL2(1e4), exclude="2", joint=True)
     assert every_parameter_once(net, found) and names(found)[0] == ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -239,7 +239,7 @@ def test_a_parametrized_layer_beside_is_stepped_without_penalty():
     assert not bool(net[0].weight.any()) and bool(net[2].weight.any())
 
 
-def test_a_layer_may_hold_modules_of_its_own():
+def test_a_layer_may_have_submodules():
     first = nn.Linear(4, 4)
     first.fake_quantize = nn.Identity()  # as layers of quantization-aware training do
     found = groups.output_channels(pair(first=first), GroupL2(1.0), joint=True)
@@ -256,7 +256,7 @@ def test_attention_heads_need_parameters(key):
 
 
 @pytest.mark.parametrize("layer", [lambda: nn.LazyLinear(4), lambda: nn.LazyConv1d(4, 1), lambda: nn.LazyConvTranspose2d(4, 1)])
-def test_a_lazy_layer_must_have_run_once(layer):
+def test_a_lazy_layer_needs_a_forward_pass_first(layer):
     for build in (groups.output_channels, groups.input_features):
         with pytest.raises(
             ValueError, match=r"0\.weight must have a shape, but is of a lazy layer: run one forward pass of the model"
@@ -264,22 +264,22 @@ def test_a_lazy_layer_must_have_run_once(layer):
             build(nn.Sequential(layer()), GroupL2(1.0))
 
 
-def test_lazy_layers_are_as_others_after_one_forward_pass():
+def test_lazy_layers_are_accepted_after_one_forward_pass():
     net = nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
     assert every_parameter_once(net, groups.output_channels(net, GroupL2(1.0), include="0"))
     with pytest.raises(ValueError, match=r"1\.weight must have a shape, but is of a lazy layer"):
         groups.output_channels(net, GroupL2(1.0), include="0", joint=True)
-    optimizer = ProxAdam(groups.modules(net, GroupL2(1e4), "2"), lr=0.1)  # a group of whole modules asks for no shape
+    optimizer = ProxAdam(groups.modules(net, GroupL2(1e4), "2"), lr=0.1)  # a group of whole modules needs no shape
     net(torch.randn(3, 4)).sum().backward()
     optimizer.step()
     assert not any(bool(p.any()) for p in net[2].parameters())
     assert names(groups.output_channels(net, GroupL2(1.0), include="0", joint=True))[0][2:] == ["1.weight", "1.bias"]
 
 
-def test_a_channel_is_not_frozen_in_part():
+def test_a_partly_frozen_channel_is_refused():
     net = pair(lambda m: m[1].requires_grad_(False))
     message = (
-        r"1\.weight must require grad like the rest of its group \(0\.weight, 0\.bias, 1\.weight, 1\.bias\), which is stepped as"
+        r"1\.weight must require grad like the rest of its group \(0\.weight, 0\.bias, 1\.weight, 1\.bias\), which is updated as"
     )
     with pytest.raises(ValueError, match=message):
         groups.output_channels(net, GroupL2(1.0), joint=True)
@@ -332,7 +332,7 @@ def test_quantized_layers_and_modules_without_parameters_are_named():
         groups.modules(net, GroupL2(1.0), ["0", "1"])
 
 
-def test_a_near_miss_gets_a_hint():
+def test_a_misspelt_name_gets_a_suggestion():
     net = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="got 'encodr'; did you mean 'encoder'"):
         groups.output_channels(net, GroupL2(1.0), include="encodr")
@@ -343,12 +343,12 @@ def test_a_hierarchy_gets_the_groups_in_its_outermost_level():
     assert first["penalty"].penalties[0] == L1(1.0) and first["penalty"].groups.kind == "along"
 
 
-def test_what_is_no_penalty_is_named():
+def test_an_object_that_is_no_penalty_is_named():
     with pytest.raises(TypeError, match=r"penalty must be a penalty \(an object with value and prox\) or None, got 1.0"):
         groups.output_channels(convnet(), 1.0)
 
 
-def test_a_report_counts_zeros_and_living_groups():
+def test_a_report_counts_zeros_and_nonzero_groups():
     net = nn.Linear(3, 2)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.0, 1, 0], [0, 2, 3]]))

@@ -1,4 +1,4 @@
-"""Parameters, gradients and states of any strides: the step of the contiguous copy, and not a byte written elsewhere."""
+"""Parameters, gradients and states of any strides are updated like contiguous ones, and no other memory is overwritten."""
 
 import copy
 import math
@@ -43,7 +43,7 @@ BASES = {
 
 
 def run(optimizer, p, layout, steps, seed):
-    """Steps on noisy gradients of ||p - 1||^2 / 2, each laid out as asked."""
+    """Steps on noisy gradients of ||p - 1||^2 / 2 with the given strides."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         grad = p.detach() - 1 + torch.randn(SHAPE, generator=generator, dtype=torch.float64)
@@ -102,14 +102,14 @@ def test_a_state_saved_in_another_layout_or_older_than_the_layout_continues(name
         return q
 
     ends = [continued(strides) for strides in LAYOUTS.values()]
-    p.data = p.data.contiguous(memory_format=torch.channels_last)  # what model.to(memory_format=...) does in mid-training
+    p.data = p.data.contiguous(memory_format=torch.channels_last)  # the effect of model.to(memory_format=...)
     run(optimizer, p, None, 20, seed=1)
     for end in (*ends, p):
         torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_stack_of_tensors_of_any_strides_steps_like_contiguous_ones(name):
+def test_a_stack_of_tensors_of_any_strides_is_updated_like_contiguous_ones(name):
     ends = []
     for strides, changed in ((LAYOUTS["contiguous"], False), (LAYOUTS["channels last"], False), (LAYOUTS["contiguous"], True)):
         params = [started(strides)[0] for _ in range(6)]
@@ -127,7 +127,7 @@ def test_a_stack_of_tensors_of_any_strides_steps_like_contiguous_ones(name):
         torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-11)
 
 
-def test_a_fused_base_gets_what_its_kernels_can_walk_or_is_refused():
+def test_a_fused_base_gets_dense_tensors_or_is_refused():
     results = []
     for fused, strides in ((False, LAYOUTS["contiguous"]), (True, LAYOUTS["contiguous"]), (True, LAYOUTS["channels last"])):
         p, _ = started(strides)

@@ -1,8 +1,9 @@
-"""ProxSGD, HAPG, ProxAdam, AdamHAPG: fast twins, pure updates, and the life of an optimizer around them."""
+"""The optimizers and Proximal: agreement with the pure updates, convergence, and everything expected of a torch optimizer."""
 
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -31,7 +32,7 @@ from proxopt_torch import (
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_kernel_takes_the_steps_of_the_pure_update(name, penalty, monkeypatch):
+def test_fused_steps_equal_the_pure_update(name, penalty, monkeypatch):
     points = []
     for reference in (False, True):
         if reference:
@@ -46,7 +47,7 @@ def test_a_kernel_takes_the_steps_of_the_pure_update(name, penalty, monkeypatch)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_torch_follows_numpy_for_three_hundred_steps(name):
+def test_torch_and_numpy_agree_for_three_hundred_steps(name):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(30, 12)) / 5, rng.normal(size=(30, 4))
     penalty = SparseGroupLasso(0.05, 0.5, Groups.along(1))
@@ -76,7 +77,7 @@ def test_torch_follows_numpy_for_three_hundred_steps(name):
 
 @pytest.mark.parametrize("penalty", ["none", "sgl", "l1", "whole", "sgl exact"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_stack_of_small_tensors_steps_like_the_tensors_alone(name, penalty):
+def test_a_stack_of_small_tensors_is_updated_like_each_tensor_alone(name, penalty):
     results = []
     for foreach in (True, False, None):
         generator = torch.Generator().manual_seed(1)
@@ -94,7 +95,7 @@ def test_a_stack_of_small_tensors_steps_like_the_tensors_alone(name, penalty):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
-def test_rows_longer_than_a_block_are_stepped_like_short_ones(monkeypatch):
+def test_blocks_do_not_change_the_step(monkeypatch):
     results = []
     for block in (kernels.BLOCK, 64):
         monkeypatch.setattr(kernels, "BLOCK", block)
@@ -237,16 +238,16 @@ def test_half_precision_parameters_have_single_precision_states_also_after_loadi
     assert int((net[0].weight == 0).sum()) > 0 or not name.startswith(("ProxAdam", "AdamHAPG"))
 
 
-def test_a_joint_group_lives_and_dies_with_weight_and_bias():
+def test_a_joint_group_is_zeroed_in_weight_and_bias_together():
     net, x, y = problem()
     rows = Groups.labels([range(5), range(5)], axis=0)
     joint = {"params": [net[0].weight, net[0].bias], "penalty": GroupL2(0.2, rows), "joint": True}
     optimizer = HAPG([joint, {"params": [*net[2].parameters(), *net[4].parameters()]}], lr=0.05)
     train(optimizer, net, x, y, 100)
     optimizer.eval()
-    dead = net[0].bias == 0
-    assert int(dead.sum()) > 0
-    assert torch.equal(dead, (net[0].weight == 0).all(1))
+    zeroed = net[0].bias == 0
+    assert int(zeroed.sum()) > 0
+    assert torch.equal(zeroed, (net[0].weight == 0).all(1))
     before = net[0].weight.detach().clone()
     optimizer.train()
     train(optimizer, net, x, y, 1)
@@ -258,7 +259,7 @@ def test_a_joint_group_lives_and_dies_with_weight_and_bias():
     assert before.shape == search.shape
 
 
-def test_a_foreign_penalty_serves_and_its_name_is_saved():
+def test_checkpoints_hold_the_name_of_an_operator_that_is_not_plain_data():
     net, x, y = problem()
     optimizer = HAPG(groups_of(net, Foreign()), lr=0.05)
     train(optimizer, net, x, y, 10)
@@ -356,7 +357,50 @@ def test_a_bad_argument_is_named_with_its_domain(make, message):
         make(nn.Parameter(torch.ones(4, 3)))
 
 
-def test_a_penalty_that_is_none_is_a_type_error():
+@pytest.mark.parametrize("make", [ProxSGD, HAPG, ProxAdam, AdamHAPG], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("value", ["yes", 1, torch.tensor(True)], ids=repr)
+@pytest.mark.parametrize("flag", ["maximize", "foreach", "capturable", "differentiable", "check_finite"])
+def test_a_flag_that_is_no_bool_is_a_type_error(make, flag, value):
+    domain = "True, False or None" if flag in ("foreach", "check_finite") else "True or False"
+    with pytest.raises(TypeError, match=re.escape(f"{flag} must be {domain}, got {value!r}")):
+        make([nn.Parameter(torch.ones(2))], **{flag: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (ProxSGD, {"lr": -1.0}, "lr must be finite and >= 0, got -1"),
+        (ProxSGD, {"rho": 2.0}, r"rho must lie in \(0, 1\], got 2"),
+        (ProxSGD, {"tau": -1.0}, "tau must be finite and > 0, got -1"),
+        (HAPG, {"extrapolation": "fista"}, "extrapolation must be one of 'nesterov', 'as_printed', got 'fista'"),
+        (HAPG, {"weight_decay": -1.0}, "weight_decay must be finite and >= 0, got -1"),
+        (ProxAdam, {"betas": 0.9}, r"betas must be two numbers in \[0, 1\), got 0.9"),
+        (ProxAdam, {"decoupled_weight_decay": "yes"}, "decoupled_weight_decay must be True or False, got 'yes'"),
+        (AdamHAPG, {"eps": float("nan")}, "eps must be finite and >= 0, got nan"),
+        (AdamHAPG, {"joint": "yes"}, "joint must be True or False, got 'yes'"),
+        (HAPG, {"lr": torch.tensor(0.1), "foreach": True}, "not supported for capturable=False and foreach=True"),
+    ],
+    ids=str,
+)
+def test_the_options_of_a_param_group_are_checked_as_those_of_the_constructor(make, options, message):
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = make([w])
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.add_param_group({"params": [v], **options})
+    assert len(optimizer.param_groups) == 1
+    if "joint" not in options:
+        with pytest.raises((TypeError, ValueError), match=message):
+            make([w], **options)
+
+
+@pytest.mark.parametrize("options", [{"joint": 1}, {"check_finite": "no"}], ids=str)
+def test_proximal_checks_the_flags_of_its_groups(options):
+    base = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], **options}], lr=0.1)
+    with pytest.raises(TypeError, match=f"{next(iter(options))} must be True"):
+        Proximal(base)
+
+
+def test_an_object_that_is_no_penalty_is_a_type_error():
     with pytest.raises(TypeError, match="penalty must be a penalty"):
         HAPG([nn.Parameter(torch.ones(2))], penalty=0.1)
 
@@ -390,20 +434,20 @@ SGD = torch.optim.SGD
         (lambda w: Proximal(SGD(w), SparseGroupLasso(0.1)), "SparseGroupLasso without groups"),
     ],
 )
-def test_what_a_param_group_most_likely_does_not_mean_is_warned_of_once(make, message):
+def test_a_probable_mistake_in_a_param_group_warns_once(make, message):
     params = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
     (found,) = warnings_of(lambda: make(params))
     assert message in found
 
 
-def test_a_param_group_in_order_warns_of_nothing():
+def test_a_correct_param_group_does_not_warn():
     w = [nn.Parameter(torch.ones(2, 2)) for _ in range(4)]
 
     def many():
         ProxAdam(w, penalty=GroupL2(0.1, Groups.whole()))
         ProxAdam([{"params": w, "penalty": GroupL2(0.1), "joint": True, "name": "body"}])
         HAPG([{"params": w[:1], "strength": 0.2}, {"params": w[1:], "penalty": None, "strength": 0.0}], penalty=L1(1.0))
-        optimizer = Proximal(SGD([{"params": w, "lr_scale": 0.5}]), L1(0.1))  # a key of somebody's own base
+        optimizer = Proximal(SGD([{"params": w, "lr_scale": 0.5}]), L1(0.1))  # a key that a base may use
         torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3, cycle_momentum=False)
         HAPG(optimizer.param_groups[0]["params"])
         copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
@@ -412,7 +456,7 @@ def test_a_param_group_in_order_warns_of_nothing():
 
 
 class Wrapper(torch.optim.Optimizer):
-    """What accelerate makes of an optimizer."""
+    """A wrapper like that of accelerate."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
@@ -422,7 +466,7 @@ class Wrapper(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("use", [sparsity_report, max_strength, lambda o: StrengthPath(o, lambda epoch: 0.1)])
-def test_a_wrapped_optimizer_is_refused_with_the_way_to_what_it_wraps(use):
+def test_a_wrapped_optimizer_is_refused_with_a_hint(use):
     optimizer = HAPG([nn.Parameter(torch.ones(2))], penalty=L1(0.1))
     with pytest.raises(TypeError, match=r"must be .* got Wrapper, which wraps a HAPG: pass optimizer\.optimizer"):
         use(Wrapper(optimizer))
@@ -468,13 +512,13 @@ def test_a_large_first_beta_with_uncapped_extrapolation_warns():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_copies_and_pickles_go_on_alike(name):
+def test_copies_and_pickles_continue_identically(name):
     net, x, y = problem()
     optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]))
     train(optimizer, net, x, y, 5)
-    twins = [copy.deepcopy((net, optimizer)), pickle.loads(pickle.dumps((net, optimizer)))]
+    copies = [copy.deepcopy((net, optimizer)), pickle.loads(pickle.dumps((net, optimizer)))]
     train(optimizer, net, x, y, 5)
-    for other, other_optimizer in twins:
+    for other, other_optimizer in copies:
         train(other_optimizer, other, x, y, 5)
         assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters()))
 
@@ -549,7 +593,7 @@ def test_autograd_runs_through_a_differentiable_step(name):
     assert torch.autograd.gradcheck(after, tuple(i.requires_grad_() for i in inputs))
 
 
-def test_complex_parameters_step_like_pairs_of_reals_or_shrink_in_modulus():
+def test_complex_parameters_are_updated_as_pairs_of_reals_or_shrunk_in_modulus():
     for name, make in MAKERS.items():
         z = nn.Parameter(torch.complex(torch.ones(2), torch.full((2,), 2.0)))
         r = nn.Parameter(torch.view_as_real(z.detach()).clone())
@@ -599,7 +643,7 @@ def test_hooks_fire_once_and_see_the_shrunk_weights():
 
 
 def matrices(groups):
-    """Muon steps matrices only."""
+    """Muon accepts matrices only."""
     return [{**g, "params": [p for p in g["params"] if p.ndim == 2]} for g in groups]
 
 
@@ -633,7 +677,7 @@ def test_proximal_is_the_base_step_then_the_prox(base):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
 
 
-def test_proximal_lives_like_one_optimizer():
+def test_proximal_behaves_like_one_optimizer():
     net, x, y = problem()
     optimizer = Proximal(torch.optim.Adam(groups_of(net, L1(0.5)), lr=0.01))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=30)
@@ -643,13 +687,13 @@ def test_proximal_lives_like_one_optimizer():
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    twin_net, twin = copy.deepcopy((net, optimizer))
-    twin.load_state_dict(torch.load(file, weights_only=True))
+    copied_net, copied = copy.deepcopy((net, optimizer))
+    copied.load_state_dict(torch.load(file, weights_only=True))
     again = pickle.loads(pickle.dumps(optimizer))
     assert isinstance(again, Proximal)
     train(optimizer, net, x, y, 5)
-    train(twin, twin_net, x, y, 5)
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin_net.parameters()))
+    train(copied, copied_net, x, y, 5)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), copied_net.parameters()))
     assert int((net[0].weight == 0).sum()) > 0
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     assert len(optimizer.base.param_groups) == 3
@@ -795,7 +839,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("metric", ["median", "support"])
-def test_the_cheap_metrics_leave_the_minimum_where_steps_differ_inside_a_group(metric):
+def test_the_approximate_metrics_have_other_fixed_points_where_steps_differ_inside_a_group(metric):
     best, steps = np.array([1.0, 2.0]), np.array([0.1, 1.0])
     penalty = GroupL2(1.0, weights="none")
     grad = -best / np.linalg.norm(best)  # so that best is stationary

@@ -1,4 +1,4 @@
-"""Sharded parameters (DTensor): two ranks do together what one process does alone, or raise the same message on both."""
+"""Sharded parameters (DTensor): two ranks compute together what one process computes, or raise the same error on both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SUPPORTED = {  # on every sharding that splits evenly
     "nested": Nested(L1(0.2), GroupL2(0.2, ROWS, metric="support"), GroupL2(0.2, metric="support")),
 }
 LABELS = GroupL2(0.5, Groups.labels([0, 1, 0, 1]))
-# optimizer, penalty, shape, sharded axis, joint, what the message says
+# optimizer, penalty, shape, sharded axis, joint, a part of the message
 REFUSED = {
     "joint": ("HAPG", GroupL2(0.5), (4, 6), 0, True, "must not be in a joint group: take joint=False"),
     "joint l1": ("Proximal", L1(0.5), (4, 6), 0, True, "must not be in a joint group"),
@@ -78,7 +78,7 @@ REFUSED = {
 
 
 class Rank:
-    """What one process computes; both run the same methods in the same order, and compare by what they return."""
+    """The checks of one process. Both run the same methods in the same order; the tests compare what they return."""
 
     def __init__(self, mesh):
         self.mesh = mesh
@@ -267,7 +267,7 @@ def train(model, optimizer, steps):
 
 
 def compare(expected, optimizer, cases=None):
-    """What differs between an optimizer of whole and one of sharded parameters, at the search and at the prox point."""
+    """Differences of an optimizer of whole and one of sharded parameters, at the search point and at the prox point."""
     wrong = []
     for point in ("search", "prox"):
         if point == "prox":
@@ -299,7 +299,7 @@ def message(f, *args):
 
 
 def process(number, folder):
-    """All checks of one rank; what each returns, or its error, goes into a file."""
+    """Run all checks of one rank, and write what each returns, or its error, to a file."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     found = {}
@@ -323,7 +323,7 @@ def process(number, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What the two ranks found: one start of two processes, whichever workers of pytest ask."""
+    """The results of the two ranks, which are started once for all workers of pytest."""
     if not (distributed.is_available() and distributed.is_gloo_available()):
         pytest.skip("this build of torch has no gloo backend")
     base = tmp_path_factory.getbasetemp()
