@@ -1,6 +1,7 @@
 """The script for a device that is there for minutes: how it shares its time, what it writes down, and the table made of it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -322,4 +323,7 @@ def test_the_whole_script_runs_dry(tmp_path):
     rows = runner.rows_of(tmp_path / "runs.jsonl")
     assert {r["part"] for r in rows} == {p.name for p in gpu.PARTS}
     assert all(r["state"] == "done" and r["dry"] and r["peak_mib"] > 1 for r in rows)
+    log = (tmp_path / "log.txt").read_text()
+    found = {p.name: [pattern for pattern, _ in p.patterns if re.search(pattern, log, re.MULTILINE)] for p in gpu.PARTS}
+    assert all(found[p.name] for p in gpu.PARTS if p.patterns), f"patterns that no command printed: {found}"
     assert {"nas_cifar10.csv", "digits.csv", "optimizers.csv", "steps.csv"} <= {f.name for f in tmp_path.iterdir()}
