@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from proxopt import ProxOperator
 from proxopt.penalties import declared
 from proxopt_torch import checkpoints, kernels, options, param_groups, stacks
 from proxopt_torch.options import EVAL, GROUP_DEFAULTS
-from proxopt_torch.param_groups import Entry, ParamGroup, State
+from proxopt_torch.param_groups import Entry, ParamGroup, Params, State
 from proxopt_torch.penalised import Penalised, warn
 
 Tensors: TypeAlias = Tensor | list[Tensor]  # of one problem: a tensor, or in a joint group one for each parameter
@@ -102,7 +102,7 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         defaults: dict[str, Any],
         *,
         weight_decay: float = 0.0,
@@ -129,7 +129,7 @@ class ProximalOptimizer(Penalised, Optimizer):
             )
         self._check_group(defaults)
         param_groups.normalise(defaults)
-        super().__init__(params, defaults)
+        super().__init__(cast(ParamsT, params), defaults)
 
     # -- what a subclass defines --------------------------------------------------------------
 

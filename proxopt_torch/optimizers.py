@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from proxopt import ProxOperator, updates
 from proxopt._checks import in_range
 from proxopt_torch import kernels
 from proxopt_torch.base import ProximalOptimizer, Tensors
 from proxopt_torch.options import check_flags
-from proxopt_torch.param_groups import ParamGroup
+from proxopt_torch.param_groups import ParamGroup, Params
 from proxopt_torch.penalised import warn
 
 
@@ -77,7 +76,7 @@ class ProxSGD(ProximalOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         rho: float = 0.8,
         tau: float | None = None,
@@ -183,7 +182,7 @@ class HAPG(ProximalOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         *,
         extrapolation: str | float = updates.EXTRAPOLATION,
@@ -281,7 +280,7 @@ class ProxAdam(ProximalOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -390,7 +389,7 @@ class AdamHAPG(ProximalOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.5, 0.999),
         eps: float = 1e-8,

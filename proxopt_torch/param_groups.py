@@ -23,6 +23,8 @@ from proxopt.penalties import declared, from_dict, plain_data
 
 ParamGroup: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]  # of one parameter
+# Wider than ParamsT of torch, a union of iterables: with that, mypy refuses a list of groups which do not all have the same keys
+Params: TypeAlias = Iterable[Tensor | tuple[str, Tensor] | ParamGroup]
 Entry: TypeAlias = list[Tensor]  # parameters that are one problem: all of a joint group, or a single one
 
 FOREIGN = "foreign"
