@@ -240,11 +240,11 @@ def pad_index(codes: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def index(codes: Any, x: Array) -> Array:
-    """Integer `codes` as an index array beside `x`, which torch tensors are already."""
+def index(codes: Any, x: Array, xp: Any = None) -> Array:
+    """Integer `codes` as an index array of the library of `x`, on its device; torch tensors stay as they are."""
     if is_torch_array(codes):
         return codes
-    xp = namespace(x)
+    xp = xp or namespace(x)
     return xp.asarray(codes, device=x.device) if is_torch_array(x) else xp.asarray(codes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -262,12 +263,12 @@ class Groups:
             return xp.reshape(_arrays.middle(xp, rows), shape)
         if self.kind == "whole":
             return _arrays.middle(xp, xp.concat([xp.reshape(v, (-1,)) for v in values]))
-        ordered = self._in_order(xp, values)
+        ordered, index = self._in_order(xp, values), partial(_arrays.index, xp=xp)
         sizes = np.zeros(len(self.names), dtype=int) + self.sizes(values)
         start, sizes = np.cumsum(sizes) - sizes, np.maximum(sizes, 1)
         last = max(ordered.shape[0] - 1, 0)  # an empty last label reads it, and its result is not used
         places = [np.minimum(start + k, last) for k in ((sizes - 1) // 2, sizes // 2)]
-        low, high = (self._beside((i, *_shapes(values)), place, ordered) for i, place in enumerate(places))
+        low, high = (self._beside((i, *_shapes(values)), place, ordered, index) for i, place in enumerate(places))
         return (xp.take(ordered, low, axis=0) + xp.take(ordered, high, axis=0)) / 2
 
     def spread(self, per_group: Any, xs: Sequence[Array], xp: Any = None) -> list[Any]:
@@ -275,9 +276,9 @@ class Groups:
         if self.kind != "labels" or not _arrays.ndim(per_group):
             return [per_group] * len(xs)
         xp = xp or _arrays.namespace(per_group)
-        out = []
+        out, index = [], partial(_arrays.index, xp=xp)
         for i, (x, codes, axis) in enumerate(self._parts(xs)):
-            taken = xp.take(per_group, self._beside(("codes", i), codes.reshape(-1), per_group), axis=0)
+            taken = xp.take(per_group, self._beside(("codes", i), codes.reshape(-1), per_group, index), axis=0)
             shape = tuple(x.shape) if axis is None else tuple(-1 if i == axis % x.ndim else 1 for i in range(x.ndim))
             out.append(xp.reshape(taken, shape))
         return out
@@ -380,13 +381,13 @@ class Groups:
 
     def _in_order(self, xp: Any, values: Sequence[Array]) -> Array:
         """All entries as one vector, label by label, ascending inside each: memory does not grow with uneven labels."""
-        flat, owners = [], []
+        flat, owners, index = [], [], partial(_arrays.index, xp=xp)
         for i, (v, codes, axis) in enumerate(self._parts(values)):
             if axis is not None:
                 v = xp.permute_dims(v, (axis % v.ndim, *(i for i in range(v.ndim) if i != axis % v.ndim)))
             shape = (codes.size, _arrays.size(v) // max(codes.size, 1))
             flat.append(xp.reshape(v, (-1,)))
-            numbers = self._beside(("codes", i), codes.reshape(-1), v)
+            numbers = self._beside(("codes", i), codes.reshape(-1), v, index)
             owners.append(xp.reshape(xp.broadcast_to(xp.reshape(numbers, (-1, 1)), shape), (-1,)))
         joined, owner = xp.concat(flat), xp.concat(owners)
         by_size = xp.argsort(joined)
@@ -414,10 +415,10 @@ class Groups:
         segment = _arrays.segment_sum if how == "sum" else _arrays.segment_max
         every = codes[0] if len(codes) == 1 else np.concatenate(codes)
         if _arrays.is_torch_array(joined):
-            every = self._beside(("all codes", *_shapes(values)), every, joined)
+            every = self._beside(("all codes", *_shapes(values)), every, joined, partial(_arrays.index, xp=xp))
         return segment(joined, every, len(self.names))
 
-    def _beside(self, key: tuple[Any, ...], values: np.ndarray, x: Array, make: Callable[..., Array] = _arrays.index) -> Array:
+    def _beside(self, key: tuple[Any, ...], values: np.ndarray, x: Array, make: Callable[..., Array]) -> Array:
         """make(values, x): the values as an array of x's library, on its device.
 
         Copies to a torch device are cached under ``key``: copying in every step would make the host wait for the device, and a
