@@ -44,8 +44,7 @@ class Undeclared:
 
 PAIRS: dict[str, tuple[ProxOperator, ProxOperator]] = {
     "Log / L1": (Log(1e-4), L1(1e-4)),
-    "GroupLog / GroupL2, support": (GroupLog(1e-4, groups=WHOLE, metric="support"), GroupL2(1e-4, WHOLE, metric="support")),
-    "GroupLog / GroupL2, median": (GroupLog(1e-4, groups=WHOLE, metric="median"), GroupL2(1e-4, WHOLE, metric="median")),
+    "GroupLog / GroupL2, support": (GroupLog(1e-4, groups=WHOLE), GroupL2(1e-4, WHOLE, metric="support")),
     "undeclared L1 / L1": (Undeclared(L1(1e-4)), L1(1e-4)),
 }
 

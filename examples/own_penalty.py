@@ -8,6 +8,7 @@ at the best of five strengths, and prints the errors. It takes a few seconds.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,6 @@ import torch
 from array_api_compat import array_namespace
 
 from proxopt import L1, Groups, Penalty
-from proxopt.penalties.metric import norms
-from proxopt.penalties.shrinkage import one_step_per_group
 from proxopt_torch import ProxAdam
 
 
@@ -55,27 +54,25 @@ class GroupLog(Penalty):
 
         f(x) = \lambda \sum_g \log(1 + \|x_g\|_2 / \epsilon)
 
-    Each group keeps its direction. Where steps differ inside a group, one step stands for all of them.
+    Each group keeps its direction.
     """
 
     strength: Any
     epsilon: float = 0.5
     groups: Groups | None = None
-    metric: str | None = None
     convex = homogeneous = False
-    radial = True
+    radial = one_step_per_group = True
 
     def _value(self, xs: list[Any]) -> Any:
         xp = array_namespace(*xs)
-        return self.strength * xp.sum(xp.log1p(norms(xp, xs, self.partition) / self.epsilon))
+        return self.strength * xp.sum(xp.log1p(self.partition.norms(xs) / self.epsilon))
 
     def _prox(self, xs: list[Any], steps: list[Any]) -> list[Any]:
         xp = array_namespace(*xs)
-        groups = self.partition.from_right(xs)
-        step = one_step_per_group(xp, xs, steps, groups, "median" if self.metric == "median" else "support")
-        size = norms(xp, xs, groups)
-        share = log_prox(xp, size, step * self.strength, self.epsilon) / xp.where(size > 0, size, xp.ones_like(size))
-        return [x * s + 0.0 for x, s in zip(xs, groups.spread(share, xs, xp))]
+        groups = self.partition.from_right(xs)  # so that a batch of arrays may be stacked in front
+        sizes = groups.spread(groups.norms(xs), xs)
+        shrunk = [log_prox(xp, size, step * self.strength, self.epsilon) for size, step in zip(sizes, steps)]
+        return [x * (new / xp.where(size > 0, size, xp.ones_like(size))) + 0.0 for x, size, new in zip(xs, sizes, shrunk)]
 
 
 def log_prox(xp: Any, size: Any, weight: Any, epsilon: float) -> Any:
@@ -89,7 +86,8 @@ def log_prox(xp: Any, size: Any, weight: Any, epsilon: float) -> Any:
     return xp.where(gain > 0, z, xp.zeros_like(size))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     torch.manual_seed(0)
     truth = torch.zeros(20)
     truth[:5] = torch.tensor([3.0, -2.0, 1.5, -1.0, 0.8])

@@ -251,6 +251,24 @@ class Groups:
         """The maximum of each group of non-negative values; 0 for an empty group."""
         return self._reduce(xp or _arrays.namespace(*values), values, "max")
 
+    def norms(self, xs: Sequence[Array], xp: Any = None) -> Array:
+        """The L2 norm of each group, as ``total`` returns it; its gradient is 0 at a zero group.
+
+        Entries are scaled by the largest of their group before they are squared, so that no square overflows or underflows.
+        """
+        xp = xp or _arrays.namespace(*xs)
+        largest = self.scale(xs, xp)
+        scaled = [x / m for x, m in zip(xs, self.spread(largest, xs, xp))]
+        square = self.total([_arrays.square(xp, x) for x in scaled], xp)
+        zero = square == 0
+        root = largest * xp.sqrt(xp.where(zero, xp.ones_like(square), square))
+        return xp.where(zero, xp.zeros_like(root), root)
+
+    def scale(self, xs: Sequence[Array], xp: Any) -> Array:
+        """max|x_g| as a constant for automatic differentiation; 1 where it is 0 or not finite."""
+        largest = self.largest([xp.abs(_arrays.detach(x)) for x in xs], xp)
+        return xp.where((largest > 0) & xp.isfinite(largest), largest, xp.ones_like(largest))
+
     def median(self, values: Sequence[Array], xp: Any = None) -> Array:
         """The median of each group: the mean of the two middle entries where their number is even."""
         xp = xp or _arrays.namespace(*values)

@@ -10,7 +10,8 @@ import numpy as np
 
 from proxopt import _arrays
 from proxopt._arrays import ArrayOrList
-from proxopt.penalties import ProxOperator
+from proxopt.penalties import ProxOperator, declared
+from proxopt.penalties.base import Formed
 from proxopt.penalties.dual import to_numpy
 
 Point = list[np.ndarray]  # the entries of x, of p, of any z: double precision arrays in host memory
@@ -40,7 +41,10 @@ def check_prox(
     - subgradient: :math:`f(z) \ge f(p) + \langle u, z - p \rangle` for all z tried, if f is convex;
     - firm: :math:`\langle p - q, x - y \rangle_{1/\text{step}} \ge \|p - q\|_{1/\text{step}}^2`, if f is convex;
     - moreau: :math:`f(p) = \langle u, p \rangle`, if f is homogeneous. Then x / step - u lies in the dual ball, the other half
-      of Moreau's identity.
+      of Moreau's identity;
+    - separate: a change of one entry or group leaves the prox of the others as it is, if ``elementwise`` or groups are declared;
+    - radial: each group of the prox is a multiple between 0 and 1 of that of x, if ``radial`` is declared and step is a number;
+    - shrinkage: value and prox are those of the form that ``shrinkage()`` returns, if it does.
 
     Args:
       penalty: any object with ``value(x)`` and ``prox(x, step)``. f counts as convex unless ``penalty.convex`` is False.
@@ -80,6 +84,7 @@ class _Case:
         self.x: Point = [to_numpy(a).copy() for a in self.arrays]
         self.size = max((float(np.max(np.abs(a), initial=0.0)) for a in self.x), default=0.0) or 1.0
         steps = step if isinstance(step, (list, tuple)) else [step] * len(self.x)
+        self.steps = steps
         steps = [np.broadcast_to(to_numpy(s), a.shape) for s, a in zip(steps, self.x)]
         self.moves = [s > 0 for s in steps]
         self.inverse = [np.divide(1.0, s, out=np.zeros(s.shape), where=m) for s, m in zip(steps, self.moves)]
@@ -141,9 +146,10 @@ def _type(case: _Case) -> None:
 def _identity(case: _Case) -> None:
     if not math.isfinite(case.value(case.x)):
         return
-    _law("identity", _equal(case.prox(case.x, 0.0), case.x), "prox(x, 0) != x")
+    room = case.tolerance * case.size
+    _law("identity", _distance(case.prox(case.x, 0.0), case.x) <= room, "prox(x, 0) != x")
     stays = [np.where(m, a, b) for m, a, b in zip(case.moves, case.x, case.p)]
-    _law("identity", _equal(stays, case.x), "an entry with step 0 moved")
+    _law("identity", _distance(stays, case.x) <= room, "an entry with step 0 moved")
 
 
 def _origin(case: _Case) -> None:
@@ -191,6 +197,50 @@ def _moreau(case: _Case) -> None:
     _law("moreau", abs(f - inner) <= room, f"f(p) = {f!r}, <u, p> = {inner!r}")
 
 
+def _blocks(case: _Case) -> list[np.ndarray] | None:
+    """For each entry the number of the entry or group that it declares to belong to; None without such a declaration."""
+    if getattr(case.penalty, "elementwise", False):
+        ends = np.cumsum([a.size for a in case.x])
+        return [np.arange(end - a.size, end).reshape(a.shape) for a, end in zip(case.x, ends)]
+    groups = declared.partition(case.penalty)
+    return None if groups is None else groups.ids(case.arrays)
+
+
+def _separate(case: _Case) -> None:
+    blocks = _blocks(case)
+    if blocks is None or not any(a.size for a in case.x):
+        return
+    changed = case.rng.random(1 + max(int(b.max(initial=0)) for b in blocks)) < 0.5
+    masks = [changed[b] for b in blocks]
+    y = case.rounded([np.where(m, -1.3 * a + 0.1 * case.size, a) for m, a in zip(masks, case.x)])
+    q = [np.where(m, a, b) for m, a, b in zip(masks, case.p, case.prox(y))]
+    what = "entry" if getattr(case.penalty, "elementwise", False) else "group"
+    _law("separate", _distance(q, case.p) <= case.tolerance * case.size, f"the prox of one {what} depends on another {what}")
+
+
+def _radial(case: _Case) -> None:
+    groups = declared.partition(case.penalty)
+    if groups is None or not getattr(case.penalty, "radial", False) or any(np.ndim(s) for s in case.steps):
+        return
+    square, inner = (groups.total([a * b for a, b in zip(case.x, other)]) for other in (case.x, case.p))
+    share = inner / np.where(square > 0, square, 1.0)
+    scaled = [a * s for a, s in zip(case.x, groups.spread(share, case.x))]
+    room = case.tolerance * case.size
+    in_range = bool(np.all((share >= -case.tolerance) & (share <= 1 + case.tolerance)))
+    _law("radial", in_range and _distance(scaled, case.p) <= room, "the prox is no multiple, between 0 and 1, of each group")
+
+
+def _form(case: _Case) -> None:
+    form = declared.shrinkage(case.penalty)
+    if form is None:
+        return
+    formed = Formed(1.0, form)
+    p = [to_numpy(a) for a in _arrays.as_list(formed.prox(case.given_x, case.given_step))[0]]
+    a, b = case.value(case.x), float(to_numpy(formed.value(case.given_x)))
+    same = _distance(p, case.p) <= case.tolerance * case.size and abs(a - b) <= case.tolerance * (abs(a) + abs(b))
+    _law("shrinkage", same, "value or prox differ from those of shrinkage()")
+
+
 def _convex(case: _Case) -> bool:
     return bool(getattr(case.penalty, "convex", True))
 
@@ -220,6 +270,9 @@ LAWS = (
     _if(_convex, _subgradient),
     _if(_convex, _firm),
     _if(_homogeneous, _moreau),
+    _separate,
+    _radial,
+    _form,
 )
 
 

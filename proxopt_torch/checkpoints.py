@@ -50,6 +50,11 @@ def _completed_group(optimizer: Penalised, state: States, saved: ParamGroup, gro
         )
     saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, **saved}
     param_groups.check_same(saved["penalty"], group["penalty"], where)
+    if isinstance(saved["penalty"], dict) and saved["penalty"].get("kind") != param_groups.FOREIGN:
+        try:
+            param_groups.rebuild(saved)
+        except TypeError as error:  # the class has other fields today
+            raise ValueError(f"state_dict must hold a penalty that can be rebuilt in {where}: {error}") from error
     if bool(saved["joint"]) != group["joint"]:
         raise ValueError(f"state_dict must hold joint={group['joint']} in {where}, got {saved['joint']}")
     if group["joint"]:

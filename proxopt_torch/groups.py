@@ -235,6 +235,8 @@ def _with_groups(penalty: Any, groups: Groups) -> ProxOperator:
     operator: ProxOperator = penalty
     if declared.partition(penalty) is None:
         return operator
+    if not hasattr(penalty, "groups"):
+        raise ValueError(f"penalty must have a field 'groups', they are chosen here, got {type(penalty).__name__}")
     if penalty.groups is not None:
         raise ValueError(f"penalty must come without groups, they are chosen here, got {penalty.groups}")
     operator = penalty.with_groups(groups)

@@ -47,9 +47,21 @@ def normalise(group: ParamGroup) -> None:
     elif not isinstance(penalty, dict):
         check_operator(penalty)
         data = plain_data(penalty)
-        group["strength"] = None if data is None else plain_strength(penalty.strength)
         if data is not None:
-            group["penalty"] = data
+            group["strength"], group["penalty"] = plain_strength(penalty.strength), data
+
+
+def own_strength(penalty: ProxOperator) -> float | Tensor | None:
+    """The strength of a penalty that stays an object; None for an operator that has no strength to be set."""
+    if not callable(getattr(penalty, "with_strength", None)):
+        return None
+    return plain_strength(penalty.strength)  # type: ignore[attr-defined]
+
+
+def has_strength(group: ParamGroup) -> bool:
+    """Whether the strength of the penalty of a group can be set."""
+    penalty = group["penalty"]
+    return isinstance(penalty, dict) or callable(getattr(penalty, "with_strength", None))
 
 
 def check_operator(penalty: object) -> None:
@@ -101,15 +113,22 @@ def rebuild(group: ParamGroup) -> ProxOperator | None:
         if strength is None:
             raise ValueError(f"strength must be a number for the penalty {penalty['kind']}, got None")
         return from_dict(penalty, strength)
-    operator: ProxOperator | None = penalty
-    return operator
+    own: Any = getattr(penalty, "strength", None)
+    unchanged = strength is own or (is_number(strength) and is_number(own) and float(strength) == float(own))
+    if penalty is None or strength is None or unchanged:
+        operator: ProxOperator | None = penalty
+        return operator
+    if not has_strength(group):
+        raise ValueError(f"strength of {name(penalty)} cannot be set, it has no method with_strength, got {strength}")
+    changed: ProxOperator = penalty.with_strength(strength)
+    return changed
 
 
 def fingerprint(group: ParamGroup) -> tuple[Any, ...]:
     """A key that changes when ``rebuild`` would return another penalty; cheap enough to compute in every step."""
     penalty, strength = group["penalty"], group["strength"]
     if not isinstance(penalty, dict):
-        return (id(penalty),)
+        return (id(penalty), id(strength) if isinstance(strength, Tensor) else strength)
     # lists and tensors by identity: comparing their entries would cost more than the step of a small parameter
     cheap = tuple(v if isinstance(v, (str, float, int, type(None))) else id(v) for v in penalty.values())
     return (*cheap, id(strength) if isinstance(strength, Tensor) else strength)

@@ -37,13 +37,15 @@ class Penalised:
         """The penalty object of one of ``param_groups``, with its present strength; None where it has no penalty."""
         param_groups.normalise(group)
         cache = self.__dict__.setdefault("_penalties", {})
+        cached, penalty = cache.get(id(group)), group["penalty"]
+        if cached is not None and cached[2] is not penalty and not isinstance(penalty, (dict, type(None))):
+            group["strength"] = param_groups.own_strength(penalty)  # an object that was assigned since
         key = param_groups.fingerprint(group)
-        cached = cache.get(id(group))
         if cached is None or cached[0] != key:
             # The key holds ids: what they belong to is kept alive beside it, so that no other object can get the same id
             cached = cache[id(group)] = (key, param_groups.rebuild(group), group["penalty"], group["strength"])
-        penalty: ProxOperator | None = cached[1]
-        return penalty
+        found: ProxOperator | None = cached[1]
+        return found
 
     # -- search point and prox point ----------------------------------------------------------
 
@@ -99,6 +101,8 @@ class Penalised:
         """Turn the penalty of a new group into plain data, and raise where it does not fit its parameters."""
         options.check_flags(group, ("joint", "check_finite"))
         param_groups.normalise(group)
+        if group["penalty"] is not None and not isinstance(group["penalty"], dict):
+            group["strength"] = param_groups.own_strength(group["penalty"])
         if strength is not None:
             group["strength"] = param_groups.plain_strength(strength)
         penalty = self.penalty_of(group)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from proxopt._checks import in_range
+from proxopt_torch import param_groups
 from proxopt_torch.penalised import Penalised, as_penalised
 
 Path: TypeAlias = Callable[[int], float]
@@ -54,7 +55,7 @@ class StrengthPath:
             raise
 
     def get_last_strength(self) -> list[float | Tensor | None]:
-        """The strength of each param group; None for a penalty that keeps its strength to itself."""
+        """The strength of each param group; None for an operator that has no strength to set."""
         return [group["strength"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,11 +74,11 @@ class StrengthPath:
         wanted = []
         for group, path in zip(groups, paths):
             self.optimizer.penalty_of(group)  # turns a penalty object that was assigned since into plain data
-            if path is not None and isinstance(group["penalty"], dict):
+            if path is not None and param_groups.has_strength(group):
                 strength = path(self.epoch)
                 in_range(f"path({self.epoch})", strength)
                 wanted.append((group, strength))
         if not wanted:
-            raise ValueError("optimizer must have a param group with a penalty of proxopt, got none")
+            raise ValueError("optimizer must have a param group whose penalty has a strength to set, got none")
         for group, strength in wanted:
             group["strength"] = strength

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
-
-import numpy as np
 
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array, ArrayOrList
 from proxopt.groups import Groups
 from proxopt.penalties.dual import largest_scale, unpenalised_entries
-from proxopt.penalties.shrinkage import Shrinkage
+from proxopt.penalties.plain import KINDS, field_names, is_own, is_rebuilt_from_fields, kind, plain, restored, same_strength
+from proxopt.penalties.shrinkage import Shrinkage, constant, one_step_per_group
 
 P = TypeVar("P", bound="Penalty")
+
+EQUATION = ("shrinkage", "entries", "_value", "_prox")
+DUAL = ("has_dual", "dual", "unpenalised")
+# names that a field cannot have
+RESERVED = set("kind value prox shrinkage entries partition batched dual has_dual unpenalised to_dict".split())
+RESERVED |= set("with_groups with_strength with_metric".split())
 
 
 @runtime_checkable
@@ -52,18 +57,26 @@ class Penalty:
       ``elementwise = True``.
     - ``_value(xs)`` and ``_prox(xs, steps)`` for a list of arrays that form one problem, in general.
 
-    ``_prox`` receives one step for each array, a float or an array that broadcasts against it, and returns a new list. The public
-    methods ``value`` and ``prox`` check their input, compute half precision in float32, and return what came in.
+    ``_prox`` receives one step for each array, a float or an array that broadcasts against it, and returns a list of new arrays
+    of the same shapes. The public methods ``value`` and ``prox`` check their input, compute half precision in float32, and return
+    an array (or list) in the library, dtype and shape of x. ``Groups.norms``, ``spread`` and ``total`` help with groups.
 
-    What the rest of the package needs to know of a penalty, the penalty declares:
+    What the rest of the package needs to know of a penalty, the penalty declares. A penalty with ``shrinkage`` need not declare
+    the last four.
 
     - ``convex`` (True unless you say otherwise): f is convex, so that its prox is firmly nonexpansive.
     - ``homogeneous`` (True unless you say otherwise): ``f(c x) = c f(x)`` for ``c >= 0``, as a norm is. If it is convex too,
       solvers certify solutions by a duality gap, and ``Nested`` takes it as an inner level.
     - ``elementwise`` (False): ``f(x) = sum_i f_i(x_i)``. The prox acts on each entry alone.
-    - ``radial`` (False): the prox multiplies each group by a factor between 0 and 1. ``Nested`` takes it as an outer level.
     - a field ``groups``, a ``Groups`` or None for all entries as one group: the prox acts on each group alone.
-    - a field ``metric``, which may be None: how a step that differs inside a group is treated.
+    - ``radial`` (False): the prox multiplies each group by a factor between 0 and 1. ``Nested`` takes it as an outer level.
+    - ``one_step_per_group`` (False): ``_prox`` is written for steps that are constant in each group. Steps that differ inside a
+      group, as those of Adam do, are replaced by a single one for the group: that with which the same groups of an L2 norm become
+      zero, or the median where a field ``metric`` is "median". Otherwise ``_prox`` must treat any step.
+
+    A penalty whose other fields are strings, numbers and penalties is stored in checkpoints as plain data, under its qualified
+    name: the module that defines it must be imported before such a checkpoint is loaded. Any other stays a live object in the
+    optimizer, which gets it again where it is constructed.
 
     >>> from dataclasses import dataclass
     >>> from typing import Any
@@ -85,12 +98,16 @@ class Penalty:
     strength: float | Array
     convex: bool = True
     homogeneous: bool = True
-    elementwise: bool = False
-    radial: bool = False
+    one_step_per_group: bool = False
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, *, register: bool = True, **options: Any) -> None:
         super().__init_subclass__(**options)
-        KINDS[cls._kind()] = cls
+        reserved = sorted(RESERVED & set(vars(cls).get("__annotations__", ())))
+        if reserved:
+            raise TypeError(f"{cls.__name__} must not have a field {reserved[0]!r}: the name is taken by Penalty")
+        _forget_inherited_equation(cls)
+        if register:
+            KINDS[kind(cls)] = cls
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
@@ -139,10 +156,8 @@ class Penalty:
         steps = match_steps(step, arrays)
         if any(_arrays.size(a) for a in arrays):
             wide = [_arrays.widen(a) for a in arrays]
-            result = self._prox(wide, [_arrays.like(s, a) for s, a in zip(steps, wide)])
-            if len(result) != len(arrays):
-                name = type(self).__name__
-                raise ValueError(f"{name}._prox must return one array for each of {len(arrays)}, got {len(result)}")
+            result = self._prox(wide, self._matched([_arrays.like(s, a) for s, a in zip(steps, wide)], wide))
+            check_result(f"{type(self).__name__}._prox", result, wide)
         else:
             result = [a * 1 for a in arrays]
         result = [_arrays.cast(r, a) for r, a in zip(result, arrays)]
@@ -176,40 +191,80 @@ class Penalty:
             raise TypeError(f"{type(self).__name__} must state shrinkage() or _prox(xs, steps)")
         return form.prox(xs, steps)
 
+    def _matched(self, steps: list[Any], xs: list[Array]) -> list[Any]:
+        """The steps as ``_prox`` takes them."""
+        groups = self.partition if self.one_step_per_group else None
+        if groups is None or constant(steps, groups, xs):
+            return steps
+        metric = "median" if getattr(self, "metric", None) == "median" else "support"
+        xp = _arrays.namespace(*xs)
+        step = one_step_per_group(xp, xs, steps, groups.from_right(xs), metric)
+        return groups.from_right(xs).spread(step, xs, xp)
+
     # -- declared properties ------------------------------------------------------------------
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether the prox acts on each entry alone."""
+        form = self.shrinkage()
+        return form is not None and form.l2 is None
+
+    @property
+    def radial(self) -> bool:
+        """Whether the prox multiplies each group by a factor between 0 and 1."""
+        form = self.shrinkage()
+        return form is not None and form.l1 is None
 
     @property
     def partition(self) -> Groups | None:
         """The groups of entries that become zero together, the outermost ones of a hierarchy; None where there are none."""
-        groups: Groups | None = getattr(self, "groups", None)
-        return groups if groups is not None or not hasattr(self, "groups") else Groups.whole()
+        if not hasattr(self, "groups"):
+            form = self.shrinkage()
+            return None if form is None or form.l2 is None else form.groups or Groups.whole()
+        if not isinstance(self.groups, (Groups, type(None))):
+            raise TypeError(f"groups must be a Groups or None, got {self.groups!r}")
+        return self.groups or Groups.whole()
 
     def with_groups(self: P, groups: Groups) -> P:
-        """This penalty with these groups; one that has no field for them stays as it is."""
-        return replace(self, groups=groups) if hasattr(self, "groups") else self  # type: ignore[type-var]
+        """This penalty with these groups. Raises TypeError for one that has groups, but no field for them."""
+        if self.partition is None:
+            return self
+        if not hasattr(self, "groups"):
+            raise TypeError(f"{type(self).__name__} must have a field 'groups' to be used with other groups")
+        return self._with(groups=groups)
 
     def with_strength(self: P, strength: float | Array) -> P:
         """This penalty at another strength."""
-        return replace(self, strength=strength)  # type: ignore[type-var]
+        return self._with(strength=strength)
 
     def with_metric(self: P, default: str) -> P:
         """This penalty, with ``default`` where its metric was left to the caller."""
-        if getattr(self, "metric", default) is not None:
-            return self
-        return replace(self, metric=default)  # type: ignore[type-var]
+        return self if getattr(self, "metric", default) is not None else self._with(metric=default)
 
-    def batched(self: P, ndim: int) -> P | None:
+    def _with(self: P, **changes: Any) -> P:
+        """This penalty with other values of some fields."""
+        if not is_rebuilt_from_fields(self):
+            (name,) = changes
+            raise TypeError(f"{type(self).__name__} must be a dataclass with the __init__ of its own fields to change {name}")
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def batched(self, ndim: int) -> Penalty | None:
         """This penalty for arrays with ``ndim`` axes that are stacked along new axes in front, each a problem of its own.
 
         None where there is no such penalty: labels, arrays among its fields, or a prox that is neither elementwise nor grouped.
         """
-        own = [getattr(self, f.name) for f in fields(self)] if is_dataclass(self) else [None]
-        if ndim == 0 or not all(isinstance(v, (float, int, str, Groups, type(None))) for v in own):
+        own = vars(self).values() if hasattr(self, "__dict__") else [getattr(self, name) for name in field_names(self)]
+        if ndim == 0 or any(isinstance(v, (list, tuple)) or _arrays.ndim(v) for v in own):
             return None
         if self.elementwise:
             return self
         groups = self.partition.over_last(ndim) if self.partition is not None else None
-        return None if groups is None else self.with_groups(groups)
+        if groups is None:
+            return None
+        form = self.shrinkage()
+        if form is not None and not hasattr(self, "groups"):
+            return Formed(1.0, replace(form, groups=groups, metric=form.metric or "exact"))
+        return self.with_groups(groups) if is_rebuilt_from_fields(self) else None
 
     def has_dual(self, problems: int = 0) -> bool:
         """Whether ``dual`` has an answer for arrays whose first ``problems`` axes are a batch."""
@@ -243,20 +298,15 @@ class Penalty:
 
     # -- plain data ---------------------------------------------------------------------------
 
-    @classmethod
-    def _kind(cls) -> str:
-        """What plain data calls this class: its qualified name, and the bare name for the classes of this package."""
-        return cls.__name__ if cls.__module__.startswith("proxopt.") else f"{cls.__module__}.{cls.__qualname__}"
-
     def to_dict(self) -> dict[str, Any]:
         """Everything but the strength as plain data: strings, numbers, lists. ``from_dict`` is the inverse.
 
         Raises TypeError where a field holds something else.
         """
-        if not is_dataclass(self):
-            raise TypeError(f"{type(self).__name__} must be a dataclass to be written as plain data")
-        plain = {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "strength"}
-        return {"kind": self._kind(), **plain}
+        if not is_rebuilt_from_fields(self):
+            raise TypeError(f"{type(self).__name__} must be a dataclass with the __init__ of its own fields to be plain data")
+        data = {name: plain(name, getattr(self, name), is_own(type(self))) for name in field_names(self) if name != "strength"}
+        return {"kind": kind(type(self)), **data}
 
     @classmethod
     def _from_dict(cls: type[P], data: dict[str, Any], strength: float | Array) -> P:
@@ -270,49 +320,19 @@ class Penalty:
             mine, others = self.to_dict(), other.to_dict()
         except TypeError:
             return self is other
-        return mine == others and np.array_equal(np.asarray(self.strength), np.asarray(other.strength))
+        return mine == others and same_strength(self.strength, other.strength)
 
     def __hash__(self) -> int:
-        return hash(self._kind())
+        return hash(kind(type(self)))
 
     # -- checks -------------------------------------------------------------------------------
 
     def _check(self, xs: Sequence[Array]) -> None:
         """Raise where the penalty does not fit the arrays."""
         for x in xs:
-            _broadcasts("strength", self.strength, x)
+            _broadcasts("strength", getattr(self, "strength", 1.0), x)
         if self.partition is not None:
             self.partition.check(xs)
-
-
-KINDS: dict[str, type[Penalty]] = {}
-
-
-def from_dict(data: dict[str, Any], strength: float | Array) -> Penalty:
-    """The penalty that ``Penalty.to_dict`` described, at the given strength.
-
-    Raises ValueError for a class that no imported module has defined: data never leads to an import.
-    """
-    kind = str(data.get("kind"))
-    if kind not in KINDS and "." in kind:
-        raise ValueError(f"penalty kind {kind!r} must be defined before its data is read: import {kind.rpartition('.')[0]} first")
-    _checks.one_of("penalty kind", kind, tuple(KINDS))
-    return KINDS[kind]._from_dict(data, strength)
-
-
-def plain_data(operator: Any) -> dict[str, Any] | None:
-    """``Penalty.to_dict`` of an operator that ``from_dict`` would rebuild; None for any other, which must stay an object."""
-    if not isinstance(operator, Penalty):
-        return None
-    try:
-        data = operator.to_dict()
-        again = from_dict(data, operator.strength)
-    except TypeError:
-        return None
-    names = [name for name in data if name not in ("kind", "weights")]  # weights may come back as a list
-    pairs = [(getattr(operator, name), getattr(again, name)) for name in names]
-    same = all(type(a) is type(b) or (_arrays.is_number(a) and _arrays.is_number(b)) for a, b in pairs)
-    return data if again == operator and same else None
 
 
 def match_steps(step: Any, arrays: Sequence[Array]) -> list[Any]:
@@ -353,28 +373,41 @@ def _write(out: Any, result: list[Array]) -> list[Array]:
     return outs
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A field as strings, numbers and lists."""
-    if isinstance(value, (str, int, float, type(None))):
-        return value
-    if isinstance(value, Groups):
-        return value.to_dict()
-    if isinstance(value, Penalty):
-        return value.to_dict() | {"strength": _plain("strength", value.strength)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(name, v) for v in value]
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{name} must be a string, number, array, Groups or Penalty to be written as plain data, got {value!r}")
+def check_result(name: str, result: Any, xs: Sequence[Array]) -> None:
+    """Raise where what a prox returned is not a list with an array of the right library and shape for each of ``xs``."""
+    if not isinstance(result, (list, tuple)) or len(result) != len(xs):
+        found = len(result) if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
+        raise ValueError(f"{name} must return a list of one array for each of {len(xs)}, got {found}")
+    for r, x in zip(result, xs):
+        shape = tuple(getattr(r, "shape", ("no array",)))
+        fits = len(shape) >= x.ndim and all(m == n or n == 1 for m, n in zip(reversed(shape), reversed(x.shape)))
+        if not fits:  # a larger shape is a batch
+            raise ValueError(f"{name} must return an array of shape {tuple(x.shape)}, got {shape}")
+        if _arrays.is_torch_array(r) != _arrays.is_torch_array(x) or _arrays.is_numpy_array(r) != _arrays.is_numpy_array(x):
+            raise TypeError(f"{name} must return an array of the library of x, a {type(x).__name__}, got a {type(r).__name__}")
 
 
-def restored(value: Any) -> Any:
-    """The inverse of `_plain`, arrays aside, which stay lists."""
-    if isinstance(value, dict):
-        if "axis" in value:
-            return Groups.from_dict(value)
-        strength = value.get("strength")
-        return from_dict(
-            {k: v for k, v in value.items() if k != "strength"}, np.asarray(strength) if isinstance(strength, list) else strength
-        )
-    return [restored(v) for v in value] if isinstance(value, list) and value and isinstance(value[0], dict) else value
+def _forget_inherited_equation(cls: type[Penalty]) -> None:
+    """Give a class with an equation of its own the defaults of ``Penalty`` for what its parent derived from another one."""
+    stated = [name for name in EQUATION if name in vars(cls)]
+    if not stated:
+        return
+    stale = set(DUAL)
+    stale |= {"entries", "_value", "_prox"} if "shrinkage" in stated else {"shrinkage"}
+    stale |= {"entries"} if "_value" in stated else {"_value"} if "entries" in stated else set()
+    parents = [parent for parent in cls.__mro__[1:] if issubclass(parent, Penalty) and parent is not Penalty]
+    for name in stale - set(vars(cls)):
+        if any(getattr(parent, name) is getattr(cls, name) for parent in parents):
+            setattr(cls, name, getattr(Penalty, name))
+
+
+@dataclass(frozen=True, eq=False)
+class Formed(Penalty, register=False):
+    """strength times a given ``Shrinkage``."""
+
+    strength: float | Array
+    form: Shrinkage
+
+    def shrinkage(self) -> Shrinkage:
+        scaled = {name: getattr(self.form, name) for name in ("l1", "l2")}
+        return replace(self.form, **{name: v if v is None else self.strength * v for name, v in scaled.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from proxopt._arrays import Array
 from proxopt.groups import Groups
@@ -10,9 +11,16 @@ from proxopt.penalties.base import ProxOperator
 from proxopt.penalties.shrinkage import Shrinkage
 
 
+def call(operator: ProxOperator | None, method: str, *arguments: Any, default: Any = None) -> Any:
+    """What the method returns; ``default`` for an operator that has no such method."""
+    function = getattr(operator, method, None)
+    return function(*arguments) if callable(function) else default
+
+
 def shrinkage(operator: ProxOperator) -> Shrinkage | None:
     """Its form as a soft threshold of entries and groups, if it has one."""
-    return operator.shrinkage() if hasattr(operator, "shrinkage") else None
+    form: Shrinkage | None = call(operator, "shrinkage")
+    return form
 
 
 def partition(operator: ProxOperator | None) -> Groups | None:
@@ -22,20 +30,21 @@ def partition(operator: ProxOperator | None) -> Groups | None:
 
 def batched(operator: ProxOperator, ndim: int) -> ProxOperator | None:
     """The operator for stacks of arrays with `ndim` axes; None where it declares none."""
-    return operator.batched(ndim) if hasattr(operator, "batched") else None
+    stacked: ProxOperator | None = call(operator, "batched", ndim)
+    return stacked
 
 
 def with_metric(operator: ProxOperator, default: str) -> ProxOperator:
     """The operator, with `default` where it leaves its metric to the caller."""
-    return operator.with_metric(default) if hasattr(operator, "with_metric") else operator
+    found: ProxOperator = call(operator, "with_metric", default, default=operator)
+    return found
 
 
 def has_dual(operator: ProxOperator, problems: int = 0) -> bool:
     """Whether it has a `dual` for arrays whose first `problems` axes are a batch."""
-    return bool(operator.has_dual(problems)) if hasattr(operator, "has_dual") else False
+    return bool(call(operator, "has_dual", problems))
 
 
 def check_fit(operator: ProxOperator, arrays: Sequence[Array]) -> None:
     """Raise where it does not fit the arrays, if it has such a check."""
-    if hasattr(operator, "_check"):
-        operator._check(arrays)
+    call(operator, "_check", arrays)

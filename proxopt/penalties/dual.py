@@ -28,8 +28,8 @@ def max_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
         \min \{ \lambda \ge 0 : -g \in \partial (\lambda \, \text{penalty})(0) \}
 
     It is max|g| for ``L1``, max_g ||g_g|| / w_g for ``GroupL2``, and one root per group for ``SparseGroupLasso``. It is found by
-    bisection on prox(g) = 0, which is the same condition, to the last digits of double precision. It is then raised by
-    those units in the last place that the prox needs in the gradient's own library and dtype, so that the prox of the gradient
+    bisection on prox(-g) = 0, which is the same condition, to the last digits of double precision. It is then raised by
+    those units in the last place that the prox needs in the gradient's own library and dtype, so that the prox of -g
     at the returned strength is all zeros there.
 
     Args:
@@ -48,13 +48,15 @@ def max_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
 
 
 def zeroing_strength(problems: Sequence[tuple[ArrayOrList, Penalty]]) -> float:
-    """The largest `max_strength` of pairs (gradient, penalty), at which the prox of each gradient is all zeros."""
+    """The largest `max_strength` of pairs (gradient, penalty), at which the prox of each negative gradient is all zeros."""
     return _raised(max(_smallest_strength(gradient, penalty) for gradient, penalty in problems), problems)
 
 
 def _smallest_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
     """`max_strength` as double precision has it."""
     arrays, _ = as_list(gradient, "gradient")
+    if not hasattr(penalty, "with_strength"):
+        raise TypeError(f"penalty must be a proxopt.Penalty, got {penalty!r}")
     if not is_number(penalty.strength):
         raise ValueError(f"penalty must have a number as strength, got an array of shape {np.shape(penalty.strength)}")
     g = like_input(gradient, [to_numpy(a) for a in arrays])
@@ -100,7 +102,8 @@ def _raised(strength: float, problems: Sequence[tuple[ArrayOrList, Penalty]]) ->
 
 def _zeroes(strength: float, gradient: ArrayOrList, penalty: Penalty) -> bool:
     """Whether the prox at this strength is all zeros."""
-    p = penalty.with_strength(strength).prox(gradient)
+    negative = like_input(gradient, [-g for g in as_list(gradient)[0]])
+    p = penalty.with_strength(strength).prox(negative)
     parts = p if isinstance(p, (list, tuple)) else [p]
     return not any(bool(_arrays.namespace(a).any(a != 0)) for a in parts)
 

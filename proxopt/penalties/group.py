@@ -42,7 +42,6 @@ class GroupL2(Penalty):
     groups: Groups | None = None
     weights: str | Array = "sqrt_size"
     metric: str | None = None
-    radial = True
 
     def __post_init__(self) -> None:
         check_strength(self.strength)

@@ -15,16 +15,6 @@ NEWTON_STEPS = 3  # ... and, with the next two, its digits: 1e-12 for steps that
 DERIVATIVE_STEPS = 2  # that are differentiated: k of them give all derivatives up to order 2^k - 1
 
 
-def norms(xp: Any, xs: Sequence[Array], groups: Groups) -> Array:
-    """||x_g||_2, scaled by max|x_g| so that neither tiny nor huge entries are lost; gradient 0 at a zero group."""
-    largest = _scale(xp, xs, groups)
-    scaled = [x / m for x, m in zip(xs, groups.spread(largest, xs, xp))]
-    square = groups.total([_arrays.square(xp, x) for x in scaled], xp)
-    zero = square == 0
-    root = largest * xp.sqrt(xp.where(zero, xp.ones_like(square), square))
-    return xp.where(zero, xp.zeros_like(root), root)
-
-
 def metric_shrink(xp: Any, xs: list[Array], steps: list[Array], groups: Groups, bound: Any) -> list[Array]:
     r"""The minimiser of ``sum_i (z_i - x_i)^2 / (2 s_i) + t ||z||_2`` for each group, with ``s = steps`` and ``t = bound``.
 
@@ -37,7 +27,7 @@ def metric_shrink(xp: Any, xs: list[Array], steps: list[Array], groups: Groups, 
     The root is found on detached arrays, and the last Newton steps are differentiated. The error of a step is quadratic in that
     of its start: where derivatives are right up to order n before it, they are right up to order 2 n + 1 after it.
     """
-    unit = _scale(xp, xs, groups)
+    unit = groups.scale(xs, xp)
     y, a = [], []
     for x, s, m, t in zip(xs, steps, groups.spread(unit, xs, xp), groups.spread(bound, xs, xp)):
         threshold = _arrays.clip(xp, t / m, float(xp.finfo(m.dtype).max))  # t / m overflows for tiny m, and 0 * inf is NaN
@@ -50,7 +40,7 @@ def metric_shrink(xp: Any, xs: list[Array], steps: list[Array], groups: Groups, 
     fixed = [ai <= 0 for ai in shift]  # step or threshold 0: the entry stays, and where it is not 0 its group is not zeroed
     anchored = groups.largest([xp.where(f, yi, xp.zeros_like(yi)) for f, yi in zip(fixed, size)], xp) != 0
     ratio = [xp.where(f, xp.zeros_like(yi), yi / xp.where(f, xp.ones_like(ai), ai)) for f, yi, ai in zip(fixed, size, shift)]
-    zeroed = groups.spread(~anchored & (norms(xp, ratio, groups) <= 1), xs, xp)
+    zeroed = groups.spread(~anchored & (groups.norms(ratio, xp) <= 1), xs, xp)
 
     def replaced(values: list[Array], fill: float) -> list[Array]:
         return [xp.where(z, xp.full_like(v, fill), v) for z, v in zip(zeroed, values)]
@@ -78,7 +68,7 @@ def _root(xp: Any, y: list[Array], a: list[Array], groups: Groups) -> Array:
     h is concave and increasing: Newton lands left of the root from anywhere, and climbs to it from there. Where steps spread
     over many decades it would climb about one decade at a time, so the bracket is first halved on a logarithmic scale.
     """
-    high = norms(xp, y, groups)
+    high = groups.norms(y, xp)
     excess = groups.largest([xp.where(yi > ai, yi - ai, xp.zeros_like(yi)) for yi, ai in zip(y, a)], xp)
     low = xp.maximum(excess, high - groups.largest(a, xp))
 
@@ -110,12 +100,6 @@ def support_step(xp: Any, xs: Sequence[Array], steps: Sequence[Array], groups: G
     """``||x|| / ||x / s||``: one step per group with which the same groups are zeroed as in the metric."""
     ratio = [x / xp.where(s > 0, s, xp.full_like(s, math.inf)) for x, s in zip(xs, steps)]
     anchored = groups.largest([xp.where(s > 0, xp.zeros_like(s), xp.abs(_arrays.detach(x))) for x, s in zip(xs, steps)], xp) > 0
-    norm = norms(xp, ratio, groups)
-    step = norms(xp, xs, groups) / xp.where(norm > 0, norm, xp.ones_like(norm))
+    norm = groups.norms(ratio, xp)
+    step = groups.norms(xs, xp) / xp.where(norm > 0, norm, xp.ones_like(norm))
     return xp.where(anchored, xp.zeros_like(step), step)
-
-
-def _scale(xp: Any, xs: Sequence[Array], groups: Groups) -> Array:
-    """max|x_g| as a constant; 1 where it is 0 or not finite."""
-    largest = groups.largest([xp.abs(_arrays.detach(x)) for x in xs], xp)
-    return xp.where((largest > 0) & xp.isfinite(largest), largest, xp.ones_like(largest))

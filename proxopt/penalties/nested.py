@@ -12,7 +12,8 @@ import numpy as np
 from proxopt import _arrays
 from proxopt._arrays import Array
 from proxopt.groups import Groups
-from proxopt.penalties.base import Penalty, check_strength, restored
+from proxopt.penalties.base import Penalty, check_strength
+from proxopt.penalties.plain import plain, restored
 from proxopt.penalties.shrinkage import Shrinkage
 
 
@@ -90,8 +91,12 @@ class Nested(Penalty):
         return Nested(*self.penalties[:-1], self.penalties[-1].with_groups(groups), strength=self.strength)
 
     def batched(self, ndim: int) -> Nested | None:
-        levels = [level.batched(ndim) for level in self.penalties]
-        return None if any(level is None for level in levels) else Nested(*levels, strength=self.strength)  # type: ignore[arg-type]
+        levels = [level for p in self.penalties if (level := p.batched(ndim)) is not None]
+        complete = len(levels) == len(self.penalties) and _arrays.is_number(self.strength)
+        return Nested(*levels, strength=self.strength) if complete else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "Nested", "penalties": plain("penalties", self.penalties, arrays=False)}
 
     def shrinkage(self) -> Shrinkage | None:
         forms = [level.shrinkage() for level in self.penalties]

@@ -9,7 +9,7 @@ from typing import Any
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt.groups import WEIGHTS, Groups
-from proxopt.penalties.metric import metric_shrink, norms, support_step
+from proxopt.penalties.metric import metric_shrink, support_step
 
 METRICS = (None, "exact", "median", "support")
 
@@ -63,7 +63,7 @@ class Shrinkage:
         parts = [xp.sum(_arrays.like(self.l1, x) * _arrays.modulus(xp, x)) for x in xs] if self.l1 is not None else []
         if self.l2 is not None and any(_arrays.size(x) for x in xs):
             groups, strength = self._per_group(xs, [])
-            parts.append(xp.sum(strength * groups.weights(xs, self.weights) * norms(xp, xs, groups)))
+            parts.append(xp.sum(strength * groups.weights(xs, self.weights) * groups.norms(xs, xp)))
         return sum(parts[1:], start=parts[0]) if parts else xp.sum(xp.abs(xs[0]))
 
     def prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
@@ -158,7 +158,7 @@ def shrink(xp: Any, xs: Sequence[Array], groups: Groups, threshold: Any) -> list
     """``max(1 - threshold / ||x_g||, 0) x_g``: 0 for a zero group, the identity at threshold 0."""
     if isinstance(threshold, float) and threshold == 0:
         return [x * 1 for x in xs]
-    scale = share_left(xp, norms(xp, xs, groups), threshold)
+    scale = share_left(xp, groups.norms(xs, xp), threshold)
     return [x * s + 0.0 for x, s in zip(xs, groups.spread(scale, xs, xp))]  # + 0.0 turns -0 into 0
 
 

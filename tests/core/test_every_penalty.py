@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from every_penalty import ROWS, Log
+from every_penalty import ROWS, GroupLog, Log
 
-from proxopt import L1, GroupL2, Groups, Nested, ProxOperator, max_strength, penalties, sparsity
+from proxopt import L1, GroupL2, Groups, Nested, ProxOperator, Shrinkage, max_strength, penalties, sparsity
 from proxopt.penalties import declared
 from proxopt.solvers import LeastSquares, fista
 from proxopt.testing import check_prox
@@ -190,10 +190,76 @@ def test_a_prox_that_loses_an_array_is_refused():
         def _prox(self, xs, steps):
             return super()._prox(xs, steps)[:1]
 
-    with pytest.raises(ValueError, match=r"Lossy\._prox must return one array for each of 2, got 1"):
+    with pytest.raises(ValueError, match=r"Lossy\._prox must return a list of one array for each of 2, got 1"):
         Lossy(0.1).prox([np.ones(2), np.ones(3)])
 
 
 def test_a_negative_strength_is_refused_in_a_subclass_too():
     with pytest.raises(ValueError, match=r"strength must be finite and >= 0, got -1"):
         Log(-1.0)
+
+
+class QuarterL1(L1):
+    """A quarter of the L1 norm, by its own equation."""
+
+    def entries(self, x):
+        return self.strength * abs(x) / 4
+
+    def _prox(self, xs, steps):
+        return L1(self.strength / 4)._prox(xs, steps)
+
+
+def test_a_subclass_with_its_own_equation_inherits_no_form_and_no_dual():
+    check_prox(QuarterL1(1.0), np.array([3.0, -0.1, 0.0]), 0.5)
+    assert QuarterL1(1.0).shrinkage() is None
+    rng = np.random.default_rng(0)
+    f = LeastSquares(rng.normal(size=(20, 6)), rng.normal(size=20))
+    found, same = (fista(f, penalty, np.zeros(6)) for penalty in (QuarterL1(2.0), L1(0.5)))
+    assert found.success
+    np.testing.assert_allclose(found.x, same.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kind", "value", "prox", "dual"])
+def test_a_field_may_not_hide_a_method(name):
+    with pytest.raises(TypeError, match=f"must not have a field '{name}': the name is taken by Penalty"):
+        type("Hidden", (penalties.Penalty,), {"__annotations__": {"strength": "float", name: "float"}})
+
+
+def test_a_single_step_per_group_replaces_those_of_a_metric():
+    x, step = np.array([[3.0, 0.1], [4.0, 0.1]]), np.array([[0.5, 1.0], [2.0, 3.0]])
+    penalty = GroupLog(1.0, groups=Groups.along(0))
+    p = penalty.prox(x, step)
+    np.testing.assert_allclose(p[0] * x[1], p[1] * x[0])  # each column keeps its direction
+    support = np.linalg.norm(x[:, 0]) / np.linalg.norm(x[:, 0] / step[:, 0])
+    np.testing.assert_allclose(p[:, 0], penalty.prox(x, support)[:, 0])
+
+
+class WrongElementwise(Log):
+    def _prox(self, xs, steps):
+        return [p * (1 - 1e-3 * s * np.tanh(abs(x).sum())) for p, x, s in zip(super()._prox(xs, steps), xs, steps)]
+
+
+class WrongRadial(GroupLog):
+    def _prox(self, xs, steps):
+        return L1(self.strength)._prox(xs, steps)
+
+
+class WrongForm(GroupLog):
+    def shrinkage(self):
+        return Shrinkage(l2=self.strength, groups=self.groups, weights="none")
+
+    _value, _prox = GroupLog._value, GroupLog._prox
+
+
+@pytest.mark.parametrize(
+    ("penalty", "law"),
+    [
+        (WrongElementwise(0.1), "objective|separate"),
+        (WrongRadial(0.1, groups=Groups.along(0)), "objective|radial"),
+        (WrongForm(0.2, groups=Groups.along(0)), "shrinkage"),
+    ],
+    ids=repr,
+)
+def test_what_is_declared_wrongly_is_found(penalty, law):
+    with pytest.raises(AssertionError, match=law):
+        check_prox(penalty, np.random.default_rng(0).normal(size=(4, 3)), 0.5)

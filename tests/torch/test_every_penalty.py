@@ -7,13 +7,15 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from every_penalty import ROWS, GroupLog, Log, Ridge, SquareRootGroup
 from torch import nn
 
-from proxopt import GroupL2, Groups, updates
+from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, Shrinkage, SparseGroupLasso, updates
 from proxopt.penalties import declared
+from proxopt.testing import check_prox
 from proxopt_torch import (
     HAPG,
     AdamHAPG,
@@ -241,14 +243,19 @@ def test_a_penalty_that_is_not_plain_data_stays_an_object():
 
     w = nn.Parameter(torch.ones(2))
     optimizer = HAPG([w], lr=0.1, penalty=Weighed(0.5))
-    assert isinstance(optimizer.param_groups[0]["penalty"], Weighed) and optimizer.param_groups[0]["strength"] is None
+    assert isinstance(optimizer.param_groups[0]["penalty"], Weighed) and optimizer.param_groups[0]["strength"] == 0.5
     w.grad = torch.zeros(2)
     optimizer.step()
     torch.testing.assert_close(w.detach(), torch.ones(2) / 1.05)
     saved = optimizer.state_dict()
     assert saved["param_groups"][0]["penalty"]["kind"] == "foreign"
-    optimizer.load_state_dict(saved)
-    assert isinstance(optimizer.param_groups[0]["penalty"], Weighed)
+    again = HAPG([w], lr=0.1, penalty=Weighed(3.0))
+    again.load_state_dict(saved)
+    assert again.penalty_of(again.param_groups[0]).strength == 0.5  # that of the checkpoint
+    StrengthPath(again, lambda epoch: 0.25)
+    assert again.penalty_of(again.param_groups[0]).strength == 0.25
+    again.param_groups[0]["penalty"] = Weighed(4.0)
+    assert again.penalty_of(again.param_groups[0]).strength == 4.0 == again.param_groups[0]["strength"]
 
 
 def test_a_penalty_with_a_tensor_among_its_fields_stays_an_object():
@@ -264,6 +271,126 @@ def test_a_penalty_with_a_tensor_among_its_fields_stays_an_object():
     w.grad = torch.zeros(2)
     optimizer.step()
     torch.testing.assert_close(w.detach(), torch.tensor([0.5, 0.25]))
+
+
+class NonNegative(L1):
+    """The L1 norm where all entries are >= 0, else infinite: a subclass with an equation of its own."""
+
+    convex = True
+
+    def _value(self, xs):
+        return self.strength * sum(x.sum() if (x >= 0).all() else torch.inf for x in xs)
+
+    def _prox(self, xs, steps):
+        return [(x - s * self.strength).clip(0) for x, s in zip(xs, steps)]
+
+
+@every_optimizer
+def test_a_subclass_with_its_own_prox_is_stepped_with_it(name):
+    w = nn.Parameter(torch.tensor([-2.0, 3.0]))
+    optimizer = MAKERS[name]([{"params": [w], "penalty": NonNegative(1e-3)}])
+    w.grad = torch.full((2,), 1e-2)
+    optimizer.step()
+    with optimizer.at_prox_point():
+        assert w[0] == 0 and 2.9 < w[1] < 3
+    check_prox(NonNegative(1.0), torch.tensor([-2.0, 3.0]), 0.3)
+    w.grad = torch.tensor([-5.0, 3.0])
+    assert max_strength([w], NonNegative(1.0)) == 5.0
+
+
+def test_two_classes_of_one_name_are_not_confused():
+    def make(factor):
+        @dataclass(frozen=True, eq=False)
+        class Scaled(Ridge):
+            def _prox(self, xs, steps):
+                return [x / (1 + s * self.strength * factor) for x, s in zip(xs, steps)]
+
+        return Scaled
+
+    first, _ = make(1), make(5)
+    w = nn.Parameter(torch.ones(1))
+    optimizer = ProxSGD([w], lr=1.0, penalty=first(1.0))
+    optimizer.param_groups[0]["strength"] = 3.0
+    w.grad = torch.zeros(1)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.tensor([0.25]))
+
+
+def test_a_constructor_that_is_not_that_of_the_fields_keeps_the_object():
+    class Scaled(Ridge):
+        def __init__(self, strength, factor=1.0):
+            object.__setattr__(self, "strength", strength)
+            object.__setattr__(self, "factor", factor)
+
+        def _prox(self, xs, steps):
+            return [x / (1 + s * self.strength * self.factor) for x, s in zip(xs, steps)]
+
+    w = nn.Parameter(torch.ones(1))
+    optimizer = ProxSGD([w], lr=1.0, penalty=Scaled(1.0, 3.0))
+    w.grad = torch.zeros(1)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.tensor([0.25]))
+    with pytest.raises(TypeError, match="Scaled must be a dataclass with the __init__ of its own fields to change strength"):
+        Scaled(1.0).with_strength(2.0)
+
+
+@pytest.mark.parametrize("strength", [torch.tensor([0.1, 0.2], dtype=torch.bfloat16), torch.tensor(0.1, requires_grad=True)])
+def test_strengths_are_tensors_of_any_kind(strength):
+    ProxSGD([nn.Parameter(torch.ones(2))], penalty=L1(strength))
+
+
+def test_numbers_of_numpy_are_plain_data():
+    optimizer = ProxSGD([nn.Parameter(torch.ones(2))], penalty=SparseGroupLasso(0.1, np.float64(0.5)))
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+    ProxSGD([nn.Parameter(torch.ones(2))], penalty=ElasticNet(0.1, np.float32(0.5)))
+
+
+def test_strengths_of_a_hierarchy_may_differ_between_columns():
+    x = torch.randn(600, 600)
+    strength = torch.rand(600, 1)
+    w = nn.Parameter(x.clone())
+    optimizer = HAPG([w], lr=0.1, penalty=Nested(L1(1.0), strength=strength))
+    w.grad = torch.zeros_like(x)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), L1(strength).prox(x, 0.1))
+
+
+def test_what_a_prox_returns_is_checked_before_it_is_written():
+    class Summed(Ridge):
+        def _prox(self, xs, steps):
+            return [x.sum(0) for x in xs]
+
+    w = nn.Parameter(torch.ones(4, 3))
+    optimizer = ProxSGD([w], lr=1.0, penalty=Summed(1.0))
+    w.grad = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match=r"Summed\._prox must return an array of shape \(4, 3\), got \(3,\)"):
+        optimizer.step()
+
+
+def test_a_form_without_a_field_for_groups_is_stacked_too():
+    @dataclass(frozen=True, eq=False)
+    class Whole(Penalty):
+        strength: float
+
+        def shrinkage(self):
+            return Shrinkage(l2=self.strength, weights="none")
+
+    stacked = declared.batched(Whole(1.0), 1)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(stacked.prox(x), torch.stack([Whole(1.0).prox(row) for row in x]))
+    with pytest.raises(ValueError, match="penalty must have a field 'groups', they are chosen here, got Whole"):
+        groups.output_channels(nn.Linear(3, 2), Whole(1.0))
+
+
+def test_a_checkpoint_of_a_class_with_other_fields_is_refused_before_anything_is_loaded():
+    optimizer = ProxSGD([nn.Parameter(torch.ones(2))], penalty=Log(0.1))
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["penalty"] = {"kind": "own_penalty.Log", "former": 1.0}
+    with pytest.raises(ValueError, match=r"state_dict must hold a penalty that can be rebuilt in param_groups\[0\]: .*former"):
+        optimizer.load_state_dict(saved)
 
 
 def test_updates_accept_any_operator():
@@ -284,5 +411,5 @@ def test_the_benchmark_compares_both_sides(tmp_path):
 def test_the_example_finds_the_coefficients(capsys):
     import own_penalty
 
-    own_penalty.main()
+    own_penalty.main([])
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"L1", "Log"}
