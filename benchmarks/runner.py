@@ -341,4 +341,6 @@ def append(file: Path, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python benchmarks/runner.py REPORT WORDS (see benchmarks/gpu.py, which runs it)")
     main(*sys.argv[1:])

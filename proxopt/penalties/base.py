@@ -99,6 +99,7 @@ class Penalty:
     convex: bool = True
     homogeneous: bool = True
     one_step_per_group: bool = False
+    _has_form: bool = False  # whether `shrinkage` is the whole truth: not so below a class that overrides value or prox
 
     def __init_subclass__(cls, *, register: bool = True, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -175,14 +176,14 @@ class Penalty:
 
     def _value(self, xs: list[Array]) -> Array:
         """f of real or complex arrays in at least single precision."""
+        parts = [] if self._has_form else [part for x in xs if (part := self.entries(x)) is not None]
+        if len(parts) == len(xs):
+            sums = [_arrays.namespace(part).sum(part) for part in parts]
+            return sum(sums[1:], start=sums[0])
         form = self.shrinkage()
-        if form is not None:
-            return form.value(xs)
-        parts = [self.entries(x) for x in xs]
-        if any(part is None for part in parts):
+        if form is None:
             raise TypeError(f"{type(self).__name__} must state shrinkage(), entries(x) or _value(xs)")
-        sums = [_arrays.namespace(part).sum(part) for part in parts]
-        return sum(sums[1:], start=sums[0])
+        return form.value(xs)
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
         """The prox of such arrays, with one step (a float or an array) each."""
@@ -190,6 +191,10 @@ class Penalty:
         if form is None:
             raise TypeError(f"{type(self).__name__} must state shrinkage() or _prox(xs, steps)")
         return form.prox(xs, steps)
+
+    def _form(self) -> Shrinkage | None:
+        """The form, unless a subclass has overridden what it describes."""
+        return self.shrinkage() if self._has_form else None
 
     def _matched(self, steps: list[Any], xs: list[Array]) -> list[Any]:
         """The steps as ``_prox`` takes them."""
@@ -206,20 +211,20 @@ class Penalty:
     @property
     def elementwise(self) -> bool:
         """Whether the prox acts on each entry alone."""
-        form = self.shrinkage()
+        form = self._form()
         return form is not None and form.l2 is None
 
     @property
     def radial(self) -> bool:
         """Whether the prox multiplies each group by a factor between 0 and 1."""
-        form = self.shrinkage()
+        form = self._form()
         return form is not None and form.l1 is None
 
     @property
     def partition(self) -> Groups | None:
         """The groups of entries that become zero together, the outermost ones of a hierarchy; None where there are none."""
         if not hasattr(self, "groups"):
-            form = self.shrinkage()
+            form = self._form()
             return None if form is None or form.l2 is None else form.groups or Groups.whole()
         if not isinstance(self.groups, (Groups, type(None))):
             raise TypeError(f"groups must be a Groups or None, got {self.groups!r}")
@@ -261,7 +266,7 @@ class Penalty:
         groups = self.partition.over_last(ndim) if self.partition is not None else None
         if groups is None:
             return None
-        form = self.shrinkage()
+        form = self._form()
         if form is not None and not hasattr(self, "groups"):
             return Formed(1.0, replace(form, groups=groups, metric=form.metric or "exact"))
         return self.with_groups(groups) if is_rebuilt_from_fields(self) else None
@@ -392,8 +397,9 @@ def _forget_inherited_equation(cls: type[Penalty]) -> None:
     stated = [name for name in EQUATION if name in vars(cls)]
     if not stated:
         return
+    cls._has_form = "shrinkage" in stated
     stale = set(DUAL)
-    stale |= {"entries", "_value", "_prox"} if "shrinkage" in stated else {"shrinkage"}
+    stale |= {"entries", "_value", "_prox"} if "shrinkage" in stated else set()
     stale |= {"entries"} if "_value" in stated else {"_value"} if "entries" in stated else set()
     parents = [parent for parent in cls.__mro__[1:] if issubclass(parent, Penalty) and parent is not Penalty]
     for name in stale - set(vars(cls)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxopt._arrays import Array
 from proxopt.groups import Groups
-from proxopt.penalties.base import ProxOperator
+from proxopt.penalties.base import Penalty, ProxOperator
 from proxopt.penalties.shrinkage import Shrinkage
 
 
@@ -19,7 +19,7 @@ def call(operator: ProxOperator | None, method: str, *arguments: Any, default: A
 
 def shrinkage(operator: ProxOperator) -> Shrinkage | None:
     """Its form as a soft threshold of entries and groups, if it has one."""
-    form: Shrinkage | None = call(operator, "shrinkage")
+    form: Shrinkage | None = call(operator, "_form" if isinstance(operator, Penalty) else "shrinkage")
     return form
 
 

@@ -99,7 +99,7 @@ class Nested(Penalty):
         return {"kind": "Nested", "penalties": plain("penalties", self.penalties, arrays=False)}
 
     def shrinkage(self) -> Shrinkage | None:
-        forms = [level.shrinkage() for level in self.penalties]
+        forms = [level._form() for level in self.penalties]
         numbers = all(_arrays.is_number(v) for v in (self.strength, *(level.strength for level in self.penalties)))
         first, last = forms[0], forms[-1]
         if first is None or last is None or len(forms) > 2 or not numbers:
