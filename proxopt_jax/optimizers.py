@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from proxopt import _arrays, _checks, updates
-from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
+from proxopt_jax.steps import NO_PARAMS, any_sharding, as_array, at, difference, is_floating, like_state, local
 from proxopt_jax.trees import Penalties, paths
 
 
@@ -278,8 +278,7 @@ def _optimizer(
     def init(params: optax.Params) -> optax.OptState:
         _check_dtypes(params, real=adam)
         penalties.check(params, lambda problem, x: step(x, x, None, problem.penalty, lr=1.0, **options))
-        arrays = jax.tree.map(jnp.asarray, params)
-        fields = {f: jax.tree.map(updates.start if f == "point" else updates.zeros, arrays) for f in kept}
+        fields = {f: jax.tree.map(_point if f == "point" else _zeros, params) for f in kept}
         return state_of(**fields, count=jnp.zeros((), jnp.int32))
 
     def update(
@@ -302,8 +301,9 @@ def _optimizer(
             old = {f: problem.take(fields[f]) for f in kept}
 
             def one(x: Any, g: Any, old: dict[str, Any], penalty: Any = problem.penalty) -> tuple[Any, dict[str, Any]]:
-                before = state_of(**old, count=like_state(count - 1, x))
-                new, after = step(x, g, before, penalty, lr=like_state(lr, x), **options)
+                penalty, taken, rate, numbers = local((penalty, count, lr, options))
+                before = state_of(**old, count=like_state(taken - 1, x))
+                new, after = step(x, g, before, penalty, lr=like_state(rate, x), **numbers)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
 
             new, after = any_sharding(one, (x, old))(x, g, old)
@@ -316,12 +316,24 @@ def _optimizer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _zeros(x: Any) -> Any:
+    """Zeros for a leaf in the precision of states, also for an abstract leaf."""
+    x = as_array(x)
+    return updates.zeros(x) if isinstance(x, jax.Array) else jnp.zeros_like(jax.eval_shape(updates.zeros, x))
+
+
+def _point(x: Any) -> Any:
+    """The prox point before the first step, which is a copy of the leaf; abstract for an abstract leaf."""
+    x = as_array(x)
+    return jax.eval_shape(updates.start, x) if isinstance(x, jax.ShapeDtypeStruct) else updates.start(x)
+
+
 def _check_dtypes(params: optax.Params, *, real: bool) -> None:
     for name, leaf in zip(paths(params), jax.tree.leaves(params)):
-        x = jnp.asarray(leaf)
-        if not _arrays.is_floating(x):
+        x = as_array(leaf)
+        if not is_floating(x):
             raise TypeError(f"params leaf {name!r} must be floating point, got {x.dtype}: exclude it with optax.masked")
-        if real and _arrays.is_complex(x):
+        if real and jnp.iscomplexobj(x):
             raise TypeError(f"params leaf {name!r} must be real for the moments of Adam, got {x.dtype}: use hapg or prox_sgd")
 
 

@@ -65,7 +65,8 @@ def _overlay(point: PyTree, params: PyTree) -> PyTree:
         if path not in here or jnp.shape(p) != jnp.shape(here[path]):
             found = f"shape {jnp.shape(here[path])}" if path in here else "no such leaf"
             raise ValueError(f"params must be like those of the state, with {path!r} of shape {jnp.shape(p)}, got {found}")
-    merged = [jnp.asarray(there.get(path, x)).astype(jnp.asarray(x).dtype) for path, x in here.items()]
+    # a copy, as callers donate the point and the state to a jitted function together
+    merged = [jnp.array(there[path], jnp.result_type(x)) if path in there else x for path, x in here.items()]
     return jax.tree.unflatten(treedef, merged)
 
 

@@ -12,7 +12,7 @@ import optax
 from proxopt import _arrays, _checks
 from proxopt.penalties import declared
 from proxopt_jax import metric
-from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
+from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state, local
 from proxopt_jax.trees import Penalties, Problem, paths
 
 
@@ -154,7 +154,11 @@ def proximal(
             x, u = problem.take(xs), problem.take(us)
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             eta = jax.tree.map(like_state, problem.take(etas), x)
-            problem.put(us, jax.tree.map(difference, any_sharding(exact(problem.penalty).prox, x)(z, eta), x, u))
+
+            def prox(z: Any, eta: Any, penalty: Any = problem.penalty) -> Any:
+                return exact(local(penalty)).prox(z, eta)
+
+            problem.put(us, jax.tree.map(difference, any_sharding(prox, x)(z, eta), x, u))
         return treedef.unflatten(us), ProximalState(inner_state, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

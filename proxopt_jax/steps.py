@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -31,6 +32,16 @@ def like_state(v: Any, x: Any) -> Any:
     return jnp.asarray(v, jnp.real(_arrays.widen(jax.tree.leaves(x)[0])).dtype)
 
 
+def as_array(x: Any) -> Any:
+    """Return a leaf of the parameters as an array; an abstract one, a ``jax.ShapeDtypeStruct``, as it is."""
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+
+def is_floating(x: Any) -> bool:
+    """Whether a leaf is real or complex floating point; keys of random numbers and abstract leaves have a dtype too."""
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
 def difference(new: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
     """new - x, to be added to x by ``optax.apply_updates``: exactly -x where new is 0.
 
@@ -44,11 +55,38 @@ def any_sharding(f: Callable[P, R], like: Any) -> Callable[P, R]:
     """Let ``f`` take arrays on a mesh with explicit axes too, by leaving the sharding inside of it to XLA.
 
     Groups may extend over several shards, and the operations used on groups (sort, concatenate, gather) have no unique sharding
-    that could be stated. The results are sharded as the tree ``like``.
+    that could be stated. The results are sharded as the tree ``like``. Arrays that ``f`` closes over must pass through ``local``.
     """
     if not any(map(_is_explicit, jax.tree.leaves(like))):
         return f
     return cast("Callable[P, R]", jax.sharding.auto_axes(f, out_sharding=jax.tree.map(lambda a: jax.typeof(a).sharding, like)))
+
+
+def local(tree: Any) -> Any:
+    """Move arrays from a mesh with explicit axes, also those in the fields of penalties, to the mesh that is in use now.
+
+    Under ``jax.set_mesh`` every array is on the explicit mesh, while ``any_sharding`` uses an automatic one. Its function must
+    not combine its arguments with numbers from outside before they are moved there, where they are replicated.
+    """
+    return jax.tree.map(_local, tree)
+
+
+def _local(v: Any) -> Any:
+    if isinstance(v, jax.Array):
+        return jax.sharding.reshard(v, jax.sharding.PartitionSpec()) if _is_explicit(v) else v
+    if not hasattr(v, "prox"):
+        return v
+    fields = getattr(v, "__dict__", {})
+    moved = {name: local(field) for name, field in fields.items()}
+    changed = {name: field for name, field in moved.items() if not _same_leaves(field, fields[name])}
+    other = copy.copy(v) if changed else v
+    for name, field in changed.items():
+        object.__setattr__(other, name, field)  # penalties are frozen dataclasses
+    return other
+
+
+def _same_leaves(a: Any, b: Any) -> bool:
+    return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def _is_explicit(a: Any) -> bool:

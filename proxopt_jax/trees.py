@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from proxopt import Groups, _arrays, _checks
-from proxopt_jax.steps import at
+from proxopt import Groups, _checks
+from proxopt_jax.steps import as_array, at, is_floating
 
 PyTree = Any  # nested dicts, lists, tuples, dataclasses, ... registered with JAX
 
@@ -91,7 +91,7 @@ class Penalties:
         ``attempt`` uses the penalty as an update will. It is traced with the shapes and dtypes only; nothing is computed.
         """
         names = paths(params)
-        arrays = [jnp.asarray(x) for x in jax.tree.leaves(params)]
+        arrays = [as_array(x) for x in jax.tree.leaves(params)]
         shape_of: Any = jax.ShapeDtypeStruct  # without the sharding, which tracing would have to satisfy
         shapes = [shape_of(a.shape, a.dtype) for a in arrays]
         for problem in self.problems(params, jnp.zeros((), jnp.int32)):
@@ -99,7 +99,7 @@ class Penalties:
             if problem.penalty is None:
                 continue
             for i in problem.where:
-                if not _arrays.is_floating(arrays[i]):
+                if not is_floating(arrays[i]):
                     raise TypeError(
                         f"params leaf {names[i]!r} must be floating point to have a penalty, got {arrays[i].dtype}: "
                         "exclude it with a path pattern or with optax.masked"
