@@ -102,6 +102,42 @@ print("all", len(transformations), "agree")
 """
 
 
+SHARD_MAP = """
+import jax, jax.numpy as jnp, numpy as np, optax, proxopt_jax
+from jax.sharding import PartitionSpec as P
+from proxopt import L1, GroupL2, Groups
+
+mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)}
+
+
+def one_step(tx, spec, **options):
+    step = lambda p: optax.apply_updates(p, tx.update(jax.tree.map(lambda a: 0.1 * a, p), tx.init(p), p)[0])
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, **options))(params), step(params)
+
+
+for make in (proxopt_jax.prox_adam, proxopt_jax.hapg, lambda lr, p: proxopt_jax.proximal(optax.sgd(lr), p, lr)):
+    for penalty, spec, options in (
+        (L1(0.5), P("x"), {}),  # entries need no neighbours
+        (GroupL2(0.5, Groups.along(0)), P(), {}),  # the same parameters everywhere, as in data parallel training
+        (GroupL2(0.5, Groups.along(1)), P("x"), {"check_vma": False}),  # every group in one shard
+    ):
+        found, expected = one_step(make(0.3, penalty), spec, **options)
+        np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5, atol=1e-6)
+    try:
+        one_step(make(0.3, GroupL2(0.5, Groups.along(0))), P("x"))
+    except ValueError as error:
+        assert "params leaf 'w' varies over the axis 'x' of a shard_map" in str(error), error
+    else:
+        raise AssertionError("a group across shards was not refused")
+print("all agree")
+"""
+
+
+def test_in_a_shard_map_groups_across_shards_are_refused():
+    assert "all agree" in on_eight_devices(SHARD_MAP)
+
+
 def test_under_set_mesh_with_explicit_axes_everything_is_as_without_and_keeps_its_sharding():
     assert "all 7 agree" in on_eight_devices(SET_MESH)
 
