@@ -158,7 +158,7 @@ def _refuse_groups_across_shards(params: PyTree, penalties: list[Any]) -> None:
         if axes:
             raise ValueError(
                 f"params leaf {paths(params)[i]!r} varies over the axis {', '.join(map(repr, sorted(axes)))} of a shard_map, "
-                f"where {type(penalty).__name__} would take the part of a group in each shard for a group: call update outside of "
+                f"where {type(penalty).__name__} takes the part of a group in each shard for a group: call update outside of "
                 "shard_map, where groups may extend over shards, or use shard_map(..., check_vma=False) if no group does"
             )
 
