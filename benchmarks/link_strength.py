@@ -121,8 +121,8 @@ def main(out: Path = Path("benchmarks/results/link_strength.csv"), epochs: int =
         weights = [np.asarray(layer["w"]) for layer in params]
         total = sum(w[0, 0].size for w in weights)
         zeros = 100 * sum((w == 0).sum((-1, -2)) for w in weights) / total
-        largest = float("nan") if name.startswith("proximal") else largest_strength(base, rate, (x, y))
-        print(f"\n{name}" + ("" if np.isnan(largest) else f", max_strength of its first update {largest:.3g}"))
+        largest = None if name.startswith("proximal") else largest_strength(base, rate, (x, y))
+        print(f"\n{name}" + ("" if largest is None else f", max_strength of its first update {largest:.3g}"))
         print("| strength | " + " | ".join(f"{s:g}" for s in strengths) + " |")
         print("| --- |" + " --- |" * len(strengths))
         for kind, found in (("zero weights %", zeros), ("accuracy %", accuracy)):
