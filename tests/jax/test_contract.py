@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax_cases import CASES, WHOLE, same, train
 from libraries import jax_precision
@@ -168,6 +169,32 @@ def test_a_constant_schedule_is_the_constant(case):
     number, _ = train(case.make(1e-3, PENALTY), params, loss, 10)
     schedule, _ = train(case.make(optax.constant_schedule(1e-3), PENALTY), params, loss, 10)
     same(number, schedule, rtol=1e-5)
+
+
+CONTRIB = {
+    "mechanize": lambda tx: optax.contrib.mechanize(tx, weight_decay=0.0),
+    "schedule_free": lambda tx: optax.contrib.schedule_free(tx, learning_rate=0.01),
+    "reduce_on_plateau": lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau()),
+}
+
+
+@pytest.mark.parametrize("wrapper", CONTRIB)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("prox_adam", "proximal sgd")], ids=lambda c: c.name)
+def test_inside_the_wrappers_of_contrib_the_minimum_of_the_loss_is_reached(case, wrapper):
+    params, final, loss = matrix_parabola(jnp.float32)
+    # mechanize finds the scale of the updates itself, from that of the optimizer with learning rate 1
+    tx = CONTRIB[wrapper](case.make(1.0 if wrapper == "mechanize" else 0.01, L1(1e-5)))
+
+    def step(carry, _):
+        p, state = carry
+        value, grads = jax.value_and_grad(loss)(p)
+        updates, state = tx.update(grads, state, p, value=value, nobody_knows_this=1)
+        return (optax.apply_updates(p, updates), state), None
+
+    (found, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=5_000)
+    found = optax.contrib.schedule_free_eval_params(state, found) if wrapper == "schedule_free" else found
+    same(found, final, rtol=3e-2, atol=3e-2)
+    same(optax.tree.map_params(tx, lambda v: v, state), state)
 
 
 @pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
