@@ -94,9 +94,8 @@ def injected_rate(state: optax.OptState) -> Any:
 def has_trust_ratio(transformation: Any) -> bool:
     """Whether ``optax.scale_by_trust_ratio`` is part of a transformation, as in ``lamb``, ``lars`` and ``fromage``.
 
-    It has no state. It is found by name among the functions that those of the transformation close over.
+    It has no state. It is found among the functions that those of the transformation close over or name.
     """
-    names = {"scale_by_trust_ratio", "lamb", "lars", "fromage"}
     seen: set[int] = set()
     waiting = [transformation]
     while waiting:
@@ -113,12 +112,28 @@ def has_trust_ratio(transformation: Any) -> bool:
         elif isinstance(v, types.MethodType):
             waiting += [v.__func__, v.__self__]
         elif isinstance(v, types.FunctionType):
-            if v.__qualname__.split(".")[0] in names or names & {v.__name__, *v.__code__.co_names}:
+            if _names_trust_ratio(v):
                 return True
             for cell in v.__closure__ or ():
                 with contextlib.suppress(ValueError):  # a cell that is empty so far
                     waiting.append(cell.cell_contents)
+        elif type(v).__module__.startswith("optax."):  # a wrapper that is a class, as MultiSteps
+            waiting += getattr(v, "__dict__", {}).values()
     return False
+
+
+TRUST_RATIO = ("scale_by_trust_ratio", "lamb", "lars", "fromage")
+
+
+def _names_trust_ratio(f: types.FunctionType) -> bool:
+    """Whether f belongs to a function of optax with a trust ratio, or calls one by a global name."""
+    if (f.__module__ or "").startswith("optax.") and f.__qualname__.split(".")[0] in TRUST_RATIO:
+        return True
+    called = set(f.__code__.co_names)
+    own = [f.__globals__.get(name) for name in called]
+    return any(v is getattr(optax, name) for v in own if v is not None for name in TRUST_RATIO) or (
+        optax in own and not called.isdisjoint(TRUST_RATIO)
+    )
 
 
 def _estimated_rates(updates: list[Any], directions: list[jax.Array], each: bool) -> list[jax.Array]:

@@ -118,7 +118,7 @@ def local(tree: Any) -> Any:
     Under ``jax.set_mesh`` every array is on the explicit mesh, while ``any_sharding`` uses an automatic one. Its function must
     not combine its arguments with numbers from outside before they are moved there, where they are replicated.
     """
-    return jax.tree.map(_local, tree)
+    return tree if jax.sharding.get_abstract_mesh().empty else jax.tree.map(_local, tree)
 
 
 def _local(v: Any) -> Any:

@@ -15,6 +15,7 @@ from libraries import jax_precision
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
 from proxopt import updates as core
+from proxopt_jax.metric import has_trust_ratio
 
 every = pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
 every_whole = pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
@@ -257,6 +258,23 @@ def test_behind_a_trust_ratio_the_step_is_measured_for_each_leaf(inner, options)
         found, _ = train(proxopt_jax.proximal(inner(decay), L1(0.02), **options), params, loss, 5000)
         assert stationarity(L1(0.02), found) < 1e-5
         assert 0 < zeros(found) < 8
+
+
+def test_a_trust_ratio_is_found_wherever_it_is_and_not_where_a_name_is_like_it():
+    lamb = 0.5
+    with_it = [
+        optax.lars(0.1),
+        optax.chain(optax.clip(1.0), optax.scale_by_trust_ratio()),
+        optax.inject_hyperparams(optax.fromage)(0.1),
+        optax.inject_hyperparams(lambda learning_rate: optax.lamb(learning_rate))(0.1),
+        optax.partition({"a": optax.sgd(0.1), "b": optax.lamb(0.1)}, {"large": "a", "small": "b"}),
+        optax.MultiSteps(optax.lamb(0.1), 2),
+    ]
+    without = [optax.adamw(0.1), optax.sgd(lambda count: lamb * count), optax.inject_hyperparams(optax.lion)(0.1)]
+    for inner in with_it:
+        assert has_trust_ratio(optax.with_extra_args_support(inner))
+    for inner in without:
+        assert not has_trust_ratio(optax.with_extra_args_support(inner))
 
 
 def test_a_trust_ratio_without_the_moments_of_adam_is_refused():
