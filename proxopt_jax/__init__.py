@@ -15,6 +15,7 @@ from proxopt_jax.links import group_l2, l1, sgl
 from proxopt_jax.optimizers import adam_hapg, hapg, prox_adam, prox_sgd
 from proxopt_jax.point import prox_point
 from proxopt_jax.proximal import ProximalState, proximal
+from proxopt_jax.strengths import max_strength
 from proxopt_jax.trees import tree_labels
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "group_l2",
     "hapg",
     "l1",
+    "max_strength",
     "prox_adam",
     "prox_point",
     "prox_sgd",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from proxopt import _arrays
+from proxopt_jax.steps import as_array, is_floating
 
 
 class Adam(NamedTuple):
@@ -20,7 +24,12 @@ class Adam(NamedTuple):
     eps: Any
 
     def steps(
-        self, rate: Any, params: optax.Params, state: optax.OptState, plain_update: Callable[[], optax.Updates]
+        self,
+        rate: Any,
+        params: optax.Params,
+        state: optax.OptState,
+        plain_update: Callable[[], optax.Updates],
+        each: bool = False,
     ) -> list[Any]:
         """For each leaf lr / (sqrt(nu_hat) + eps) where ``state`` holds its nu, else ``rate``.
 
@@ -29,23 +38,27 @@ class Adam(NamedTuple):
           params: the parameters.
           state: the state of the optimizer, in which the states of Adam are searched for.
           plain_update: returns the update of the optimizer without weight decay.
+          each: estimate one rate for each leaf instead of one for all.
         """
         treedef: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
         numbers = treedef.unflatten(range(treedef.num_leaves))
         steps = [rate] * treedef.num_leaves
+        foreign = _projected(state, numbers)
         for moments in _nodes(state, _is_adam):
-            second = _by_leaf(moments.nu, numbers)
+            second = {i: v for i, v in _by_leaf(moments.nu, numbers).items() if i not in foreign and _fits(v, leaves[i])}
             if not second:
                 continue
             adam = self._injected(state)
             scales = {i: adam._scale(v, moments.count) for i, v in second.items()}
-            lr = rate
-            if lr is None:
-                first = {i: _debias(v, adam.b1, moments.count) for i, v in _by_leaf(moments.mu, numbers).items()}
+            rates = [rate] * len(second)
+            if rate is None:
+                mean = _by_leaf(moments.mu, numbers)
                 updates = treedef.flatten_up_to(plain_update())
-                lr = _estimated_rate([updates[i] for i in second], [first[i] / scales[i] for i in second])
-            for i, scale in scales.items():
-                steps[i] = jnp.asarray(lr, scale.dtype) / scale
+                directions = [_debias(mean[i], adam.b1, moments.count) / scales[i] for i in second]
+                rates = _estimated_rates([updates[i] for i in second], directions, each)
+            for i, lr in zip(second, rates):
+                steps[i] = jnp.asarray(lr, scales[i].dtype) / scales[i]
         return steps
 
     def _scale(self, nu: jax.Array, count: jax.Array) -> jax.Array:
@@ -61,6 +74,11 @@ class Adam(NamedTuple):
         return self._replace(**injected)
 
 
+def holds_adam(state: optax.OptState) -> bool:
+    """Whether there are moments of Adam in the state."""
+    return bool(_nodes(state, _is_adam))
+
+
 def injected_rate(state: optax.OptState) -> Any:
     """The learning rate in the states of ``optax.inject_hyperparams``; None if there is none.
 
@@ -73,12 +91,65 @@ def injected_rate(state: optax.OptState) -> Any:
     return rates[0] if rates else None
 
 
-def _estimated_rate(updates: list[Any], directions: list[jax.Array]) -> jax.Array:
-    """The number r that minimises ||updates + r directions||; 0 if all directions are 0."""
+def has_trust_ratio(transformation: Any) -> bool:
+    """Whether ``optax.scale_by_trust_ratio`` is part of a transformation, as in ``lamb``, ``lars`` and ``fromage``.
+
+    It has no state. It is found among the functions that those of the transformation close over or name.
+    """
+    seen: set[int] = set()
+    waiting = [transformation]
+    while waiting:
+        v = waiting.pop()
+        if id(v) in seen:
+            continue
+        seen.add(id(v))
+        if isinstance(v, (tuple, list)):
+            waiting += v
+        elif isinstance(v, dict):
+            waiting += v.values()
+        elif isinstance(v, functools.partial):
+            waiting += [v.func, *v.args, *v.keywords.values()]
+        elif isinstance(v, types.MethodType):
+            waiting += [v.__func__, v.__self__]
+        elif isinstance(v, types.FunctionType):
+            if _names_trust_ratio(v):
+                return True
+            for cell in v.__closure__ or ():
+                with contextlib.suppress(ValueError):  # a cell that is empty so far
+                    waiting.append(cell.cell_contents)
+        elif type(v).__module__.startswith("optax."):  # a wrapper that is a class, as MultiSteps
+            waiting += getattr(v, "__dict__", {}).values()
+    return False
+
+
+TRUST_RATIO = ("scale_by_trust_ratio", "lamb", "lars", "fromage")
+
+
+def _names_trust_ratio(f: types.FunctionType) -> bool:
+    """Whether f belongs to a function of optax with a trust ratio, or calls one by a global name."""
+    if (f.__module__ or "").startswith("optax.") and f.__qualname__.split(".")[0] in TRUST_RATIO:
+        return True
+    called = set(f.__code__.co_names)
+    own = [f.__globals__.get(name) for name in called]
+    return any(v is getattr(optax, name) for v in own if v is not None for name in TRUST_RATIO) or (
+        optax in own and not called.isdisjoint(TRUST_RATIO)
+    )
+
+
+def _estimated_rates(updates: list[Any], directions: list[jax.Array], each: bool) -> list[jax.Array]:
+    """For each leaf the number r >= 0 that minimises ||u + r d||, summed over all leaves unless ``each``.
+
+    A leaf with d = 0 has no rate of its own, and takes that of all; if all are 0, it is 0.
+    """
     pairs = [(_arrays.widen(jnp.asarray(u)), d) for u, d in zip(updates, directions)]
-    square = sum(jnp.sum(d * d) for _, d in pairs)
-    inner = sum(jnp.sum(u * d) for u, d in pairs)
-    return -inner / jnp.where(square > 0, square, 1)
+    squares = [jnp.sum(d * d) for _, d in pairs]
+    inners = [-jnp.sum(u * d) for u, d in pairs]
+    common = _ratio(sum(inners), sum(squares), 0)
+    return [_ratio(a, b, common) for a, b in zip(inners, squares)] if each else [common] * len(pairs)
+
+
+def _ratio(inner: Any, square: Any, otherwise: Any) -> jax.Array:
+    return jnp.where(square > 0, jnp.maximum(inner, 0) / jnp.where(square > 0, square, 1), otherwise)
 
 
 def _debias(moment: jax.Array, decay: Any, count: jax.Array) -> jax.Array:
@@ -98,6 +169,20 @@ def _by_leaf(moments: Any, numbers: Any) -> dict[int, jax.Array]:
     return found
 
 
+def _fits(moment: Any, x: Any) -> bool:
+    """Whether a moment is that of the entries of the leaf x."""
+    return is_floating(as_array(x)) and jnp.shape(moment) == jnp.shape(x)
+
+
+def _projected(state: optax.OptState, numbers: Any) -> set[int]:
+    """The numbers of the leaves whose moments are those of projected gradients, as in ``optax.contrib.galore``.
+
+    They may have the shape of the leaf, but belong to other coordinates.
+    """
+    found = [_by_leaf(node.projector, numbers) for node in _nodes(state, _is_projecting)]
+    return {i for projectors in found for i, p in projectors.items() if p.size}
+
+
 def _nodes(state: optax.OptState, kind: Callable[[Any], bool]) -> list[Any]:
     """All nodes for which ``kind`` holds, also those inside one another."""
     found = [n for n in jax.tree.leaves(state, is_leaf=kind) if kind(n)]
@@ -110,6 +195,10 @@ def _is_adam(node: Any) -> bool:
 
 def _is_injected(node: Any) -> bool:
     return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
+
+
+def _is_projecting(node: Any) -> bool:
+    return hasattr(node, "projector") and hasattr(node, "_fields")
 
 
 def _is_masked(node: Any) -> bool:

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import optax
 
 from proxopt import _arrays, _checks, updates
-from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
+from proxopt_jax.states import AdamHAPGState, ProxAdamState
+from proxopt_jax.steps import (
+    NO_PARAMS,
+    any_sharding,
+    as_array,
+    at,
+    difference,
+    is_floating,
+    like_state,
+    local,
+    warn_below_half_ulp,
+)
 from proxopt_jax.trees import Penalties, PenaltyTree, paths
 
 
@@ -53,11 +64,11 @@ def prox_sgd(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
-      parameters.
+      parameters. Leaves of integers and of keys have no state and do not change.
 
     Raises:
       ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
-      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not floating point.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point.
 
     Source: GSparsity, Eq. 1; Yang et al., "ProxSGD", ICLR 2020.
 
@@ -109,11 +120,11 @@ def hapg(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
-      parameters.
+      parameters. Leaves of integers and of keys have no state and do not change.
 
     Raises:
       ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
-      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not floating point.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point.
 
     Source: SparseNAS, Eq. 6-8.
 
@@ -168,11 +179,11 @@ def prox_adam(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
-      parameters.
+      parameters. Leaves of integers and of keys have no state and do not change.
 
     Raises:
       ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
-      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not real floating point.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point, or a leaf is complex.
 
     Source: Kingma and Ba, "Adam", 2015, Algorithm 1; Yun, Lozano, Yang, "Adaptive proximal gradient methods for structured neural
     networks", 2021.
@@ -232,11 +243,11 @@ def adam_hapg(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``. The state is float32 for half-precision
-      parameters.
+      parameters. Leaves of integers and of keys have no state and do not change.
 
     Raises:
       ValueError: an argument is out of its domain; at ``init``, groups do not fit a leaf or a pattern decides no leaf.
-      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf is not real floating point.
+      TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point, or a leaf is complex.
 
     Source: SparseNAS, section "Hierarchical Proximal Optimization".
 
@@ -276,11 +287,13 @@ def _optimizer(
     state_of = partial(state_type, **dict.fromkeys(set(state_type._fields) - {*kept, "count"}))
 
     def init(params: optax.Params) -> optax.OptState:
-        _check_dtypes(params, real=adam)
+        if adam:
+            _check_real(params)
+            warn_below_half_ulp(params, learning_rate)
         penalties.check(params, lambda problem, x: step(x, x, None, problem.penalty, lr=1.0, **options))
-        arrays = jax.tree.map(jnp.asarray, params)
-        fields = {f: jax.tree.map(updates.start if f == "point" else updates.zeros, arrays) for f in kept}
-        return state_of(**fields, count=jnp.zeros((), jnp.int32))
+        fields = {f: jax.tree.map(_point if f == "point" else _zeros, params) for f in kept}
+        state = state_of(**fields, count=jnp.zeros((), jnp.int32))
+        return STATES.get(state_type, state_type)(*state)
 
     def update(
         grads: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
@@ -290,9 +303,10 @@ def _optimizer(
             raise ValueError(NO_PARAMS)
         treedef: Any = jax.tree.structure(params)
         xs = [jnp.asarray(x) for x in jax.tree.leaves(params)]
-        gs = [None if g is None else jnp.asarray(g) for g in treedef.flatten_up_to(grads)]
+        raw = treedef.flatten_up_to(grads)
+        gs = [jnp.asarray(g) if g is not None and is_floating(x) else None for g, x in zip(raw, xs)]
         fields = {f: treedef.flatten_up_to(getattr(state, f)) for f in kept}
-        deltas: list[Any] = [None] * len(xs)
+        deltas: list[Any] = [None if is_floating(x) else _pass(g, x) for g, x in zip(raw, xs)]
         count = optax.safe_increment(state.count)
         lr = at(learning_rate, state.count)
         for problem in penalties.problems(params, state.count):
@@ -302,8 +316,9 @@ def _optimizer(
             old = {f: problem.take(fields[f]) for f in kept}
 
             def one(x: Any, g: Any, old: dict[str, Any], penalty: Any = problem.penalty) -> tuple[Any, dict[str, Any]]:
-                before = state_of(**old, count=like_state(count - 1, x))
-                new, after = step(x, g, before, penalty, lr=like_state(lr, x), **options)
+                penalty, taken, rate, numbers = local((penalty, count, lr, options))
+                before = state_of(**old, count=like_state(taken - 1, x))
+                new, after = step(x, g, before, penalty, lr=like_state(rate, x), **numbers)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
 
             new, after = any_sharding(one, (x, old))(x, g, old)
@@ -311,17 +326,42 @@ def _optimizer(
             for f in kept:
                 problem.put(fields[f], after[f])
         trees = {f: treedef.unflatten(fields[f]) for f in kept}
-        return treedef.unflatten(deltas), state_of(**trees, count=count)
+        return treedef.unflatten(deltas), type(state)(*state_of(**trees, count=count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_dtypes(params: optax.Params, *, real: bool) -> None:
+STATES: dict[Any, Any] = {
+    updates.ProxAdamState: ProxAdamState,
+    updates.AdamHAPGState: AdamHAPGState,
+}
+
+
+def _zeros(x: Any) -> Any:
+    """Zeros for a leaf in the precision of states, also for an abstract leaf; nothing for a leaf that is not floating point."""
+    x = as_array(x)
+    if not is_floating(x):
+        return optax.MaskedNode()
+    return updates.zeros(x) if isinstance(x, jax.Array) else jnp.zeros_like(jax.eval_shape(updates.zeros, x))
+
+
+def _point(x: Any) -> Any:
+    """The prox point before the first step, which is a copy of the leaf: abstract for an abstract leaf."""
+    x = as_array(x)
+    if not is_floating(x):
+        return optax.MaskedNode()
+    return updates.start(x) if isinstance(x, jax.Array) else jax.eval_shape(updates.start, x)
+
+
+def _pass(g: Any, x: jax.Array) -> Any:
+    """The update of a leaf that is not floating point: 0, or its gradient if that has no number (None, float0)."""
+    return jnp.zeros_like(x) if isinstance(g, jax.Array) and jnp.issubdtype(g.dtype, jnp.number) else g
+
+
+def _check_real(params: optax.Params) -> None:
     for name, leaf in zip(paths(params), jax.tree.leaves(params)):
-        x = jnp.asarray(leaf)
-        if not _arrays.is_floating(x):
-            raise TypeError(f"params leaf {name!r} must be floating point, got {x.dtype}: exclude it with optax.masked")
-        if real and _arrays.is_complex(x):
+        x = as_array(leaf)
+        if jnp.iscomplexobj(x):
             raise TypeError(f"params leaf {name!r} must be real for the moments of Adam, got {x.dtype}: use hapg or prox_sgd")
 
 

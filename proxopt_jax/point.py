@@ -8,11 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from proxopt.updates import AdamHAPGState, HAPGState, ProxAdamState, ProxSGDState
+from proxopt import updates
+from proxopt_jax import states
 from proxopt_jax.proximal import ProximalState
 from proxopt_jax.trees import PyTree, paths
 
-STATES = (AdamHAPGState, HAPGState, ProxAdamState, ProxSGDState, ProximalState)
+OWN = (states.AdamHAPGState, updates.HAPGState, states.ProxAdamState, updates.ProxSGDState, ProximalState)
+EARLIER = (updates.AdamHAPGState, updates.ProxAdamState)  # of release 0.1
+AVERAGING = {  # by name, as optax.contrib need not be imported
+    "ScheduleFreeState": "optax.contrib.schedule_free",
+    "MechanicState": "optax.contrib.mechanize",
+    "LookaheadState": "optax.lookahead",
+}
 
 
 def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
@@ -22,16 +29,22 @@ def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
     holds. For all other transformations the parameters themselves are that point. Leaves that a mask excludes are returned as
     they are.
 
+    Wrappers that average or rescale the parameters after the prox undo the zeros: ``optax.contrib.schedule_free``,
+    ``optax.contrib.mechanize``, ``optax.lookahead``, and ``optax.ema`` as a later link of a chain. They are refused where the
+    state shows them. An average of the parameters that is kept outside the optimizer, as by ``optax.incremental_update``, is
+    not sparse either.
+
     Args:
       state: the state of the optimizer, also inside ``optax.chain``, ``masked``, ``partition``, ``inject_hyperparams``,
         ``MultiSteps``, ``apply_if_finite`` and other wrappers.
       params: the present parameters.
 
     Returns:
-      A tree like ``params``, in their dtypes.
+      A tree like ``params``, in their dtypes. It shares no memory with the state, so that both can be donated to ``jax.jit``.
 
     Raises:
-      ValueError: the state contains no state of a transformation of proxopt_jax, or belongs to other parameters.
+      ValueError: the state contains no state of a transformation of proxopt_jax, belongs to other parameters, or contains one of
+        those wrappers.
 
     Source: SparseNAS, Eq. 6-8 (p_t); GSparsity, Eq. 1 (w_hat).
 
@@ -46,9 +59,10 @@ def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
     >>> prox_point(state, w).round(3)
     Array([0.537, 0.   ], dtype=float32)
     """
-    found = [s for s in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(s)]
+    found = _own_states(state)
     if not found:
         raise ValueError(f"state must hold the state of a proxopt_jax transformation, got {jax.tree.structure(state)}")
+    _refuse_averages(state)
     for s in found:
         point = getattr(s, "point", None)
         if point is not None:
@@ -65,9 +79,41 @@ def _overlay(point: PyTree, params: PyTree) -> PyTree:
         if path not in here or jnp.shape(p) != jnp.shape(here[path]):
             found = f"shape {jnp.shape(here[path])}" if path in here else "no such leaf"
             raise ValueError(f"params must be like those of the state, with {path!r} of shape {jnp.shape(p)}, got {found}")
-    merged = [jnp.asarray(there.get(path, x)).astype(jnp.asarray(x).dtype) for path, x in here.items()]
+    # a copy, as callers donate the point and the state to a jitted function together
+    merged = [jnp.array(there[path], jnp.result_type(x)) if path in there else x for path, x in here.items()]
     return jax.tree.unflatten(treedef, merged)
 
 
+def _refuse_averages(state: optax.OptState) -> None:
+    """Raise an error if a wrapper or a later transformation moves the parameters away from the prox point."""
+
+    def undone(node: Any) -> str | None:
+        name = type(node).__name__
+        if name in AVERAGING and _own_states(tuple(node)):
+            return f"{name} of {AVERAGING[name]}"
+        if type(node) is tuple:  # the states of optax.chain, in its order
+            last = max((k for k, part in enumerate(node) if _own_states(part)), default=len(node))
+            if any(isinstance(part, optax.EmaState) for part in node[last + 1 :]):
+                return "EmaState of optax.ema"
+        return None
+
+    wrappers: list[str] = []
+
+    def visit(node: Any) -> bool:
+        wrappers.extend(filter(None, [undone(node)]))
+        return False  # go on to the nodes inside
+
+    jax.tree.leaves(state, is_leaf=visit)
+    if wrappers:
+        raise ValueError(
+            f"state holds the {wrappers[0]}, which averages or scales the updates after the prox and undoes the zeros: apply it"
+            " before the prox, or leave it out"
+        )
+
+
+def _own_states(tree: Any) -> list[Any]:
+    return [node for node in jax.tree.leaves(tree, is_leaf=_is_state) if _is_state(node)]
+
+
 def _is_state(node: Any) -> bool:
-    return isinstance(node, STATES)
+    return isinstance(node, OWN + EARLIER)

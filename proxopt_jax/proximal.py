@@ -12,7 +12,17 @@ import optax
 from proxopt import _arrays, _checks
 from proxopt.penalties import declared
 from proxopt_jax import metric
-from proxopt_jax.steps import NO_PARAMS, any_sharding, at, difference, like_state
+from proxopt_jax.steps import (
+    NO_PARAMS,
+    any_sharding,
+    as_array,
+    at,
+    difference,
+    is_floating,
+    like_state,
+    local,
+    warn_below_half_ulp,
+)
 from proxopt_jax.trees import Penalties, PenaltyTree, Problem, paths
 
 
@@ -56,10 +66,12 @@ def proximal(
 
         \eta_i = \frac{\mathrm{lr}}{\sqrt{\nu_i / (1 - b_2^t)} + \epsilon}
 
-    For every other optimizer :math:`\eta` = ``learning_rate``. With ``optax.sgd(lr, momentum=m)`` pass ``lr / (1 - m)``, the
-    effective step of momentum: with ``lr`` it converges as if the strength were (1 - m) times as large. Without ``inner``,
-    ``proximal(penalty, learning_rate=...)`` is the last link of an ``optax.chain``, like ``sgl``, for any penalty; it has no
-    access to moments. No transformation may scale the update after the prox.
+    For every other optimizer :math:`\eta` = ``learning_rate``, and for moments of Adam that are not those of the entries, as in
+    ``optax.contrib.galore``. With ``optax.sgd(lr, momentum=m)`` pass ``lr / (1 - m)``, the effective step of momentum: with
+    ``lr`` it converges as if the strength were (1 - m) times as large. Without ``inner``, ``proximal(penalty,
+    learning_rate=...)`` is the last link of an ``optax.chain``, like ``sgl``, for any penalty; it has no access to moments. No
+    transformation may scale or average the update after the prox: ``optax.contrib.schedule_free`` and ``mechanize``,
+    ``optax.lookahead`` and ``optax.ema`` around or behind it undo the zeros.
 
     Args:
       inner: an optax optimizer. To accumulate gradients, wrap the result, ``MultiSteps(proximal(...))``, not ``inner``: the
@@ -69,7 +81,8 @@ def proximal(
       learning_rate: that of ``inner``: a number >= 0 or a schedule. None reads it from the state of
         ``optax.inject_hyperparams`` (and follows later changes there). If that is not used but Adam's moments are present, it
         is estimated by least squares from Adam's update: <-u, d> / <d, d> with d = mu_hat / (sqrt(nu_hat) + eps), without
-        weight decay.
+        weight decay. Behind ``optax.scale_by_trust_ratio``, as in ``optax.lamb``, it is always estimated, and separately for each
+        leaf.
       strength: a number or a schedule that replaces the strength of every penalty; None leaves them as they are.
       joint: treat the leaves that share one penalty object as one problem, so that ``Groups.whole()`` and ``Groups.labels``
         span them.
@@ -82,8 +95,8 @@ def proximal(
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``.
 
     Raises:
-      ValueError: an argument is out of its domain; at ``init``, the learning rate cannot be determined, groups do not fit a
-        leaf, or a pattern decides no leaf.
+      ValueError: an argument is out of its domain; at ``init``, the learning rate cannot be determined, as behind a trust ratio
+        without Adam (``lars``), groups do not fit a leaf, or a pattern decides no leaf.
       TypeError: ``penalty`` is not a penalty; at ``init``, a leaf with a penalty is not floating point.
 
     Source: Parikh and Boyd, "Proximal algorithms", 2014, section 4.2; Yun, Lozano, Yang, "Adaptive proximal gradient methods for
@@ -109,24 +122,37 @@ def proximal(
     optimizer: Any = optax.with_extra_args_support(cast(optax.GradientTransformation, inner))
     penalties = Penalties(penalty, strength, joint)
     adam = metric.Adam(b1, b2, eps)
+    trusts = metric.has_trust_ratio(inner)
 
     def steps(rate: Any, params: optax.Params, state: optax.OptState, plain_update: Callable[[], optax.Updates]) -> list[Any]:
         """For each leaf a number or an array of steps, or None if the learning rate cannot be determined."""
+        if trusts:  # a rate that does not contain the ratio of the leaf leads to another stationary point
+            return adam.steps(None, params, state, plain_update, each=True)
         rate = metric.injected_rate(state) if rate is None else rate
         return adam.steps(rate, params, state, plain_update)
 
     def init(params: optax.Params) -> ProximalState:
         inner_state = optimizer.init(params)
         count = jnp.zeros((), jnp.int32)
-        found = steps(at(learning_rate, count), params, inner_state, lambda: jax.tree.map(jnp.zeros_like, params))
-        names = paths(params)
+        found = steps(at(learning_rate, count), params, inner_state, lambda: _map_floating(jnp.zeros_like, params))
+        if metric.holds_adam(inner_state) and not trusts:
+            rate = metric.injected_rate(inner_state) if learning_rate is None else learning_rate
+            warn_below_half_ulp(params, rate)
+        names, leaves = paths(params), jax.tree.leaves(params)
         for problem in penalties.problems(params, count):
             for i in problem.where:
-                if problem.penalty is not None and found[i] is None:
+                if problem.penalty is None or found[i] is not None or not is_floating(as_array(leaves[i])):
+                    continue
+                if trusts:
                     raise ValueError(
-                        f"learning_rate must be given for the penalty on params leaf {names[i]!r}: the state of the inner "
-                        "optimizer holds neither it nor the moments of Adam. Pass learning_rate=, or use optax.inject_hyperparams"
+                        f"a trust ratio scales the steps of {names[i]!r} by a number that the inner optimizer does not store, "
+                        "and without the moments of Adam it cannot be measured: use lamb, or an optimizer without "
+                        "scale_by_trust_ratio"
                     )
+                raise ValueError(
+                    f"learning_rate must be given for the penalty on params leaf {names[i]!r}: the state of the inner "
+                    "optimizer holds neither it nor the moments of Adam. Pass learning_rate=, or use optax.inject_hyperparams"
+                )
 
         def attempt(problem: Problem, x: Any) -> Any:
             return exact(problem.penalty).prox(x, jax.tree.map(lambda eta: jnp.ones(jnp.shape(eta)), problem.take(found)))
@@ -141,8 +167,12 @@ def proximal(
             raise ValueError(NO_PARAMS)
         moved, inner_state = optimizer.update(updates, state.inner_state, params, **extra)
 
-        def plain_update() -> optax.Updates:  # at parameters 0, where weight decay adds nothing
-            return optimizer.update(updates, state.inner_state, jax.tree.map(jnp.zeros_like, params), **extra)[0]
+        def plain_update() -> optax.Updates:
+            if not trusts:  # at parameters 0, where weight decay adds nothing
+                return optimizer.update(updates, state.inner_state, _map_floating(jnp.zeros_like, params), **extra)[0]
+            # a trust ratio needs the norms of the parameters; weight decay cancels in the mean over both signs
+            mirrored, _ = optimizer.update(updates, state.inner_state, _map_floating(jnp.negative, params), **extra)
+            return jax.tree.map(lambda a, b: a if a is None else (a + b) / 2, moved, mirrored, is_leaf=lambda v: v is None)
 
         etas = steps(at(learning_rate, state.count), params, inner_state, plain_update)
         treedef: Any = jax.tree.structure(params)
@@ -154,10 +184,19 @@ def proximal(
             x, u = problem.take(xs), problem.take(us)
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             eta = jax.tree.map(like_state, problem.take(etas), x)
-            problem.put(us, jax.tree.map(difference, any_sharding(exact(problem.penalty).prox, x)(z, eta), x, u))
+
+            def prox(z: Any, eta: Any, penalty: Any = problem.penalty) -> Any:
+                return exact(local(penalty)).prox(z, eta)
+
+            problem.put(us, jax.tree.map(difference, any_sharding(prox, x)(z, eta), x, u))
         return treedef.unflatten(us), ProximalState(inner_state, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _map_floating(f: Callable[[Any], Any], params: optax.Params) -> optax.Params:
+    """Apply f to the leaves that are floating point."""
+    return jax.tree.map(lambda x: f(x) if is_floating(as_array(x)) else x, params)
 
 
 def exact(penalty: Any) -> Any:

@@ -4,8 +4,8 @@ The argument ``penalty`` of the transformations may be
 
 - one penalty: it applies to every leaf;
 - a list of (path pattern, penalty): the first pattern that matches the path of a leaf decides; leaves that none matches have no
-  penalty. A path is the keys joined by "/", as in ``layers/0/kernel``; a pattern is a shell glob for the whole path, in which
-  ``*`` also matches "/", as in ``*/kernel`` or ``fc[12]/*``;
+  penalty. A path is the keys joined by "/", as in ``layers/0/kernel``, also for the variables of flax nnx; a pattern is a shell
+  glob for the whole path, in which ``*`` also matches "/", as in ``*/kernel`` or ``fc[12]/*``;
 - a tree of penalties and None with the structure of the parameters, or a prefix of it;
 - None: no leaf has a penalty.
 
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from proxopt import Groups, ProxOperator, _arrays, _checks
-from proxopt_jax.steps import at
+from proxopt import Groups, ProxOperator, _checks
+from proxopt_jax.steps import as_array, at, is_floating, path_name, varying_axes
 
 PyTree: TypeAlias = Any
 """Nested dicts, lists, tuples, dataclasses and other containers that are registered with JAX."""
@@ -82,6 +82,7 @@ class Penalties:
     def problems(self, params: PyTree, count: Any) -> list[Problem]:
         """Assign every leaf of ``params`` to exactly one problem, with the strength of step ``count``."""
         chosen = self._chosen(params)
+        _refuse_groups_across_shards(params, chosen)
         single = [Problem(self._at(p, count), (i,), False) for i, p in enumerate(chosen) if p is None or not self.joint]
         shared: dict[int, list[int]] = {}
         for i, p in enumerate(chosen):
@@ -95,7 +96,7 @@ class Penalties:
         ``attempt`` uses the penalty as an update will. It is traced with the shapes and dtypes only; nothing is computed.
         """
         names = paths(params)
-        arrays = [jnp.asarray(x) for x in jax.tree.leaves(params)]
+        arrays = [as_array(x) for x in jax.tree.leaves(params)]
         shape_of: Any = jax.ShapeDtypeStruct  # without the sharding, which tracing would have to satisfy
         shapes = [shape_of(a.shape, a.dtype) for a in arrays]
         for problem in self.problems(params, jnp.zeros((), jnp.int32)):
@@ -103,7 +104,7 @@ class Penalties:
             if problem.penalty is None:
                 continue
             for i in problem.where:
-                if not _arrays.is_floating(arrays[i]):
+                if not is_floating(arrays[i]):
                     raise TypeError(
                         f"params leaf {names[i]!r} must be floating point to have a penalty, got {arrays[i].dtype}: "
                         "exclude it with a path pattern or with optax.masked"
@@ -121,14 +122,17 @@ class Penalties:
             return []
         if self.spec is None or _is_penalty(self.spec):
             return [self.spec] * n
-        return self._by_pattern(paths(params)) if _is_rules(self.spec) else self._by_tree(params)
+        return self._by_pattern(_names(params)) if _is_rules(self.spec) else self._by_tree(params)
 
-    def _by_pattern(self, names: list[str]) -> list[Any]:
+    def _by_pattern(self, names: list[tuple[str, ...]]) -> list[Any]:
         patterns = [pattern for pattern, _ in self.spec]
-        hits = [next((k for k, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None) for name in names]
+        hits = [
+            next((k for k, pattern in enumerate(patterns) if any(fnmatchcase(name, pattern) for name in of_leaf)), None)
+            for of_leaf in names
+        ]
         for k, pattern in enumerate(patterns):
             if k not in hits:
-                known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+                known = ", ".join(repr(of_leaf[0]) for of_leaf in names[:20]) + (", ..." if len(names) > 20 else "")
                 raise ValueError(f"penalty pattern must decide at least one leaf, got {pattern!r} (pattern {k}); leaves: {known}")
         return [None if k is None else self.spec[k][1] for k in hits]
 
@@ -150,9 +154,31 @@ class Penalties:
         return penalty.with_strength(at(self.strength, count))
 
 
+def _refuse_groups_across_shards(params: PyTree, penalties: list[Any]) -> None:
+    for i, (x, penalty) in enumerate(zip(jax.tree.leaves(params), penalties)):
+        if penalty is None or getattr(penalty, "elementwise", False) or not isinstance(x, jax.Array):
+            continue
+        axes = varying_axes(x)
+        if axes:
+            raise ValueError(
+                f"params leaf {paths(params)[i]!r} varies over the axis {', '.join(map(repr, sorted(axes)))} of a shard_map, "
+                f"where {type(penalty).__name__} takes the part of a group in each shard for a group: call update outside of "
+                "shard_map, where groups may extend over shards, or use shard_map(..., check_vma=False) if no group does"
+            )
+
+
 def paths(params: PyTree) -> list[str]:
     """The path of each leaf: its keys joined by "/"; "" if ``params`` is one array."""
-    return ["/".join(map(_key, path)) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def _names(params: PyTree) -> list[tuple[str, ...]]:
+    """The names of each leaf: its path, first without the attribute in which a variable of flax nnx holds its array."""
+    found: list[tuple[str, ...]] = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+        in_variable = len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+        found.append((path_name(path[:-1]), path_name(path)) if in_variable else (path_name(path),))
+    return found
 
 
 def tree_labels(labels: PyTree, axis: PyTree = 0) -> Groups:
@@ -193,13 +219,6 @@ def tree_labels(labels: PyTree, axis: PyTree = 0) -> Groups:
             raise ValueError(f"axis must be an int or a tree like labels, {treedef}, got {found}")
         axis = tuple(jax.tree.leaves(axis))
     return Groups.labels([np.asarray(part) for part in parts], axis)
-
-
-def _key(entry: Any) -> str:
-    for name in ("key", "name", "idx"):
-        if hasattr(entry, name):
-            return str(getattr(entry, name))
-    return str(entry)
 
 
 def _is_penalty(p: Any) -> bool:

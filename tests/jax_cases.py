@@ -100,4 +100,5 @@ def same(a: Any, b: Any, **tolerance: float) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         assert x.dtype == y.dtype
-        np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), **{"rtol": 0, "atol": 0, **tolerance})
+        wide = np.complex128 if jnp.iscomplexobj(x) else np.float64
+        np.testing.assert_allclose(np.asarray(x, wide), np.asarray(y, wide), **{"rtol": 0, "atol": 0, **tolerance})

@@ -5,6 +5,7 @@ They solve one problem, or a batch in which each problem has its own step length
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -70,8 +71,8 @@ def fista(
     with the step length :math:`s_k`.
 
     Args:
-      f: function from x to (f(x), gradient). A scalar value means one problem; values of shape (B, ...) mean a batch, whose
-        axes are the leading axes of x. ``LeastSquares(A, b)`` is such a function.
+      f: function from x to (f(x), gradient), such as ``LeastSquares(A, b)`` or, in JAX, ``jax.value_and_grad(scalar_f)``. A
+        scalar value means one problem; values of shape (B, ...) mean a batch, whose axes are the leading axes of x.
       penalty: any object with ``value(x)`` and ``prox(x, step)``. In a batch it applies to each problem separately; one that
         acts on entries, such as ``L1``, may have a strength for each problem, in a shape that broadcasts against x.
       x0: the starting point, a floating-point array of NumPy, torch or JAX.
@@ -87,9 +88,12 @@ def fista(
       there are no warnings: check ``success``.
 
     Raises:
-      TypeError: x0 is not floating point, or its dtype is not that of the gradient.
+      TypeError: x0 is not one floating-point array, its dtype is not that of the gradient, or f does not return a pair.
       ValueError: x0 does not fit f or is not finite, f(x0) is not finite, or an argument is out of its domain. Values that JAX
         traces cannot be checked.
+
+    **Compilation.** Outside of ``jax.jit`` a solve in JAX is compiled once for each program and shape. Numbers that f closes
+    over are part of the program, arrays of JAX and the strength are not.
 
     **Line search.** From 1, each problem halves its step until
 
@@ -165,7 +169,7 @@ def ista(
       A SciPy ``OptimizeResult``, as ``fista`` does.
 
     Raises:
-      TypeError: x0 is not floating point, or its dtype is not that of the gradient.
+      TypeError: x0 is not one floating-point array, its dtype is not that of the gradient, or f does not return a pair.
       ValueError: x0 does not fit f or is not finite, f(x0) is not finite, or an argument is out of its domain. Values that JAX
         traces cannot be checked.
 
@@ -181,6 +185,14 @@ def ista(
     return _solve(f, penalty, x0, step, tol, max_iter, False, False)
 
 
+def _pair(returned: Any) -> tuple[Array, Array]:
+    """The value and the gradient that f returned."""
+    if isinstance(returned, (tuple, list)) and len(returned) == 2:
+        return returned[0], returned[1]
+    kind = f"a {type(returned).__name__} of {len(returned)}" if isinstance(returned, (tuple, list)) else type(returned).__name__
+    raise TypeError(f"f must return (value, gradient), got {kind}: in JAX pass jax.value_and_grad(f) for a scalar f")
+
+
 class _Problems:
     """A batch of problems min f + penalty, whose shape is that of the value of f.
 
@@ -188,7 +200,7 @@ class _Problems:
     """
 
     def __init__(self, f: Any, penalty: Any, x0: Array):
-        values, gradient = f(_arrays.detach(x0))  # f may set requires_grad on what it gets
+        values, gradient = _pair(f(_arrays.detach(x0)))  # f may set requires_grad on what it gets
         self.xp = _arrays.namespace(x0)
         self.batch = tuple(getattr(values, "shape", ()))
         shape = tuple(x0.shape)
@@ -330,8 +342,12 @@ def _sources(f: Any, penalty: Any, values: Any, gradient: Array) -> list[Array]:
 def _solve(
     f: Any, penalty: Any, x0: Array, step: float | None, tol: float | None, max_iter: int, accelerated: bool, restart: bool
 ) -> OptimizeResult:
-    if isinstance(x0, (list, tuple)):
-        raise TypeError(f"x0 must be one array, got a {type(x0).__name__} of {len(x0)}")
+    if isinstance(x0, (list, tuple, dict)) or x0 is None:
+        size = "" if x0 is None else f" of {len(x0)}"
+        raise TypeError(
+            f"x0 must be one array, got a {type(x0).__name__}{size}: concatenate the arrays, in JAX with"
+            " jax.flatten_util.ravel_pytree; Groups.labels may give the entries of each a group"
+        )
     (origin,), _ = _arrays.as_list(x0, "x0")
     x0 = _arrays.detach(_arrays.widen(origin))
     check_budget(tol, max_iter)
@@ -345,13 +361,14 @@ def _solve(
     searches = step is None and not hasattr(f, "lipschitz")
     first = _first_step(problems, step, searches)
     name, state = _start(problems, first, step is None and not searches, tol)
+    inner = _with_array_strength(problems) if is_jax_array(problems.x0) else problems
     goes_on = lambda s: (s.count < max_iter) & ~xp.all(s.done)
 
     def advance(s: State) -> State:
         times, done = _minimum(CHECK_EVERY, int(max_iter) - s.count), s.done
-        s = repeat(times, lambda s: _iterate(problems, s, searches, accelerated, restart), s)
+        s = repeat(times, lambda s: _iterate(inner, s, searches, accelerated, restart), s)
         trusted = ~s.may_grow if step is None else done & ~done
-        reached = xp.where(done, s.reached, problems.certificate(s.x, s.step, trusted)[1])
+        reached = xp.where(done, s.reached, inner.certificate(s.x, s.step, trusted)[1])
         done = (reached <= tol) | s.done | (problems.sum(s.x * 0) != 0)
         return s._replace(reached=reached, done=done, count=s.count + times)
 
@@ -361,6 +378,16 @@ def _solve(
     sources = [*([] if _arrays.is_numpy_array(origin) else [origin]), *problems.sources]
     fun = optimal_value_of(problems.objective, end.x, sources)
     return report(end.x, sources, lambda x: x, fun, name, reached, ok, end.nit, depth=4)
+
+
+def _with_array_strength(problems: _Problems) -> _Problems:
+    """The same problems with an array as strength, so that JAX need not compile them again for another strength."""
+    strength = getattr(problems.penalty, "strength", None)
+    if strength is None or not _arrays.is_number(strength) or not hasattr(problems.penalty, "with_strength"):
+        return problems
+    other = copy.copy(problems)
+    other.penalty = problems.penalty.with_strength(_arrays.full((), float(strength), problems.x0))
+    return other
 
 
 def _first_step(problems: _Problems, step: float | None, searches: bool) -> Array:

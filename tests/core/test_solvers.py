@@ -419,3 +419,58 @@ def test_the_solvers_are_imported_when_asked_for() -> None:
     assert proxopt.solvers.sparse_code is sparse_code
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = proxopt.no_such_name
+
+
+@pytest.mark.parametrize("solve", [fista, ista])
+def test_eager_solves_in_jax_compile_once_per_shape(solve):
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    compiled = []
+
+    def count(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    rng = np.random.default_rng(0)
+    counts = []
+    for strength in (0.5, 0.6, 0.7):
+        before = len(compiled)
+        a, b = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32), jnp.asarray(rng.normal(size=6), jnp.float32)
+        scale = jnp.sum(b * b)  # a number that f closes over
+        smooth = lambda x, a=a, b=b, scale=scale: (jnp.sum((a @ x - b) ** 2) / 2 + scale, a.T @ (a @ x - b))
+        groups = Groups.labels([0, 0, 1, 1, 1])
+        for f, penalty in (
+            (LeastSquares(a, b), L1(strength)),
+            (smooth, SparseGroupLasso(strength, groups=groups)),
+            (jax.value_and_grad(lambda x, a=a, b=b: jnp.sum(jax.nn.relu(a @ x - b) ** 2)), L1(strength)),
+        ):
+            found = solve(f, penalty, jnp.zeros(5), tol=1e-3)
+            assert bool(found.success)
+            if f is smooth:
+                reference = solve(LeastSquares(np.asarray(a), np.asarray(b)), penalty, np.zeros(5, np.float32), tol=1e-5)
+                np.testing.assert_allclose(found.x, reference.x, atol=5e-3)
+        counts.append(len(compiled) - before)
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
+
+
+def test_programs_that_differ_in_a_number_only_are_not_confused(autograd_library):
+    data = [autograd_library.give(np.array(x)) for x in ([3.0, 0.5], [0.0, 0.0])]
+    found = []
+    for scale in (1.0, 1.0000001, 2.0):
+        smooth = lambda x, scale=scale: (0.5 * scale * ((x - data[0]) ** 2).sum(), scale * (x - data[0]))
+        found.append(float(fista(smooth, L1(1.0), data[1], tol=1e-12, max_iter=1000).x[0]))
+    np.testing.assert_allclose(found, [2.0, 3 - 1 / 1.0000001, 2.5], rtol=1e-10)
+
+
+@pytest.mark.parametrize("solve", [fista, ista])
+def test_a_scalar_f_and_a_tree_as_start_are_refused_in_a_sentence(autograd_library, solve):
+    zero = autograd_library.give(np.zeros(2))
+    for f in (lambda x: (x**2).sum(), lambda x: ((x**2).sum(),), lambda x: None):
+        with pytest.raises(TypeError, match=r"f must return \(value, gradient\), got .*value_and_grad"):
+            solve(f, L1(1.0), zero)
+    both = lambda x: (x[0] ** 2, x)
+    for start, kind in (({"w": zero, "b": zero}, "dict"), ([zero, zero], "list"), ((zero,), "tuple"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"x0 must be one array, got a {kind}.*concatenate"):
+            solve(both, L1(1.0), start)

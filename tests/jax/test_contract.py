@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax_cases import CASES, WHOLE, same, train
 from libraries import jax_precision
 
 import proxopt_jax
-from proxopt import L1, SparseGroupLasso
+from proxopt import L1, GroupL2, Groups, SparseGroupLasso
 
 # not behind optax.inject_hyperparams(optax.adam), which itself fails in half precision
 every = pytest.mark.parametrize("case", [c for c in CASES if "injected" not in c.name], ids=lambda c: c.name)
@@ -105,6 +106,23 @@ def test_gradients_can_be_accumulated_in_half_precision(case):
     same(updates, jnp.zeros_like(params))
 
 
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("case", [c for c in CASES if "adam" not in c.name], ids=lambda c: c.name)
+def test_complex_parameters_keep_their_dtypes_and_reach_the_minimum(case, dtype):
+    with jax_precision(dtype == jnp.complex128):
+        final = jnp.array([1 + 2j, 0.5j, -1.0], dtype)
+        tx = case.make(case.rate / 2, L1(1e-5))
+
+        def step(carry, _):
+            p, state = carry
+            updates, state = tx.update(2 * (p - final), state, p)  # the conjugate of what jax.grad returns
+            return (optax.apply_updates(p, updates), state), None
+
+        start = jnp.zeros(3, dtype)
+        (found, state), _ = jax.lax.scan(step, (start, tx.init(start)), length=2_000)
+        same(proxopt_jax.prox_point(state, found), final, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @every
 def test_states_keep_their_structure_shapes_and_dtypes(case, dtype):
@@ -153,6 +171,32 @@ def test_a_constant_schedule_is_the_constant(case):
     same(number, schedule, rtol=1e-5)
 
 
+CONTRIB = {
+    "mechanize": lambda tx: optax.contrib.mechanize(tx, weight_decay=0.0),
+    "schedule_free": lambda tx: optax.contrib.schedule_free(tx, learning_rate=0.01),
+    "reduce_on_plateau": lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau()),
+}
+
+
+@pytest.mark.parametrize("wrapper", CONTRIB)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("prox_adam", "proximal sgd")], ids=lambda c: c.name)
+def test_inside_the_wrappers_of_contrib_the_minimum_of_the_loss_is_reached(case, wrapper):
+    params, final, loss = matrix_parabola(jnp.float32)
+    # mechanize finds the scale of the updates itself, from that of the optimizer with learning rate 1
+    tx = CONTRIB[wrapper](case.make(1.0 if wrapper == "mechanize" else 0.01, L1(1e-5)))
+
+    def step(carry, _):
+        p, state = carry
+        value, grads = jax.value_and_grad(loss)(p)
+        updates, state = tx.update(grads, state, p, value=value, nobody_knows_this=1)
+        return (optax.apply_updates(p, updates), state), None
+
+    (found, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=5_000)
+    found = optax.contrib.schedule_free_eval_params(state, found) if wrapper == "schedule_free" else found
+    same(found, final, rtol=3e-2, atol=3e-2)
+    same(optax.tree.map_params(tx, lambda v: v, state), state)
+
+
 @pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
 def test_the_step_count_stops_at_its_largest_value_instead_of_turning_negative(case):
     params, _, loss = parabola(jnp.float32)
@@ -162,3 +206,27 @@ def test_the_step_count_stops_at_its_largest_value_instead_of_turning_negative(c
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     assert int(state.count) == last
     assert np.isfinite(np.asarray(updates)).all()
+
+
+@every
+def test_init_takes_abstract_parameters(case):
+    params = {"w": jax.ShapeDtypeStruct((4, 2), jnp.bfloat16), "b": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    tx = case.make(0.01, [("w", PENALTY)])
+    spec = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    state = tx.init(params)
+    assert spec(state) == spec(tx.init(optax.tree.zeros_like(params)))
+    if getattr(state, "point", None) is None:
+        same(state, tx.init(optax.tree.zeros_like(params)))
+    with pytest.raises(ValueError, match="must fit params leaf 'b'"):
+        case.make(0.01, GroupL2(1.0, Groups.along(1))).init(params)
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
+def test_state_prox_point_and_parameters_can_be_donated_together(case):
+    params = jnp.array([-1.0, 10.0, 1.0])
+    tx = case.make(0.01, PENALTY)
+    state = tx.init(params)
+    step = jax.jit(lambda p, s, q: (q, *tx.update(p + q, s, p)), donate_argnums=(0, 1, 2))
+    for _ in range(2):
+        point = jnp.copy(params) if getattr(state, "point", None) is None else proxopt_jax.prox_point(state, params)
+        _, params, state = step(params, state, point)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax_cases import MAIN, RULES, regression, same, train
+from jax_cases import MAIN, RULES, regression, same, train, zeros
 
 import proxopt_jax
-from proxopt import Groups, SparseGroupLasso
+from proxopt import L1, Groups, SparseGroupLasso
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 8)), jnp.float32)
 CLASSES = (INPUTS[:, 0] + INPUTS[:, 1] > 0).astype(jnp.int32)
@@ -68,6 +68,23 @@ def test_a_flax_nnx_model_trains_to_fewer_inputs_and_its_prox_point_goes_back_in
     assert float(loss(net)) < 0.8 * first
     living = np.any(np.asarray(net.hidden.kernel[...]), axis=1)
     np.testing.assert_array_equal(living, np.arange(8) < 2)
+
+
+@pytest.mark.parametrize("pattern", ["l/0/kernel", "*/kernel", "l/*/kernel", "l/0/kernel*", "l/0/kernel/value"])
+def test_patterns_name_the_parameters_of_nnx_as_its_users_do(pattern):
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.l = nnx.List([nnx.Linear(3, 2, rngs=rngs)])
+
+    net = Net(nnx.Rngs(0))
+    for params in (nnx.state(net, nnx.Param), net):
+        tx = proxopt_jax.proximal([(pattern, L1(1e6))], learning_rate=1.0)
+        updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+        assert zeros(optax.apply_updates(params, updates)) == 6 + 2  # the bias is 0 from the start
+        with pytest.raises(ValueError, match="leaves: 'l/0/bias', 'l/0/kernel'"):
+            proxopt_jax.proximal([("l/1/kernel", L1(1.0))], learning_rate=1.0).init(params)
 
 
 def test_an_equinox_model_trains_to_fewer_inputs():

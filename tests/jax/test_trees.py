@@ -154,6 +154,40 @@ def test_integer_leaves_without_a_penalty_pass_through_a_link():
     assert zeros(params["w"] + out["w"]) == 1
 
 
+LINK = lambda lr, penalty: proxopt_jax.proximal(penalty, learning_rate=lr)
+
+
+@pytest.mark.parametrize("make", [*(c.make for c in WHOLE), LINK], ids=[*(c.name for c in WHOLE), "link"])
+def test_integers_and_keys_without_a_penalty_pass_and_have_no_state(make):
+    params = {"w": jnp.ones(3), "steps": jnp.zeros((), jnp.int32), "key": jax.random.key(0)}
+    tx = make(0.1, [("w", L1(1.0))])
+    grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2), allow_int=True)(params)
+    updates, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
+    assert updates["steps"].dtype == updates["key"].dtype == jax.dtypes.float0
+    alone = make(0.1, L1(1.0))
+    expected, _ = alone.update(grads["w"], alone.init(params["w"]), params["w"])
+    same(updates["w"], expected, rtol=1e-6)
+    point = proxopt_jax.prox_point(state, params)
+    assert point["key"] is params["key"]
+    assert point["steps"] is params["steps"]
+    updates, _ = tx.update({**grads, "steps": jnp.zeros((), jnp.int32)}, state, params)
+    assert zeros(updates["steps"]) == 1
+
+
+def test_integers_and_keys_pass_behind_an_optimizer_that_is_masked_or_takes_zeros_for_their_gradients():
+    params = {"w": jnp.ones(3), "steps": jnp.zeros((), jnp.int32), "key": jax.random.key(0)}
+    masked = optax.masked(optax.adam(0.1), {"w": True, "steps": False, "key": False})
+    tx = proxopt_jax.proximal(masked, [("w", L1(1.0))])
+    grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2), allow_int=True)(params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    same(updates["w"], jnp.full(3, -0.15), rtol=1e-5)
+    assert updates["key"].dtype == jax.dtypes.float0
+    del params["key"], grads["key"]
+    tx = proxopt_jax.proximal(optax.adam(0.1), [("w", L1(1.0))])
+    updates, _ = tx.update({**grads, "steps": jnp.zeros((), jnp.int32)}, tx.init(params), params)
+    same(updates["w"], jnp.full(3, -0.15), rtol=1e-5)
+
+
 @every
 def test_missing_parameters_are_an_error_that_says_so(case):
     params, loss = regression()

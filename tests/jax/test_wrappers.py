@@ -10,9 +10,12 @@ import numpy as np
 import optax
 import pytest
 from jax_cases import COLUMNS, RULES, SHARED, WHOLE, alone, regression, same, train, zeros
+from libraries import jax_precision
 
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
+from proxopt import updates as core
+from proxopt_jax.metric import has_trust_ratio
 
 every = pytest.mark.parametrize("case", SHARED, ids=lambda c: c.name)
 every_whole = pytest.mark.parametrize("case", WHOLE, ids=lambda c: c.name)
@@ -222,6 +225,173 @@ def test_a_learning_rate_that_nothing_tells_or_several_tell_is_an_error_at_init(
     two = optax.partition({"a": sgd(0.1), "b": sgd(0.2)}, {"w": "a", "b": "b"})
     with pytest.raises(ValueError, match="learning_rate must be given: the state of the inner optimizer holds 2"):
         proxopt_jax.proximal(two, RULES).init(params)
+
+
+def lasso(seed=1):
+    """Parameters, loss, and the residual of stationarity of a lasso in two leaves, of very different norms."""
+    rng = np.random.default_rng(seed)
+    a = jnp.asarray(rng.normal(size=(40, 8)))
+    y = a @ jnp.array([3.0, -2.0, 0.0, 0.0, 0.05, 0.1, 0.0, 0.0]) + 0.1 * jnp.asarray(rng.normal(size=40))
+    loss = lambda p: jnp.mean((a @ jnp.concatenate([p["large"], p["small"]]) - y) ** 2) / 2
+
+    def stationarity(penalty, p):
+        grads = jax.grad(loss)(p)
+        return max(float(jnp.abs(p[k] - penalty.prox(p[k] - grads[k], 1.0)).max()) for k in p)
+
+    return {"large": jnp.ones(4), "small": jnp.full(4, 0.1)}, loss, stationarity
+
+
+@pytest.mark.parametrize(
+    "inner, options",
+    [
+        (optax.lamb, {}),
+        (optax.lamb, {"learning_rate": optax.exponential_decay(0.01, 200, 0.5, transition_begin=1000)}),
+        (optax.inject_hyperparams(optax.lamb), {}),
+        (lambda lr: optax.masked(optax.lamb(lr), {"large": True, "small": True}), {}),
+    ],
+    ids=["lamb", "given", "injected", "masked"],
+)
+def test_behind_a_trust_ratio_the_step_is_measured_for_each_leaf(inner, options):
+    with jax_precision():
+        params, loss, stationarity = lasso()
+        decay = optax.exponential_decay(0.01, 200, 0.5, transition_begin=1000)
+        found, _ = train(proxopt_jax.proximal(inner(decay), L1(0.02), **options), params, loss, 5000)
+        assert stationarity(L1(0.02), found) < 1e-5
+        assert 0 < zeros(found) < 8
+
+
+def test_a_trust_ratio_is_found_wherever_it_is_and_not_where_a_name_is_like_it():
+    lamb = 0.5
+    with_it = [
+        optax.lars(0.1),
+        optax.chain(optax.clip(1.0), optax.scale_by_trust_ratio()),
+        optax.inject_hyperparams(optax.fromage)(0.1),
+        optax.inject_hyperparams(lambda learning_rate: optax.lamb(learning_rate))(0.1),
+        optax.partition({"a": optax.sgd(0.1), "b": optax.lamb(0.1)}, {"large": "a", "small": "b"}),
+        optax.MultiSteps(optax.lamb(0.1), 2),
+    ]
+    without = [optax.adamw(0.1), optax.sgd(lambda count: lamb * count), optax.inject_hyperparams(optax.lion)(0.1)]
+    for inner in with_it:
+        assert has_trust_ratio(optax.with_extra_args_support(inner))
+    for inner in without:
+        assert not has_trust_ratio(optax.with_extra_args_support(inner))
+
+
+def test_a_trust_ratio_without_the_moments_of_adam_is_refused():
+    params, _, _ = lasso()
+    for inner in (optax.lars(0.1), optax.inject_hyperparams(optax.lars)(0.1), optax.fromage(0.1)):
+        with pytest.raises(ValueError, match="a trust ratio scales the steps of 'large'"):
+            proxopt_jax.proximal(inner, L1(0.1), 0.1).init(params)
+    proxopt_jax.proximal(optax.lars(0.1), None).init(params)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_measured_rate_of_a_leaf_with_one_entry_is_that_of_adam_also_with_weight_decay(decay):
+    params = {"w": jnp.array([[2.0]]), "b": jnp.array([1.0, -2.0])}
+    loss = lambda p: jnp.sum((p["w"] - 1) ** 2) + jnp.sum((p["b"] - 1) ** 2)
+    inner = optax.adamw(0.02, weight_decay=decay)
+    given, _ = train(proxopt_jax.proximal(inner, L1(0.1), 0.02), params, loss, 20)
+    measured, _ = train(proxopt_jax.proximal(inner, L1(0.1)), params, loss, 20)
+    same(given, measured, rtol=1e-5, atol=1e-6)
+
+
+def test_a_leaf_without_gradient_takes_the_rate_of_the_others():
+    params = {"w": jnp.array([2.0]), "unused": jnp.array([1.0])}
+    loss = lambda p: jnp.sum((p["w"] - 1) ** 2) + 0 * jnp.sum(p["unused"])
+    found, _ = train(proxopt_jax.proximal(optax.adam(0.02), L1(0.1)), params, loss, 3)
+    expected, _ = train(proxopt_jax.prox_adam(0.02, L1(0.1)), params, loss, 3)
+    same(found, expected, rtol=1e-5)
+
+
+def test_moments_in_the_subspace_of_galore_are_not_taken_for_those_of_the_entries():
+    galore = pytest.importorskip("optax.contrib").__dict__.get("galore")
+    if galore is None:
+        pytest.skip("this optax has no galore")
+    params = {"tall": jnp.ones((6, 3)), "square": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    inner = galore(0.01, rank=3)
+    with pytest.raises(ValueError, match="learning_rate must be given for the penalty on params leaf 'square'"):
+        proxopt_jax.proximal(inner, [("square", L1(0.1))]).init(params)
+    proxopt_jax.proximal(inner, [("bias", L1(0.1))]).init(params)
+    tx = proxopt_jax.proximal(inner, L1(0.1), 0.01)
+    updates, _ = tx.update(params, tx.init(params), params)
+    moved, _ = inner.update(params, inner.init(params), params)
+    same(updates["tall"], L1(0.1).prox(params["tall"] + moved["tall"], 0.01) - params["tall"], atol=1e-6)
+
+
+def test_prox_point_refuses_wrappers_that_move_the_parameters_away_from_the_zeros():
+    contrib = pytest.importorskip("optax.contrib")
+    params, _ = regression()
+    tx = proxopt_jax.prox_adam(0.02, RULES)
+    averaged = optax.chain(proxopt_jax.prox_sgd(0.02, RULES), optax.ema(0.9))
+    for name, wrapped in {
+        "ScheduleFreeState": contrib.schedule_free(tx, 0.02),
+        "MechanicState": contrib.mechanize(tx),
+        "EmaState": averaged,
+    }.items():
+        state = optax.chain(optax.clip(1.0), wrapped).init(params)
+        with pytest.raises(ValueError, match=rf"{name} .*undoes the zeros"):
+            proxopt_jax.prox_point(state, params)
+    lookahead = optax.lookahead(tx, 5, 0.5)
+    pair = optax.LookaheadParams.init_synced(params)
+    with pytest.raises(ValueError, match=r"LookaheadState .*undoes the zeros"):
+        proxopt_jax.prox_point(lookahead.init(pair), pair)
+    before = optax.chain(optax.ema(0.9), tx)
+    same(proxopt_jax.prox_point(before.init(params), params), params)
+    reduced = optax.chain(tx, contrib.reduce_on_plateau())
+    same(proxopt_jax.prox_point(reduced.init(params), params), params)
+
+
+@pytest.mark.parametrize("case", [c for c in WHOLE if "adam" in c.name], ids=lambda c: c.name)
+def test_optax_tree_get_finds_the_moments_of_adam(case):
+    params, _ = regression()
+    state = optax.chain(optax.clip(1.0), case.make(0.01, RULES)).init(params)
+    for name in ("mu", "nu"):
+        same(optax.tree.get(state, name), optax.tree.zeros_like(params))
+    changed = optax.tree.set(state, nu=params)
+    same(optax.tree.get(changed, "nu"), params)
+
+
+@pytest.mark.parametrize("case", [c for c in WHOLE if "adam" in c.name], ids=lambda c: c.name)
+def test_states_of_the_first_release_whose_moments_have_other_names_go_on(case):
+    params, loss = regression()
+    tx = case.make(0.01, RULES)
+    params, state = train(tx, params, loss, 3)
+    kind = core.AdamHAPGState if "hapg" in case.name else core.ProxAdamState
+    old = kind(*state)
+    assert old.square is state.nu
+    grads = jax.grad(loss)(params)
+    expected, after = tx.update(grads, state, params)
+    found, old_after = tx.update(grads, old, params)
+    same(found, expected)
+    assert type(old_after) is kind
+    same(tuple(old_after), tuple(after))
+    same(proxopt_jax.prox_point(old, params), proxopt_jax.prox_point(state, params))
+
+
+HALF = {"w": jnp.linspace(0.5, 2.0, 12, dtype=jnp.bfloat16).reshape(3, 4)}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda lr: proxopt_jax.prox_adam(lr, None),
+        lambda lr: proxopt_jax.adam_hapg(lr, None),
+        lambda lr: proxopt_jax.proximal(optax.adam(1.0), None, lr),
+    ],
+    ids=["prox_adam", "adam_hapg", "proximal"],
+)
+def test_steps_below_half_an_ulp_of_half_precision_parameters_warn_at_init(make, recwarn):
+    for lr in (0.0, 0.1, optax.warmup_constant_schedule(0.0, 0.1, 50)):
+        make(lr).init(HALF)
+        make(lr).init({"w": jnp.ones(3)})
+    jax.jit(make(1e-4).init)(HALF)
+    make(1e-4).init(jax.eval_shape(lambda: HALF))
+    make(1e-4).init({"w": jnp.zeros(3, jnp.bfloat16)})
+    make(1e-4).init({"w": jnp.ones(3), "n": jnp.ones(3, jnp.int32)})
+    assert not [w for w in recwarn if "ulp" in str(w.message)]
+    for lr in (1e-4, optax.constant_schedule(1e-4)):
+        with pytest.warns(UserWarning, match="params leaf 'w' is bfloat16.*half an ulp"):
+            make(lr).init(HALF)
 
 
 def test_multi_steps_around_proximal_adam_takes_whole_steps():
