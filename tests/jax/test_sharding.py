@@ -70,6 +70,7 @@ transformations = {
     "labels": lambda: proxopt_jax.prox_adam(0.3, GroupL2(0.3, Groups.labels([k % 3 for k in range(8)], axis=1))),
 }
 types = lambda tree: jax.tree.map(jax.typeof, tree)
+set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # its name before JAX 0.8
 start = np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)
 
 
@@ -85,7 +86,7 @@ assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
 for name, make in transformations.items():
     expected = jax.jit(lambda p: two_steps(make(), p))(jnp.asarray(start))
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         p, tx = jax.device_put(start, NamedSharding(mesh, P(None, "x"))), make()
         found = jax.jit(lambda p: two_steps(tx, p))(p)
         for x, y in zip(expected, found):
