@@ -88,7 +88,7 @@ def proximal(
       b1: decay of the first moment of ``inner``, which its state does not hold; read from ``optax.inject_hyperparams`` if that
         is used.
       b2: decay of the second moment of ``inner``; likewise.
-      eps: added to the root of the second moment in ``inner``; likewise.
+      eps: added to the root of the second moment in ``inner``, 1e-6 in ``optax.lamb``; likewise.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``.
