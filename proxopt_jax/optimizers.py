@@ -25,7 +25,6 @@ from proxopt_jax.steps import (
     difference,
     is_floating,
     like_state,
-    local,
     warn_below_half_ulp,
 )
 from proxopt_jax.trees import Penalties, PenaltyTree, paths
@@ -315,13 +314,14 @@ def _optimizer(
             x, g = problem.take(xs), problem.take(gs)
             old = {f: problem.take(fields[f]) for f in kept}
 
-            def one(x: Any, g: Any, old: dict[str, Any], penalty: Any = problem.penalty) -> tuple[Any, dict[str, Any]]:
-                penalty, taken, rate, numbers = local((penalty, count, lr, options))
-                before = state_of(**old, count=like_state(taken - 1, x))
-                new, after = step(x, g, before, penalty, lr=like_state(rate, x), **numbers)
+            def one(
+                x: Any, g: Any, old: dict[str, Any], penalty: Any, count: Any, lr: Any, options: dict[str, Any]
+            ) -> tuple[Any, dict[str, Any]]:
+                before = state_of(**old, count=like_state(count - 1, x))
+                new, after = step(x, g, before, penalty, lr=like_state(lr, x), **options)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
 
-            new, after = any_sharding(one, (x, old))(x, g, old)
+            new, after = any_sharding(one, (x, old), problem.penalty, count, lr, options)(x, g, old)
             problem.put(deltas, jax.tree.map(difference, new, x, g))
             for f in kept:
                 problem.put(fields[f], after[f])

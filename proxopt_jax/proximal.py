@@ -20,7 +20,6 @@ from proxopt_jax.steps import (
     difference,
     is_floating,
     like_state,
-    local,
     warn_below_half_ulp,
 )
 from proxopt_jax.trees import Penalties, PenaltyTree, Problem, paths
@@ -89,7 +88,7 @@ def proximal(
       b1: decay of the first moment of ``inner``, which its state does not hold; read from ``optax.inject_hyperparams`` if that
         is used.
       b2: decay of the second moment of ``inner``; likewise.
-      eps: added to the root of the second moment in ``inner``; likewise.
+      eps: added to the root of the second moment in ``inner``, 1e-6 in ``optax.lamb``; likewise.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, whose ``update`` needs ``params``.
@@ -184,11 +183,8 @@ def proximal(
             x, u = problem.take(xs), problem.take(us)
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             eta = jax.tree.map(like_state, problem.take(etas), x)
-
-            def prox(z: Any, eta: Any, penalty: Any = problem.penalty) -> Any:
-                return exact(local(penalty)).prox(z, eta)
-
-            problem.put(us, jax.tree.map(difference, any_sharding(prox, x)(z, eta), x, u))
+            prox = any_sharding(lambda z, eta, penalty: exact(penalty).prox(z, eta), x, problem.penalty)
+            problem.put(us, jax.tree.map(difference, prox(z, eta), x, u))
         return treedef.unflatten(us), ProximalState(inner_state, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import numpy as np
 
 from proxopt import _arrays
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 NO_PARAMS = (
@@ -101,35 +101,44 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def any_sharding(f: Callable[P, R], like: Any) -> Callable[P, R]:
-    """Let ``f`` take arrays on a mesh with explicit axes too, by leaving the sharding inside of it to XLA.
+def any_sharding(f: Callable[..., R], like: Any, *others: Any) -> Callable[..., R]:
+    """The function ``f(*args, *others)`` of ``args``, which may be on a mesh with explicit axes: XLA chooses the sharding inside.
 
     Groups may extend over several shards, and the operations used on groups (sort, concatenate, gather) have no unique sharding
-    that could be stated. The results are sharded as the tree ``like``. Arrays that ``f`` closes over must pass through ``local``.
+    that could be stated. The results are sharded as the tree ``like``.
+
+    Args:
+      f: the function. It must close over no arrays: under ``jax.set_mesh`` they are on the explicit mesh, not on that inside.
+      like: a tree of arrays like the results.
+      others: further arguments of f: trees of numbers, arrays, and penalties, in whose fields there may be arrays.
     """
     if not any(map(_is_explicit, jax.tree.leaves(like))):
-        return f
-    return cast("Callable[P, R]", jax.sharding.auto_axes(f, out_sharding=jax.tree.map(lambda a: jax.typeof(a).sharding, like)))
+        return lambda *args: f(*args, *others)
+    arrays: list[Any] = []
+
+    def note(a: Any) -> Any:
+        arrays.append(a)
+        return a
+
+    jax.tree.map(partial(_replaced, note), others)
+
+    def inside(moved: list[Any], *args: Any) -> R:
+        waiting = iter(moved)
+        return f(*args, *jax.tree.map(partial(_replaced, lambda _: next(waiting)), others))
+
+    out_sharding = jax.tree.map(lambda a: jax.typeof(a).sharding, like)
+    return partial(jax.sharding.auto_axes(inside, out_sharding=out_sharding), arrays)
 
 
-def local(tree: Any) -> Any:
-    """Move arrays from a mesh with explicit axes, also those in the fields of penalties, to the mesh that is in use now.
-
-    Under ``jax.set_mesh`` every array is on the explicit mesh, while ``any_sharding`` uses an automatic one. Its function must
-    not combine its arguments with numbers from outside before they are moved there, where they are replicated.
-    """
-    return tree if jax.sharding.get_abstract_mesh().empty else jax.tree.map(_local, tree)
-
-
-def _local(v: Any) -> Any:
+def _replaced(new: Callable[[Any], Any], v: Any) -> Any:
+    """Replace an array on an explicit mesh by ``new`` of it, or all such arrays in the fields of a penalty."""
     if isinstance(v, jax.Array):
-        replicated = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
-        return jax.sharding.reshard(v, replicated) if _is_explicit(v) else v  # type: ignore[no-untyped-call]
+        return new(v) if _is_explicit(v) else v
     if not hasattr(v, "prox"):
         return v
     fields = getattr(v, "__dict__", {})
-    moved = {name: local(field) for name, field in fields.items()}
-    changed = {name: field for name, field in moved.items() if not _same_leaves(field, fields[name])}
+    found = {name: jax.tree.map(partial(_replaced, new), field) for name, field in fields.items()}
+    changed = {name: field for name, field in found.items() if not _same_leaves(field, fields[name])}
     other = copy.copy(v) if changed else v
     for name, field in changed.items():
         object.__setattr__(other, name, field)  # penalties are frozen dataclasses

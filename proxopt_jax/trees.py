@@ -9,6 +9,9 @@ The argument ``penalty`` of the transformations may be
 - a tree of penalties and None with the structure of the parameters, or a prefix of it;
 - None: no leaf has a penalty.
 
+Inside ``jax.shard_map``, a penalty on groups is refused for a leaf that differs between shards, where a group may have parts in
+several of them. With ``check_vma=False`` JAX does not report this, and each shard is taken for a leaf of its own.
+
 Any object with ``value(x)`` and ``prox(x, step)`` is a penalty, if JAX can trace its prox.
 """
 

@@ -76,7 +76,7 @@ def test_patterns_name_the_parameters_of_nnx_as_its_users_do(pattern):
 
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.l = nnx.List([nnx.Linear(3, 2, rngs=rngs)])
+            self.l = getattr(nnx, "List", list)([nnx.Linear(3, 2, rngs=rngs)])  # flax 0.11 has lists of Python only
 
     net = Net(nnx.Rngs(0))
     for params in (nnx.state(net, nnx.Param), net):
