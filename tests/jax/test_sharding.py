@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np, optax, proxopt_jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -137,14 +139,17 @@ print("all agree")
 """
 
 
+@pytest.mark.commands
 def test_in_a_shard_map_groups_across_shards_are_refused():
     assert "all agree" in on_eight_devices(SHARD_MAP)
 
 
+@pytest.mark.commands
 def test_under_set_mesh_with_explicit_axes_everything_is_as_without_and_keeps_its_sharding():
     assert "all agree" in on_eight_devices(SET_MESH)
 
 
+@pytest.mark.commands
 def test_groups_that_cross_shards_give_the_unsharded_result():
     assert "all 6 agree" in on_eight_devices(SCRIPT)
 
