@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array, ArrayOrList
 from proxopt.groups import Groups
@@ -388,7 +390,8 @@ def check_result(name: str, result: Any, xs: Sequence[Array]) -> None:
         fits = len(shape) >= x.ndim and all(m == n or n == 1 for m, n in zip(reversed(shape), reversed(x.shape)))
         if not fits:  # a larger shape is a batch
             raise ValueError(f"{name} must return an array of shape {tuple(x.shape)}, got {shape}")
-        if _arrays.is_torch_array(r) != _arrays.is_torch_array(x) or _arrays.is_numpy_array(r) != _arrays.is_numpy_array(x):
+        in_numpy = _arrays.is_numpy_array(r) or isinstance(r, np.generic)  # arithmetic of arrays without axes makes the latter
+        if _arrays.is_torch_array(r) != _arrays.is_torch_array(x) or in_numpy != _arrays.is_numpy_array(x):
             raise TypeError(f"{name} must return an array of the library of x, a {type(x).__name__}, got a {type(r).__name__}")
 
 

@@ -745,7 +745,7 @@ def test_a_strength_path_sets_absolute_strengths_and_resumes():
     assert other.param_groups[0]["strength"] == pytest.approx(0.03)
     with pytest.raises(ValueError, match=r"path\(4\) must be finite and >= 0, got -1"):
         StrengthPath(optimizer, lambda epoch: -1.0 if epoch else 0.0).step(4)
-    with pytest.raises(ValueError, match="penalty of proxopt, got none"):
+    with pytest.raises(ValueError, match="whose penalty has a strength to set, got none"):
         StrengthPath(HAPG(net.parameters()), lambda epoch: 1.0)
 
 
