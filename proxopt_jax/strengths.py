@@ -31,7 +31,8 @@ def max_strength(
     steps are equally long, few zeros last below it.
 
     Args:
-      updates: the update of the transformations before the link, a tree of arrays; or, with ``learning_rate=1``, a gradient.
+      updates: the update of the transformations before the link, a tree of arrays; or, with ``learning_rate=1``, a
+        negative gradient.
       penalty: a penalty, a list of (path pattern, penalty), a tree of penalties, or None; see ``proxopt_jax.trees``. Its
         strength is ignored.
       learning_rate: that of the link, > 0.
@@ -71,5 +72,5 @@ def max_strength(
     for p in problems:
         if not hasattr(p.penalty, "with_strength"):
             raise TypeError(f"penalty must be a proxopt.Penalty, got {p.penalty!r}")
-    scaled = [u / learning_rate for u in moved]
+    scaled = [-u / learning_rate for u in moved]  # an update descends: its negative takes the place of the gradient
     return zeroing_strength([(p.take(scaled), p.penalty) for p in problems])

@@ -138,7 +138,7 @@ def _next_kink(xp: Any, path: Path) -> Path:
     nearest = xp.where(joins, to_join, to_leave)
     changes = nearest < remaining
     distance = xp.where(changes, nearest, remaining)
-    distance = xp.where(distance > 0, distance, 0.0)[:, None]  # by rounding, a kink may lie at a larger strength
+    distance = xp.where(distance < 0, 0.0, distance)[:, None]  # by rounding, a kink may lie at a larger strength; NaN stays NaN
     path = path._replace(
         strength=xp.where(changes, path.strength - distance[:, 0], path.target),
         correlations=path.correlations - distance * slope,

@@ -159,7 +159,7 @@ def test_a_stationary_point_is_a_rest_point(name, options, penalty):
     if name == "prox_sgd" and options.get("rho") != 1.0:
         options = {**options, "rho": 1.0}  # the velocity starts at 0, not at the gradient
     if "weight_decay" in options:
-        pytest.skip("decay moves the rest point")
+        pytest.skip("weight decay moves the stationary point")
     with jax_precision():
         rest = jnp.asarray(solution(penalty.__class__))
         assert stationarity(penalty, np.asarray(rest)) < 1e-12

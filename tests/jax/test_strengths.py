@@ -85,3 +85,18 @@ def test_after_adam_a_link_needs_a_strength_measured_against_its_steps():
         assert zeros(updates) == expected
     tx = proxopt_jax.proximal(optax.adam(1e-3), L1(2e-3))
     assert zeros(tx.update(grads, tx.init(start), start)[0]) == 2
+
+
+class NonNegative(L1):
+    """The L1 norm where all entries are >= 0, else infinite: not symmetric."""
+
+    def _value(self, xs):
+        return self.strength * sum(x.sum() if (x >= 0).all() else np.inf for x in xs)
+
+    def _prox(self, xs, steps):
+        return [(x - s * self.strength).clip(0) for x, s in zip(xs, steps)]
+
+
+def test_the_sign_of_an_update_matters_where_a_penalty_is_not_symmetric():
+    up, down = (proxopt_jax.max_strength({"w": jnp.array([u])}, NonNegative(1.0)) for u in (5.0, -5.0))
+    assert up == 5.0 and down < 1e-300

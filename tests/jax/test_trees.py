@@ -90,7 +90,7 @@ def test_labelled_groups_that_span_leaves_live_and_die_together(case):
             "proximal adam": lambda p: proxopt_jax.proximal(optax.adam(0.05), p, joint=True),
         }.get(case.name)
         if make is None:
-            pytest.skip("as proximal adam")
+            pytest.skip("behind an injected adam joint groups are those behind adam")
         tx = make(GroupL2(0.3, units))
     else:
         tx = case.make(case.rate, GroupL2(0.3, units), joint=True)

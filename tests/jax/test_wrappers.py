@@ -108,7 +108,7 @@ def test_injected_numbers_and_schedules_give_the_plain_trajectory(case):
         "adam_hapg": proxopt_jax.adam_hapg,
     }.get(case.name)
     if factory is None:
-        pytest.skip("a lambda here")
+        pytest.skip("only the full optimizers have numbers to inject")
     fall = optax.linear_schedule(0.02, 0.01, 20)
     rise = optax.linear_schedule(0.0, 0.2, 20)
     plain, _ = train(factory(fall, RULES, strength=rise), params, loss, 40)

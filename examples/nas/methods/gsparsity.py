@@ -274,7 +274,7 @@ class OperationGroups:
         gates = [g.detach() for g in self.gates.values()]
         return {
             "gates": gates,
-            "alive": list(self.is_active.values()),
+            "alive": list(self.is_active.values()),  # the key of release 0.1.0, whose checkpoints must load
             "initial": list(self.initial.values()),
             "optimizer": self.optimizer.state_dict(),
         }

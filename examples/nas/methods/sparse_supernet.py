@@ -166,7 +166,7 @@ class SparseSupernet:
             "parameters": [a.detach() for a in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "path": self.path.state_dict(),
-            "rests": self.frozen,
+            "rests": self.frozen,  # the key of release 0.1.0, whose checkpoints must load
         }
 
     @torch.no_grad()
