@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from proxopt import _arrays, _checks, updates
+from proxopt_jax.kernels import fused
 from proxopt_jax.states import AdamHAPGState, ProxAdamState
 from proxopt_jax.steps import (
     NO_PARAMS,
@@ -318,7 +319,7 @@ def _optimizer(
                 x: Any, g: Any, old: dict[str, Any], penalty: Any, count: Any, lr: Any, options: dict[str, Any]
             ) -> tuple[Any, dict[str, Any]]:
                 before = state_of(**old, count=like_state(count - 1, x))
-                new, after = step(x, g, before, penalty, lr=like_state(lr, x), **options)
+                new, after = step(x, g, before, fused(penalty), lr=like_state(lr, x), **options)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
 
             new, after = any_sharding(one, (x, old), problem.penalty, count, lr, options)(x, g, old)

@@ -12,6 +12,7 @@ import optax
 from proxopt import _arrays, _checks
 from proxopt.penalties import declared
 from proxopt_jax import metric
+from proxopt_jax.kernels import fused
 from proxopt_jax.steps import (
     NO_PARAMS,
     any_sharding,
@@ -183,7 +184,7 @@ def proximal(
             x, u = problem.take(xs), problem.take(us)
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             eta = jax.tree.map(like_state, problem.take(etas), x)
-            prox = any_sharding(lambda z, eta, penalty: exact(penalty).prox(z, eta), x, problem.penalty)
+            prox = any_sharding(lambda z, eta, penalty: fused(exact(penalty)).prox(z, eta), x, problem.penalty)
             problem.put(us, jax.tree.map(difference, prox(z, eta), x, u))
         return treedef.unflatten(us), ProximalState(inner_state, optax.safe_increment(state.count))
 
