@@ -14,6 +14,7 @@ Results equal those of ``Shrinkage.prox`` up to rounding, with the same zeros.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,8 +26,7 @@ import numpy as np
 from proxopt import _arrays
 from proxopt.penalties import declared
 
-CLOSE = 1e-3  # relative move at which the secant method stops: Newton's method then squares the error
-SECANT_STEPS = 40  # enough for steps that spread over 20 decades; usually 3 to 5 are taken
+SECANT_STEPS = 40  # 17 suffice for steps that spread over 20 decades; usually 3 to 6 are taken
 SECANT_STEPS_GPU = 10  # all taken, because each look at a result would wait for the device
 COUNTABLE = 1 << 24  # entries of a group that can be counted in float32
 
@@ -51,7 +51,7 @@ class Fused:
         return Fused(declared.with_metric(self.penalty, default))
 
     def prox(self, x: Any, step: Any) -> Any:
-        """The prox of the penalty."""
+        """The prox of the penalty. Steps for each entry must all be positive, or all 0, as those of Adam are."""
         form = _form(self.penalty, x)
         if form is None or jnp.ndim(step) not in (0, x.ndim):
             return self.penalty.prox(x, step)
@@ -85,26 +85,29 @@ def _form(penalty: Any, x: Any) -> _Form | None:
 
 
 def _prox(x: jax.Array, step: Any, form: _Form) -> jax.Array:
+    """The prox for a single step, or for one for each entry, which are all positive or all 0."""
     if form.l1 is not None:
         x = _soft(x, step * form.l1)
-    if form.bound is None or (isinstance(form.bound, float) and form.bound == 0):
+    bound = form.bound
+    if bound is None or (isinstance(bound, float) and bound == 0):
         return x
     if not jnp.ndim(step):
-        return _shrunk(x, step * form.bound, form.axes)
+        return _shrunk(x, _square_of_ratio(x, step * bound, form.axes))
     if form.metric == "median":
-        return _shrunk(x, _at_least_tiny(median(step, form.axes) * form.bound, x), form.axes)
-    threshold = _at_least_tiny(step * form.bound, x)
-    return _shrunk(x, threshold, form.axes) if form.metric == "support" else _exactly_shrunk(x, threshold, form.axes)
+        threshold = median(step, form.axes) * bound
+        return _shrunk(x, _sum(jnp.square(x / _at_least_tiny(threshold)), form.axes))
+    if not (isinstance(bound, float) and _is_moderate(bound, x)):
+        step, bound = _at_least_tiny(step * bound), 1.0
+    moved = step[(slice(0, 1),) * step.ndim] > 0
+    if form.metric == "support":
+        return jnp.where(moved, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2), x)
+    root, zeroed = _root(form.axes, bound, x, step)
+    share = jnp.where(zeroed, 0.0, root / (root + step))
+    return jnp.where(moved, x * share + 0.0, x)
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True)
-
-
-def _at_least_tiny(t: Any, x: jax.Array) -> Any:
-    """t, or the smallest normal number where it is smaller, by which any number may be divided."""
-    tiny = float(jnp.finfo(x.dtype).smallest_normal)
-    return max(t, tiny) if isinstance(t, float) else jnp.maximum(t, tiny)
 
 
 def _soft(x: jax.Array, t: Any) -> jax.Array:
@@ -114,14 +117,22 @@ def _soft(x: jax.Array, t: Any) -> jax.Array:
     return jnp.where((jnp.abs(x) <= t) & (t > 0), 0, jnp.where(x < 0, x + t, x - t))
 
 
-def _shrunk(x: jax.Array, threshold: Any, axes: tuple[int, ...]) -> jax.Array:
-    """``max(1 - 1 / ||x / t||, 0) x`` for each group, which for a single threshold t is ``max(1 - t / ||x||, 0) x``.
+def _at_least_tiny(t: jax.Array) -> jax.Array:
+    """t, or the smallest normal number where it is smaller, by which any number may be divided."""
+    return jnp.maximum(t, float(jnp.finfo(t.dtype).smallest_normal))
+
+
+def _is_moderate(t: Any, x: jax.Array) -> Any:
+    """Whether a sum of squares of entries of x that over- or underflows is still on the right side of t^2."""
+    kind = jnp.finfo(x.dtype)
+    return (float(kind.smallest_normal) ** 0.4 < t) & (t < float(kind.max) ** 0.3)
+
+
+def _shrunk(x: jax.Array, square: jax.Array) -> jax.Array:
+    """``max(1 - 1 / sqrt(square), 0) x``: the shrink of a group by the threshold t for ``square`` = ||x / t||^2.
 
     For thresholds t > 0 that differ inside a group it is the shrink by the one step of the metric "support".
     """
-    if isinstance(threshold, float) and threshold == 0:
-        return x
-    square = _square_of_ratio(x, threshold, axes)
     regular = (square > 1) & jnp.isfinite(square)
     share = 1 - 1 / jnp.sqrt(jnp.where(regular, square, 1))
     # where the square is infinite, 1 - t / ||x|| rounds to 1; NaN remains NaN
@@ -129,97 +140,83 @@ def _shrunk(x: jax.Array, threshold: Any, axes: tuple[int, ...]) -> jax.Array:
     return x * share + 0.0  # + 0.0 turns -0 into 0
 
 
-def _square_of_ratio(x: jax.Array, threshold: Any, axes: tuple[int, ...]) -> jax.Array:
-    """||x / t||^2 for each group.
+def _square_of_ratio(x: jax.Array, t: Any, axes: tuple[int, ...]) -> jax.Array:
+    """||x / t||^2 for each group and a number t; infinite for t = 0 and x != 0.
 
-    On a CPU, XLA stores a broadcast number that is used in a reduction as an array: where no square can overflow or underflow so
-    that it matters, x is not divided by a single threshold.
+    On a CPU, XLA stores a number that is used for each entry of a reduction as an array. x is not divided by a moderate t.
     """
 
     def plain() -> jax.Array:
-        return _sum(jnp.square(x), axes) / (threshold * threshold)
+        return _sum(jnp.square(x), axes) / (t * t)
 
     def scaled() -> jax.Array:
-        return _sum(jnp.square(x / _at_least_tiny(threshold, x)), axes)
+        return _sum(jnp.square(x / _at_least_tiny(jnp.asarray(t, x.dtype))), axes)
 
-    if jnp.ndim(threshold):
-        return _sum(jnp.square(x / threshold), axes)
-    low, high = (float(jnp.finfo(x.dtype).smallest_normal) ** 0.4, float(jnp.finfo(x.dtype).max) ** 0.3)
-    if isinstance(threshold, float):
-        return plain() if low < threshold < high else scaled()
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.lax.cond((low < threshold) & (threshold < high), plain, scaled) if on_cpu else scaled()
+    if isinstance(t, float):
+        return plain() if _is_moderate(t, x) else scaled()
+    return jax.lax.cond(_is_moderate(t, x), plain, scaled) if jax.default_backend() == "cpu" else scaled()
 
 
-def _exactly_shrunk(x: jax.Array, threshold: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The result of ``proxopt.penalties.metric.metric_shrink``: ``x r / (r + t)`` for each group, and 0 where ||x / t|| <= 1."""
-    root, zeroed = _root(axes, x, threshold)
-    share = jnp.where(zeroed, 0.0, root / (root + threshold))
-    return x * share + 0.0
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r"""For each group the root r > 0 of h, and whether there is none, in which case the group becomes zero.
 
+    .. math::
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _root(axes: tuple[int, ...], x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""The root r > 0 of :math:`h(r) = (\sum_i x_i^2 / (r + t_i)^2)^{-1/2} - 1` for each group, and whether there is none.
+        h(r) = \frac{b}{\sqrt{F(r)}} - 1, \qquad F(r) = \sum_i \frac{x_i^2}{(r + s_i)^2}
 
-    There is none where h(0) >= 0. h is increasing and concave. Its slope at 0 is the largest and :math:`1 / \|x\|` the smallest,
-    and give a lower and an upper bound of the root. The secant method starts at 0 and the lower bound, and halves the bracket
-    on a logarithmic scale where it would leave it.
+    for b = ``bound``. h is increasing and concave. There is no root where h(0) >= 0. As the slope of h is b / ||x|| at least, that
+    of a line through (0, h(0)) with this slope is no smaller than the root. The secant method starts there. Where it would leave
+    the interval in which the root lies, it halves the interval on a logarithmic scale.
     """
-    norm_of_ratio = jnp.sqrt(_sum(jnp.square(x / t), axes))
-    zeroed = norm_of_ratio <= 1
-    at_zero = 1 / norm_of_ratio - 1
+    ratio = jnp.sqrt(_sum(jnp.square(x / s), axes))
+    zeroed = ratio <= bound
+    at_zero = bound / ratio - 1
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-    largest = jnp.where(largest > 0, largest, 1)
-    high = jnp.where(zeroed, 1, -at_zero * largest * jnp.sqrt(_sum(jnp.square(x / largest), axes)))
-    slope = _sum(jnp.square(x / (t * jnp.sqrt(t))), axes)
-    low = norm_of_ratio**2 * (norm_of_ratio - 1) / slope
-    low = jnp.where((low > 0) & (low < high), low, high)
+    norm = largest * jnp.sqrt(_sum(jnp.square(x / jnp.where(largest > 0, largest, 1)), axes))
+    start = jnp.where(zeroed, 1, norm * -at_zero / bound)
+    done = zeroed | (s[(slice(0, 1),) * s.ndim] <= 0)
+    eps = float(jnp.finfo(x.dtype).eps)
 
     def secant(state: Any) -> Any:
         count, _, low, high, before, h_before, point = state
-        h = 1 / jnp.sqrt(_sum(jnp.square(x / (point + t)), axes)) - 1
+        h = bound / jnp.sqrt(_sum(jnp.square(x / (point + s)), axes)) - 1
         low = jnp.where(h < 0, jnp.maximum(low, point), low)
         high = jnp.where(h >= 0, jnp.minimum(high, point), high)
         after = point - h * (point - before) / (h - h_before)
-        after = jnp.where((after >= low) & (after <= high), after, jnp.sqrt(low) * jnp.sqrt(high))
-        moved = jnp.any(~(jnp.abs(after - point) <= CLOSE * after) & ~zeroed)
-        return count + 1, moved, low, high, point, h, after
+        inside = (after > low) & (after < high)
+        after = jnp.where(inside, after, jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 1024))
+        exact = jnp.abs(h) <= 4 * eps
+        after = jnp.where(exact, point, after)
+        moves = ~(exact | (jnp.abs(after - point) <= math.sqrt(eps) * after) | done)
+        return count + 1, jnp.any(moves), low, high, point, h, after
 
     on_gpu = jax.default_backend() == "gpu"
 
     def goes_on(state: Any) -> Any:
         return (state[0] < SECANT_STEPS_GPU) if on_gpu else (state[0] < SECANT_STEPS) & state[1]
 
-    start = (0, jnp.any(~zeroed), low, high, jnp.zeros_like(low), at_zero, low)
-    point = jax.lax.while_loop(goes_on, secant, start)[-1]
-    for _ in range(1 if x.dtype == jnp.float32 else 2):
-        point = _newton(point, x, t, axes)
-    return point, zeroed
+    state = (0, jnp.any(~done), jnp.zeros_like(start), start, jnp.zeros_like(start), at_zero, start)
+    return jax.lax.while_loop(goes_on, secant, state)[-1], zeroed
 
 
 @_root.defjvp
-def _root_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+def _root_jvp(axes: tuple[int, ...], bound: float, primals: Any, tangents: Any) -> Any:
     """The derivatives of two steps of Newton's method from the root, which are those of the root up to the third order."""
-    root, zeroed = _root(axes, *primals)
+    root, zeroed = _root(axes, bound, *primals)
 
-    def polished(x: jax.Array, t: jax.Array) -> jax.Array:
-        fixed = jax.lax.stop_gradient(root)
+    def polished(x: jax.Array, s: jax.Array) -> jax.Array:
+        r = jax.lax.stop_gradient(root)
         # a problem with a root in place of one without: its derivatives are finite, and are not used
-        x, t = jnp.where(zeroed, 1.0, x), jnp.where(zeroed, 0.0, t)
-        return _newton(_newton(fixed, x, t, axes), x, t, axes)
+        x, s = jnp.where(zeroed, 1.0, x), jnp.where(zeroed, 0.0, s)
+        for _ in range(2):
+            square = _sum(jnp.square(x / (r + s)), axes)
+            slope = _sum(jnp.square(x / (r + s)) / (r + s), axes)
+            r = r + square * (jnp.sqrt(square) / bound - 1) / slope
+        return r
 
     _, change = jax.jvp(polished, primals, tangents)
     return (root, zeroed), (change, np.zeros(zeroed.shape, jax.dtypes.float0))
-
-
-def _newton(root: jax.Array, x: jax.Array, t: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """One step of Newton's method for h."""
-    below = root + t
-    f = _sum(jnp.square(x / below), axes)
-    slope = _sum(jnp.square(x / (below * jnp.sqrt(below))), axes)  # shares no division with f
-    after = root + f * (jnp.sqrt(f) - 1) / jnp.where(slope > 0, slope, 1)
-    return jnp.where(after > 0, after, root)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
