@@ -98,6 +98,7 @@ def _prox(x: jax.Array, step: Any, form: _Form) -> jax.Array:
         return _shrunk(x, _sum(jnp.square(x / _at_least_tiny(threshold)), form.axes))
     if not (isinstance(bound, float) and _is_moderate(bound, x)):
         step, bound = _at_least_tiny(step * bound), 1.0
+    x, step = jax.lax.optimization_barrier((x, step))  # or XLA stores the parts of step, to compute x / step differently
     moved = step[(slice(0, 1),) * step.ndim] > 0
     if form.metric == "support":
         return jnp.where(moved, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2), x)
