@@ -15,9 +15,10 @@ Results equal those of ``Shrinkage.prox`` up to rounding, with the same zeros.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import numpy as np
 from proxopt import _arrays
 from proxopt.penalties import declared
 
+BLOCK = 1 << 17  # entries of each array that are in the cache at once
 SECANT_STEPS = 40  # 17 suffice for steps that spread over 20 decades; usually 3 to 6 are taken
 SECANT_STEPS_GPU = 10  # all taken, because each look at a result would wait for the device
 COUNTABLE = 1 << 24  # entries of a group that can be counted in float32
@@ -93,12 +95,12 @@ def _prox(x: jax.Array, step: Any, form: _Form) -> jax.Array:
         return x
     if not jnp.ndim(step):
         return _shrunk(x, _square_of_ratio(x, step * bound, form.axes))
+    x, step = jax.lax.optimization_barrier((x, step))  # or XLA stores the parts of step, to compute x / step differently
     if form.metric == "median":
         threshold = median(step, form.axes) * bound
         return _shrunk(x, _sum(jnp.square(x / _at_least_tiny(threshold)), form.axes))
     if not (isinstance(bound, float) and _is_moderate(bound, x)):
         step, bound = _at_least_tiny(step * bound), 1.0
-    x, step = jax.lax.optimization_barrier((x, step))  # or XLA stores the parts of step, to compute x / step differently
     moved = step[(slice(0, 1),) * step.ndim] > 0
     if form.metric == "support":
         return jnp.where(moved, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2), x)
@@ -158,8 +160,41 @@ def _square_of_ratio(x: jax.Array, t: Any, axes: tuple[int, ...]) -> jax.Array:
     return jax.lax.cond(_is_moderate(t, x), plain, scaled) if jax.default_backend() == "cpu" else scaled()
 
 
+def _in_blocks(f: Callable[..., Any], axes: tuple[int, ...], *arrays: jax.Array) -> Any:
+    """``f(*arrays)``, which has one result for each group; on a CPU computed for as many groups at a time as fit in the cache.
+
+    The groups are divided along the longest axis that is not in ``axes``.
+    """
+    x = arrays[0]
+    kept = [a for a in range(-x.ndim, 0) if a not in axes]
+    axis = max(kept, key=lambda a: x.shape[a], default=None)
+    if axis is None or x.size <= 2 * BLOCK or jax.default_backend() != "cpu":
+        return f(*arrays)
+    length = x.shape[axis]
+    most = max(1, BLOCK * length // x.size)
+    rows = next(n for n in range(most, 0, -1) if length % n == 0)
+    if rows * 8 < most:  # many small blocks cost more than they save
+        return f(*arrays)
+
+    def block(i: jax.Array) -> Any:
+        return f(*(jax.lax.dynamic_slice_in_dim(a, i * rows, rows, axis % x.ndim) for a in arrays))
+
+    return jax.tree.map(partial(_merged, axis=axis % x.ndim), jax.lax.map(block, jnp.arange(length // rows)))
+
+
+def _merged(parts: jax.Array, axis: int) -> jax.Array:
+    """Blocks along a first axis, put one behind another along ``axis``."""
+    moved = jnp.moveaxis(parts, 0, axis)
+    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``_secant_root`` in blocks, with derivatives."""
+    return cast(tuple[jax.Array, jax.Array], _in_blocks(partial(_secant_root, axes, bound), axes, x, s))
+
+
+def _secant_root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
     r"""For each group the root r > 0 of h, and whether there is none, in which case the group becomes zero.
 
     .. math::
@@ -223,8 +258,8 @@ def _root_jvp(axes: tuple[int, ...], bound: float, primals: Any, tangents: Any) 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def median(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The median of numbers >= 0 over ``axes``, which stay with length 1: the mean of the two middle ones if they are even."""
-    lower, upper = _middle(x, axes)
-    return (lower + upper) / 2
+    lower, upper = _in_blocks(partial(_middle, axes=axes), axes, x)
+    return cast(jax.Array, (lower + upper) / 2)
 
 
 def _middle(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -237,7 +272,7 @@ def _middle(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     whole = jnp.int32 if x.dtype == jnp.float32 else jnp.int64
 
     def count(value: jax.Array) -> jax.Array:
-        return _sum(jnp.where(x <= value, 1.0, 0.0).astype(jnp.float32), axes)
+        return _sum((x <= value).astype(jnp.float32), axes)
 
     def halved(_: Any, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # numbers >= 0 are in the order of their bit patterns
@@ -260,7 +295,7 @@ def _middle(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 def _median_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
     """The change of the middle entries; where several are equal, the mean of their changes."""
     (x,), (change,) = primals, tangents
-    lower, upper = _middle(x, axes)
+    lower, upper = _in_blocks(partial(_middle, axes=axes), axes, x)
 
     def of(value: jax.Array) -> jax.Array:
         equal = jnp.where(x == value, 1.0, 0.0).astype(x.dtype)
