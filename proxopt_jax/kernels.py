@@ -30,17 +30,23 @@ from proxopt.penalties import declared
 BLOCK = 1 << 17  # entries of each array that are in the cache at once
 SECANT_STEPS = 40  # 17 suffice for steps that spread over 20 decades; usually 3 to 6 are taken
 SECANT_STEPS_GPU = 10  # all taken, because each look at a result would wait for the device
+SLICES = 32  # that one reduction returns: more make it slower to compile
 COUNTABLE = 1 << 24  # entries of a group that can be counted in float32
 
 
-def fused(penalty: Any) -> Any:
-    """The penalty with the prox of this module; None for None."""
-    return None if penalty is None else Fused(penalty)
+def fused(penalty: Any, stacked: bool = False) -> Any:
+    """The penalty with the prox of this module; None for None.
+
+    Args:
+      penalty: the penalty.
+      stacked: lists of arrays are no joint problem, but separate problems of one shape, each for ``penalty``.
+    """
+    return None if penalty is None else Stacked(Fused(penalty)) if stacked else Fused(penalty)
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A penalty for one array, whose prox takes the passes of this module where the penalty has the form for them."""
+    """A penalty whose prox for one array takes the passes of this module, where the penalty has the form for them."""
 
     penalty: Any
 
@@ -59,6 +65,58 @@ class Fused:
             return self.penalty.prox(x, step)
         wide = _arrays.widen(x)
         return _prox(wide, _arrays.like(step, wide), form).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A penalty for separate problems of one shape, which it treats as one array: the time to compile one prox is that of many."""
+
+    penalty: Any
+
+    def value(self, xs: list[Any]) -> Any:
+        """The sum of the values of all problems."""
+        return sum(self.penalty.value(x) for x in xs)
+
+    def with_metric(self, default: str) -> Stacked:
+        """The penalty with ``default`` where it leaves its metric to the caller."""
+        return Stacked(self.penalty.with_metric(default))
+
+    def prox(self, xs: list[Any], step: Any) -> list[Any]:
+        """The prox of each array, with one step for all or a list of steps."""
+        if isinstance(step, list):
+            same = all(s is step[0] for s in step)
+            ndim = xs[0].ndim
+            step = step[0] if same else jnp.stack([jnp.reshape(s, jnp.shape(s) or (1,) * ndim) for s in step])
+        return _unstacked(self.penalty.prox(jnp.stack(xs), step))
+
+
+@jax.custom_jvp
+def _unstacked(stack: jax.Array) -> list[jax.Array]:
+    """The slices along the first axis.
+
+    XLA compiles a function of its own for each slice on a CPU. A reduction that returns several slices is one function.
+    """
+    if jax.default_backend() != "cpu":
+        return list(stack)
+    slices: list[jax.Array] = []
+    for start in range(0, len(stack), SLICES):
+        part = stack[start : start + SLICES]
+        number = jax.lax.broadcasted_iota(jnp.int32, part.shape, 0)
+        none = [np.zeros((), part.dtype)] * len(part)
+        slices += jax.lax.reduce((number, *[part] * len(part)), (np.int32(-1), *none), _select, (0,))[1:]
+    return slices
+
+
+def _select(found: tuple[Any, ...], entry: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of the results so far, replace the k-th by the entry if that is in the k-th slice."""
+    number = entry[0]
+    chosen = (jnp.where(number == k, new, old) for k, (old, new) in enumerate(zip(found[1:], entry[1:])))
+    return (jnp.maximum(found[0], number), *chosen)
+
+
+@_unstacked.defjvp
+def _unstacked_jvp(primals: Any, tangents: Any) -> Any:
+    return _unstacked(*primals), list(tangents[0])
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def adam_hapg(
             stacklevel=2,
         )
     options = {"betas": (b1, b2), "eps": eps, "extrapolation": extrapolation}
-    penalties = Penalties(penalty, strength, joint)
+    penalties = Penalties(penalty, strength, joint, "median")
     return _optimizer(updates.adam_hapg, updates.AdamHAPGState, ("point", "mean", "square"), learning_rate, penalties, options)
 
 
@@ -309,20 +309,18 @@ def _optimizer(
         deltas: list[Any] = [None if is_floating(x) else _pass(g, x) for g, x in zip(raw, xs)]
         count = optax.safe_increment(state.count)
         lr = at(learning_rate, state.count)
-        for problem in penalties.problems(params, state.count):
-            if any(gs[i] is None for i in problem.where):
-                continue
+        for problem in penalties.stacks(params, state.count, gs):
             x, g = problem.take(xs), problem.take(gs)
             old = {f: problem.take(fields[f]) for f in kept}
 
             def one(
-                x: Any, g: Any, old: dict[str, Any], penalty: Any, count: Any, lr: Any, options: dict[str, Any]
+                x: Any, g: Any, old: dict[str, Any], penalty: Any, count: Any, lr: Any, options: dict[str, Any], stacked: bool
             ) -> tuple[Any, dict[str, Any]]:
                 before = state_of(**old, count=like_state(count - 1, x))
-                new, after = step(x, g, before, fused(penalty), lr=like_state(lr, x), **options)
+                new, after = step(x, g, before, fused(penalty, stacked), lr=like_state(lr, x), **options)
                 return new, {f: jax.tree.map(lambda n, o: n.astype(o.dtype), getattr(after, f), old[f]) for f in kept}
 
-            new, after = any_sharding(one, (x, old), problem.penalty, count, lr, options)(x, g, old)
+            new, after = any_sharding(one, (x, old), problem.penalty, count, lr, options, problem.stacked)(x, g, old)
             problem.put(deltas, jax.tree.map(difference, new, x, g))
             for f in kept:
                 problem.put(fields[f], after[f])

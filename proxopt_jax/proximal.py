@@ -155,7 +155,7 @@ def proximal(
                 )
 
         def attempt(problem: Problem, x: Any) -> Any:
-            return exact(problem.penalty).prox(x, jax.tree.map(lambda eta: jnp.ones(jnp.shape(eta)), problem.take(found)))
+            return problem.penalty.prox(x, jax.tree.map(lambda eta: jnp.ones(jnp.shape(eta)), problem.take(found)))
 
         penalties.check(params, attempt)
         return ProximalState(inner_state, count)
@@ -178,13 +178,13 @@ def proximal(
         treedef: Any = jax.tree.structure(params)
         xs = [jnp.asarray(x) for x in jax.tree.leaves(params)]
         us = treedef.flatten_up_to(moved)
-        for problem in penalties.problems(params, state.count):
-            if problem.penalty is None or any(us[i] is None for i in problem.where):
+        for problem in penalties.stacks(params, state.count, us):
+            if problem.penalty is None:
                 continue
             x, u = problem.take(xs), problem.take(us)
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             eta = jax.tree.map(like_state, problem.take(etas), x)
-            prox = any_sharding(lambda z, eta, penalty: fused(exact(penalty)).prox(z, eta), x, problem.penalty)
+            prox = any_sharding(lambda z, eta, *how: fused(*how).prox(z, eta), x, problem.penalty, problem.stacked)
             problem.put(us, jax.tree.map(difference, prox(z, eta), x, u))
         return treedef.unflatten(us), ProximalState(inner_state, optax.safe_increment(state.count))
 

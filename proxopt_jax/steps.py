@@ -112,7 +112,7 @@ def any_sharding(f: Callable[..., R], like: Any, *others: Any) -> Callable[..., 
       like: a tree of arrays like the results.
       others: further arguments of f: trees of numbers, arrays, and penalties, in whose fields there may be arrays.
     """
-    if not any(map(_is_explicit, jax.tree.leaves(like))):
+    if not any(map(is_explicit, jax.tree.leaves(like))):
         return lambda *args: f(*args, *others)
     arrays: list[Any] = []
 
@@ -133,7 +133,7 @@ def any_sharding(f: Callable[..., R], like: Any, *others: Any) -> Callable[..., 
 def _replaced(new: Callable[[Any], Any], v: Any) -> Any:
     """Replace an array on an explicit mesh by ``new`` of it, or all such arrays in the fields of a penalty."""
     if isinstance(v, jax.Array):
-        return new(v) if _is_explicit(v) else v
+        return new(v) if is_explicit(v) else v
     if not hasattr(v, "prox"):
         return v
     fields = getattr(v, "__dict__", {})
@@ -156,6 +156,6 @@ def varying_axes(a: Any) -> frozenset[str]:
     return frozenset(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
 
-def _is_explicit(a: Any) -> bool:
+def is_explicit(a: Any) -> bool:
     mesh = getattr(getattr(jax.typeof(a), "sharding", None), "mesh", None)
     return any("Explicit" in str(kind) for kind in getattr(mesh, "axis_types", None) or ())

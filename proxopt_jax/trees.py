@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from proxopt import Groups, ProxOperator, _checks
-from proxopt_jax.steps import as_array, at, is_floating, path_name, varying_axes
+from proxopt.penalties import declared
+from proxopt_jax.steps import as_array, at, is_explicit, is_floating, path_name, varying_axes
 
 PyTree: TypeAlias = Any
 """Nested dicts, lists, tuples, dataclasses and other containers that are registered with JAX."""
@@ -37,21 +38,29 @@ PenaltyTree: TypeAlias = ProxOperator | Sequence[tuple[str, ProxOperator | None]
 """What the argument ``penalty`` of a transformation may be: a penalty, path patterns, a tree of penalties, or None."""
 
 
+SMALL = 1 << 14  # entries; for a larger leaf, copying into a stack costs more than it saves
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A penalty (None: no penalty) and the numbers of the leaves to which it applies at once: one leaf, or several if joint."""
+    """A penalty (None: no penalty) and the numbers of the leaves to which it is applied at once.
+
+    They are one leaf; several leaves that form one problem, if joint; or several leaves of one shape, if stacked, which are
+    separate problems but pass through the prox as one array, with a penalty that acts on each of them alone.
+    """
 
     penalty: Any
     where: tuple[int, ...]
-    joint: bool
+    joint: bool = False
+    stacked: bool = False
 
     def take(self, leaves: Sequence[Any]) -> Any:
-        """Select its entries of ``leaves``: an array, or a list of arrays if joint."""
-        return [leaves[i] for i in self.where] if self.joint else leaves[self.where[0]]
+        """Select its entries of ``leaves``: an array, or a list of arrays if joint or stacked."""
+        return [leaves[i] for i in self.where] if self.joint or self.stacked else leaves[self.where[0]]
 
     def put(self, leaves: list[Any], values: Any) -> None:
         """Write ``values``, in the form that ``take`` returns, to its entries of ``leaves``."""
-        for i, value in zip(self.where, values if self.joint else [values]):
+        for i, value in zip(self.where, values if self.joint or self.stacked else [values]):
             leaves[i] = value
 
 
@@ -63,11 +72,13 @@ class Penalties:
       spec: one of the forms listed in the docstring of this module.
       strength: a number, a traced array or a schedule that replaces the strength of every penalty; None leaves them as they are.
       joint: treat the leaves that share one penalty object as one problem, so that groups may span them.
+      metric: that of penalties which leave it to the transformation.
     """
 
     spec: Any  # a PenaltyTree, whose forms are distinguished at run time
     strength: Any = None
     joint: bool = False
+    metric: str = "exact"
 
     def __post_init__(self) -> None:
         penalties = [p for _, p in self.spec] if _is_rules(self.spec) else jax.tree.leaves(self.spec, is_leaf=_is_node)
@@ -86,12 +97,27 @@ class Penalties:
         """Assign every leaf of ``params`` to exactly one problem, with the strength of step ``count``."""
         chosen = self._chosen(params)
         _refuse_groups_across_shards(params, chosen)
-        single = [Problem(self._at(p, count), (i,), False) for i, p in enumerate(chosen) if p is None or not self.joint]
+        at_count = self._at(chosen, count)
+        single = [Problem(p, (i,)) for i, p in enumerate(at_count) if p is None or not self.joint]
         shared: dict[int, list[int]] = {}
         for i, p in enumerate(chosen):
             if p is not None and self.joint:  # by identity: equal penalties may be meant for separate problems
                 shared.setdefault(id(p), []).append(i)
-        return single + [Problem(self._at(chosen[w[0]], count), tuple(w), True) for w in shared.values()]
+        return single + [Problem(at_count[w[0]], tuple(w), joint=True) for w in shared.values()]
+
+    def stacks(self, params: PyTree, count: Any, updates: Sequence[Any]) -> list[Problem]:
+        """The problems without a None among their ``updates``; small leaves of equal shape, dtype and penalty are stacked."""
+        leaves = jax.tree.leaves(params)
+        stacks: dict[Any, list[Problem]] = {}
+        for problem in self.problems(params, count):
+            if any(updates[i] is None for i in problem.where):
+                continue
+            x = leaves[problem.where[0]]
+            key: Any = (id(problem.penalty), jnp.shape(x), jnp.result_type(x))
+            if problem.joint or not _is_stackable(x):
+                key = problem.where
+            stacks.setdefault(key, []).append(problem)
+        return [p for alike in stacks.values() for p in _stacked(alike, leaves)]
 
     def check(self, params: PyTree, attempt: Callable[[Problem, Any], Any]) -> None:
         """Raise an error that names the path where ``attempt(problem, x)`` fails for the leaves x of a problem.
@@ -102,6 +128,7 @@ class Penalties:
         arrays = [as_array(x) for x in jax.tree.leaves(params)]
         shape_of: Any = jax.ShapeDtypeStruct  # without the sharding, which tracing would have to satisfy
         shapes = [shape_of(a.shape, a.dtype) for a in arrays]
+        fitting = set()  # of leaves with the same penalty, shape and dtype one is enough
         for problem in self.problems(params, jnp.zeros((), jnp.int32)):
             where = ", ".join(repr(names[i]) for i in problem.where)
             if problem.penalty is None:
@@ -112,6 +139,10 @@ class Penalties:
                         f"params leaf {names[i]!r} must be floating point to have a penalty, got {arrays[i].dtype}: "
                         "exclude it with a path pattern or with optax.masked"
                     )
+            key = (id(problem.penalty), *((arrays[i].shape, arrays[i].dtype) for i in problem.where))
+            if key in fitting:
+                continue
+            fitting.add(key)
             try:
                 jax.eval_shape(partial(attempt, problem), problem.take(shapes))
             except (ValueError, TypeError) as error:
@@ -151,10 +182,29 @@ class Penalties:
             ) from error
         return [p for p, subtree in zip(penalties, subtrees) for _ in jax.tree.leaves(subtree)]
 
-    def _at(self, penalty: Any, count: Any) -> Any:
-        if penalty is None or self.strength is None:
-            return penalty
-        return penalty.with_strength(at(self.strength, count))
+    def _at(self, penalties: list[Any], count: Any) -> list[Any]:
+        """The penalties with their metric, and with the strength of step ``count``; one object for each different one."""
+        strength = None if self.strength is None else at(self.strength, count)
+        changed: dict[int, Any] = {id(None): None}
+        for p in penalties:
+            if id(p) not in changed:
+                with_strength = p if strength is None else p.with_strength(strength)
+                changed[id(p)] = declared.with_metric(with_strength, self.metric)
+        return [changed[id(p)] for p in penalties]
+
+
+def _is_stackable(x: Any) -> bool:
+    """Whether a leaf is small, and not on a mesh with explicit axes, where all arrays of a stack would need one sharding."""
+    return jnp.ndim(x) > 0 and 0 < jnp.size(x) <= SMALL and is_floating(jnp.asarray(x)) and not is_explicit(x) and not varying_axes(x)
+
+
+def _stacked(problems: list[Problem], leaves: list[Any]) -> list[Problem]:
+    """One problem in place of several with the same penalty and leaves of one shape, if there is such a penalty for a stack."""
+    penalty = problems[0].penalty
+    if len(problems) == 1 or penalty is None:
+        return problems
+    penalty = declared.batched(penalty, jnp.ndim(leaves[problems[0].where[0]]))
+    return problems if penalty is None else [Problem(penalty, tuple(i for p in problems for i in p.where), stacked=True)]
 
 
 def _refuse_groups_across_shards(params: PyTree, penalties: list[Any]) -> None:
