@@ -163,8 +163,7 @@ def _prox(x: jax.Array, step: Any, form: _Form) -> jax.Array:
     if form.metric == "support":
         return jnp.where(moved, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2), x)
     root, zeroed = _root(form.axes, bound, x, step)
-    share = jnp.where(zeroed, 0.0, root / (root + step))
-    return jnp.where(moved, x * share + 0.0, x)
+    return jnp.where(moved, jnp.where(zeroed, 0.0, x * (root / (root + step))), x)
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -198,7 +197,7 @@ def _shrunk(x: jax.Array, square: jax.Array) -> jax.Array:
     share = 1 - 1 / jnp.sqrt(jnp.where(regular, square, 1))
     # where the square is infinite, 1 - t / ||x|| rounds to 1; NaN remains NaN
     share = jnp.where(regular, share, jnp.where(square <= 1, 0.0, jnp.where(square > 1, 1.0, square)))
-    return x * share + 0.0  # + 0.0 turns -0 into 0
+    return jnp.where(share == 0, 0.0, x * share)  # not -0
 
 
 def _square_of_ratio(x: jax.Array, t: Any, axes: tuple[int, ...]) -> jax.Array:
@@ -359,4 +358,4 @@ def _median_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
         equal = jnp.where(x == value, 1.0, 0.0).astype(x.dtype)
         return _sum(equal * change, axes) / jnp.maximum(_sum(equal, axes), 1)
 
-    return (lower + upper) / 2, (of(lower) + of(upper)) / 2
+    return median(x, axes), (of(lower) + of(upper)) / 2
