@@ -73,6 +73,7 @@ class ProxSGD(ProximalOptimizer):
 
     state_names = ("velocity", "point")
     _kernel = staticmethod(kernels.prox_sgd)
+    _device_method = "prox_sgd"
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class HAPG(ProximalOptimizer):
 
     state_names = ("point",)
     _kernel = staticmethod(kernels.hapg)
+    _device_method = "hapg"
 
     def __init__(
         self,
@@ -277,6 +279,7 @@ class ProxAdam(ProximalOptimizer):
     metric = "exact"
     state_names = ("exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.prox_adam)
+    _device_method = "prox_adam"
 
     def __init__(
         self,
@@ -386,6 +389,7 @@ class AdamHAPG(ProximalOptimizer):
     metric = "median"
     state_names = ("point", "exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.adam_hapg)
+    _device_method = "adam_hapg"
 
     def __init__(
         self,
