@@ -23,10 +23,10 @@ def exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> 
 
         z_i \frac{r}{r + b h_i}, \qquad \sum_i \frac{z_i^2}{(r + b h_i)^2} = 1 .
 
-    The root r is the zero of the concave increasing function :math:`F(r)^{-1/2} - 1`, where F is the sum above. A Newton step from
-    any point ends left of the root, and the next ones increase towards it; where the steps h spread over many decades, they cover
-    about one decade each, so that the bounds of the root are first bisected on a logarithmic scale. The number of steps is fixed,
-    because a test of convergence would wait for the device. Groups are divided by their largest entry, so that no square
+    The root r is the zero of the concave increasing function :math:`F(r)^{-1/2} - 1`, where F is the sum above. A Newton step
+    from any point ends left of the root, and the next ones increase towards it; where the steps h spread over many decades, they
+    cover about one decade each, so that the bounds of the root are first bisected on a logarithmic scale. The number of steps is
+    fixed, because a test of convergence would wait for the device. Groups are divided by their largest entry, so that no square
     overflows or underflows.
     """
     size = z.abs().amax(dim=axes, keepdim=True)
@@ -35,7 +35,8 @@ def exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> 
     a = h.mul_(bound).div_(unit).clamp_(min=torch.finfo(z.dtype).tiny)
 
     def norm(values: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(values, dim=axes, keepdim=True)
+        result: Tensor = torch.linalg.vector_norm(values, dim=axes, keepdim=True)
+        return result
 
     zeroed = norm(y / a) <= 1
     high = norm(y)

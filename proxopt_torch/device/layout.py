@@ -45,14 +45,18 @@ class Pieces:
             inner, stride, rounds, outer = 1, 1, inner, stride
         elif rounds == 1:
             outer = 0
-        full = lambda value: np.full(len(base), value, dtype=np.int64)
+
+        def full(value: int) -> np.ndarray:
+            return np.full(len(base), value, dtype=np.int64)
+
         return cls(
             np.asarray(group, dtype=np.int64), full(tensor), base, full(inner * rounds), full(inner), full(outer), full(stride)
         )
 
     def contiguous(self) -> np.ndarray:
         """Whether a piece is one run of memory."""
-        return (self.inner == self.length) & (self.stride == 1)
+        runs: np.ndarray = (self.inner == self.length) & (self.stride == 1)
+        return runs
 
     def selected(self, order: np.ndarray) -> Pieces:
         """The pieces with these numbers, in this order."""
@@ -144,7 +148,7 @@ def _regular(groups: Groups, xs: Sequence[Tensor]) -> list[Pieces] | None:
 def _labelled(groups: Groups, xs: Sequence[Tensor]) -> list[Pieces] | None:
     """Groups of slices with equal labels: a piece for each run of such slices that continue one another in memory."""
     out = []
-    for i, (x, codes, axis) in enumerate(groups._parts(xs)):  # type: ignore[arg-type]
+    for i, (x, codes, axis) in enumerate(groups._parts(xs)):
         if axis is None:
             order = np.argsort(-np.asarray(x.stride()), kind="stable")
             codes = np.transpose(codes, order).reshape(-1)  # in the order of memory

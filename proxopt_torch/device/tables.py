@@ -70,12 +70,12 @@ def plain(kernel: str, group: ParamGroup, form: Shrinkage | None) -> list[float 
 def counted(group: ParamGroup, count: Any) -> list[Any]:
     r"""The columns that depend on the number t of the step, a float64 array of NumPy or torch.
 
-    They are Adam's corrections of the bias, :math:`1 - \beta_1^t` and :math:`\sqrt{1 - \beta_2^t}`, and the extrapolation
+    They are Adam's corrections of the bias, :math:`1 / (1 - \beta_1^t)` and :math:`(1 - \beta_2^t)^{-1/2}`, and the extrapolation
     :math:`u_t` of HAPG.
     """
     one = 0 * count + 1
     beta1, beta2 = group.get("betas", (None, None))
-    scales = [one, one] if beta1 is None else [1 - float(beta1) ** count, (1 - float(beta2) ** count) ** 0.5]
+    scales = [one, one] if beta1 is None else [1 / (1 - float(beta1) ** count), (1 - float(beta2) ** count) ** -0.5]
     rule = group.get("extrapolation")
     if rule is None:
         return [*scales, 0 * count]

@@ -1,17 +1,20 @@
 """Steps of the optimizers by Triton kernels: one launch for all groups of a kind, without a synchronisation of host and device.
 
-**Not yet measured.** The kernels were tested in Triton's interpreter on a CPU and compiled for compute capability 9.0, but have not
-run on a device. They are therefore off unless they are switched on, by the environment variable ``PROXOPT_TRITON=1`` or
+**Not yet measured.** The kernels were tested in Triton's interpreter on a CPU, and compiled for compute capability 9.0, but they
+have not run on a device. They are therefore off until they are switched on, by the environment variable ``PROXOPT_TRITON=1`` or
 
 >>> from proxopt_torch.device import triton_steps
 >>> with triton_steps.enabled():
 ...     pass  # optimizer.step()
 
 They take dense CUDA parameters in float32, bfloat16 or float16 (with states in float32) whose penalty is None or declares a
-``Shrinkage``, if its strengths are numbers or tensors without axes: ``L1``, ``GroupL2`` and ``SparseGroupLasso`` with any groups and
-metric, in joint groups too. Everything else takes the step that it takes without them. With ``capturable=True`` the step may be
-captured in a CUDA graph. As with ``torch.optim``, a graph repeats the numbers at its capture; a learning rate or strength that
-is a tensor on the device is read at each replay. The first step, which compiles and creates the tables, must be an eager one.
+``Shrinkage`` with strengths that are numbers or tensors without axes: ``L1``, ``GroupL2`` and ``SparseGroupLasso`` with any
+groups and metric, in joint groups too. Groups of more than ``layout.MOST_ENTRIES`` entries or ``layout.MOST_PIECES`` pieces, and
+everything else, take the step that they take without the kernels.
+
+With ``capturable=True`` the step may be captured in a CUDA graph. As with ``torch.optim``, a graph repeats the numbers at its
+capture; a learning rate or strength that is a tensor on the device is read at each replay. The first step, which compiles and
+creates the tables, must be an eager one.
 
 With the environment variable ``TRITON_INTERPRET=1`` parameters on the CPU are taken too.
 """
@@ -50,6 +53,8 @@ BLOCKS = (32, 128, 256, 512, 1024, 2048, 4096, 8192)  # entries of a group that 
 PASS = 4096  # entries that a program reads at once of a larger group
 TILE = 512  # entries of a program, as far as groups are small
 SIDE_BY_SIDE = 8  # strided groups of one program: 8 neighbours fill the 32 bytes that a device reads at once
+ENTRIES = 8  # of a thread; more would need more registers than the next line allows
+REGISTERS = 64  # of a thread, with which a processor holds 1024 threads
 ALIGN = 16  # bytes: Triton compiles another kernel for an address that is not a multiple of 16
 
 _switch = os.environ.get("PROXOPT_TRITON", "0") not in ("", "0")
@@ -97,7 +102,8 @@ def split(
         form = declared.shrinkage(declared.with_metric(penalty, optimizer.metric or "exact"))
         if form is None or not (_one_number(form.l1) and _one_number(form.l2)):
             return [], present
-    taken, rest = [], []
+    taken: list[Entry] = []
+    rest: list[Entry] = []
     for entry in present:
         fits = _fits(entry) and _layout(optimizer, group, form, entry) is not None
         (taken if fits else rest).append(entry)
@@ -184,7 +190,7 @@ class Plan:
         self.objects = [part.group["penalty"] for part in parts]  # the key holds the ids of their parts
         self.entries = [entry for part in parts for entry in part.entries]
         self.params = [p for entry in self.entries for p in entry]
-        self.checked: list[Tensor | None] = [None] * len(tables.ADDRESSES) * len(self.params)
+        self.checked: list[Any] = [None] * len(tables.ADDRESSES) * len(self.params)
         self.launches = self._launches(parts)
         sizes = [
             8 * len(self.params) * len(tables.ADDRESSES),
@@ -370,7 +376,7 @@ def _by_kind(found: Layout) -> Iterator[tuple[int, str, Pieces, dict[str, np.nda
 
 
 def _launch(launch: Launch, addresses: Tensor, rows: Tensor, counted: Tensor, device: torch.device) -> None:
-    from proxopt_torch.device.triton_kernels import step_kernel, tl
+    from proxopt_torch.device.triton_kernels import DTYPES, step_kernel
 
     method, metric, order, dtype, block = launch.kind
     passes = block == 0
@@ -383,11 +389,12 @@ def _launch(launch: Launch, addresses: Tensor, rows: Tensor, counted: Tensor, de
         "METHOD": tables.METHODS.index(method),
         "METRIC": tables.METRICS.index(metric),
         "LAYOUT": tables.LAYOUTS.index(order),
-        "DTYPE": {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype],
+        "DTYPE": DTYPES[dtype],
         "BLOCK": block,
         "GROUPS": groups,
         "PASSES": passes,
-        "num_warps": min(16, max(1, block * groups // 512)),
+        "num_warps": min(32, max(1, block * groups // ENTRIES // 32)),
+        "maxnreg": REGISTERS,
     }
     if device.type == "cuda":
         with torch.cuda.device(device):
