@@ -95,11 +95,15 @@ def _places(start, piece, LAYOUT: tl.constexpr, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)[:, None]
     j = lane + start[None, :]
     inside = (j >= 0) & (j < length[None, :])
+    origin = base
     if LAYOUT == CONTIGUOUS:
-        return tensor, base + start, lane, inside
-    if LAYOUT == STRIDED:
-        return tensor, base, j * outer[None, :], inside
-    return tensor, base, (j // inner[None, :]) * outer[None, :] + (j % inner[None, :]) * stride[None, :], inside
+        origin = base + start
+        offset = lane
+    elif LAYOUT == STRIDED:
+        offset = j * outer[None, :]
+    else:
+        offset = (j // inner[None, :]) * outer[None, :] + (j % inner[None, :]) * stride[None, :]
+    return tensor, origin, offset, inside
 
 
 @triton.jit
@@ -164,16 +168,21 @@ def _scaled(z, step, inside, inverse, bound):
 def _tile_total(KIND: tl.constexpr, y, a, point):
     """A pair of reductions over one tile."""
     if KIND == SIZE:
-        largest = tl.max(tl.abs(y), 0)
-        return largest, largest
-    if KIND == NORM:
-        return tl.sum(y * y, 0), tl.max(a, 0)
-    if KIND == DUAL:
+        first = tl.max(tl.abs(y), 0)
+        second = first
+    elif KIND == NORM:
+        first = tl.sum(y * y, 0)
+        second = tl.max(a, 0)
+    elif KIND == DUAL:
         ratio = y / a
-        return tl.sum(ratio * ratio, 0), tl.max(tl.abs(y) - a, 0)
-    below = 1.0 / (point[None, :] + a)
-    square = (y * below) * (y * below)
-    return tl.sum(square, 0), tl.sum(square * below, 0)
+        first = tl.sum(ratio * ratio, 0)
+        second = tl.max(tl.abs(y) - a, 0)
+    else:
+        below = 1.0 / (point[None, :] + a)
+        square = (y * below) * (y * below)
+        first = tl.sum(square, 0)
+        second = tl.sum(square * below, 0)
+    return first, second
 
 
 @triton.jit
@@ -194,27 +203,28 @@ def _total(KIND: tl.constexpr, y, a, point, inverse, bound, source, numbers, kin
     BLOCK: tl.constexpr = kind[3]
     PASSES: tl.constexpr = kind[4]
     if not PASSES:
-        return _tile_total(KIND, y, a, point)
-    tensors, tables_of, first, count = source
-    total, other = 0 * bound, 0 * bound
-    for k in range(tl.max(count, 0)):
-        piece = _piece(k, first, count, tables_of)
-        for chunk in range(0, tl.max(piece[1], 0), BLOCK):
-            places = _places(chunk + 0 * count, piece, LAYOUT, BLOCK)
-            y, a = _candidate(tensors, places, numbers, METHOD, DTYPE, False)
-            if KIND != SIZE:
-                y, a = _scaled(y, a, places[3], inverse, bound)
-            else:
-                y = tl.where(places[3], y, 0.0)
-            more, further = _tile_total(KIND, y, a, point)
-            if KIND == SIZE:
-                total = tl.maximum(total, more)
-            else:
-                total += more
-            if KIND == NEWTON:
-                other += further
-            else:
-                other = tl.maximum(other, further)
+        total, other = _tile_total(KIND, y, a, point)
+    else:
+        tensors, tables_of, first, count = source
+        total, other = 0 * bound, 0 * bound
+        for k in range(tl.max(count, 0)):
+            piece = _piece(k, first, count, tables_of)
+            for chunk in range(0, tl.max(piece[1], 0), BLOCK):
+                places = _places(chunk + 0 * count, piece, LAYOUT, BLOCK)
+                y, a = _candidate(tensors, places, numbers, METHOD, DTYPE, False)
+                if KIND != SIZE:
+                    y, a = _scaled(y, a, places[3], inverse, bound)
+                else:
+                    y = tl.where(places[3], y, 0.0)
+                more, further = _tile_total(KIND, y, a, point)
+                if KIND == SIZE:
+                    total = tl.maximum(total, more)
+                else:
+                    total += more
+                if KIND == NEWTON:
+                    other += further
+                else:
+                    other = tl.maximum(other, further)
     return total, other
 
 
@@ -227,19 +237,20 @@ def _rank(a, inside, bits, inverse, bound, source, numbers, kind: tl.constexpr):
     BLOCK: tl.constexpr = kind[3]
     PASSES: tl.constexpr = kind[4]
     if not PASSES:
-        return _tile_rank(a, inside, bits)
-    tensors, tables_of, first, count = source
-    below, at_most, following = 0 * bits, 0 * bits, 0 * bits + 0x7FFFFFFF
-    for k in range(tl.max(count, 0)):
-        piece = _piece(k, first, count, tables_of)
-        for chunk in range(0, tl.max(piece[1], 0), BLOCK):
-            places = _places(chunk + 0 * count, piece, LAYOUT, BLOCK)
-            z, step = _candidate(tensors, places, numbers, METHOD, DTYPE, False)
-            _, a = _scaled(z, step, places[3], inverse, bound)
-            b, m, f = _tile_rank(a, places[3], bits)
-            below += b
-            at_most += m
-            following = tl.minimum(following, f)
+        below, at_most, following = _tile_rank(a, inside, bits)
+    else:
+        tensors, tables_of, first, count = source
+        below, at_most, following = 0 * bits, 0 * bits, 0 * bits + 0x7FFFFFFF
+        for k in range(tl.max(count, 0)):
+            piece = _piece(k, first, count, tables_of)
+            for chunk in range(0, tl.max(piece[1], 0), BLOCK):
+                places = _places(chunk + 0 * count, piece, LAYOUT, BLOCK)
+                z, step = _candidate(tensors, places, numbers, METHOD, DTYPE, False)
+                _, a = _scaled(z, step, places[3], inverse, bound)
+                b, m, f = _tile_rank(a, places[3], bits)
+                below += b
+                at_most += m
+                following = tl.minimum(following, f)
     return below, at_most, following
 
 
@@ -285,7 +296,7 @@ def _root(low, high, y, a, inverse, bound, source, numbers, kind: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_groups"])
 def step_kernel(
     tensors,
     plain,

@@ -25,7 +25,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -51,10 +51,9 @@ calls: Counter[str] = Counter()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCKS = (32, 128, 256, 512, 1024, 2048, 4096, 8192)  # entries of a group that stay in registers
 PASS = 4096  # entries that a program reads at once of a larger group
-TILE = 512  # entries of a program, as far as groups are small
 SIDE_BY_SIDE = 8  # strided groups of one program: 8 neighbours fill the 32 bytes that a device reads at once
-ENTRIES = 8  # of a thread; more would need more registers than the next line allows
-REGISTERS = 64  # of a thread, with which a processor holds 1024 threads
+ENTRIES = 8  # of a thread
+REGISTERS = {"contiguous": 64, "strided": 128, "strided runs": 128}  # of a thread: the most that spill next to nothing
 ALIGN = 16  # bytes: Triton compiles another kernel for an address that is not a multiple of 16
 
 _switch = os.environ.get("PROXOPT_TRITON", "0") not in ("", "0")
@@ -375,17 +374,16 @@ def _by_kind(found: Layout) -> Iterator[tuple[int, str, Pieces, dict[str, np.nda
         )
 
 
-def _launch(launch: Launch, addresses: Tensor, rows: Tensor, counted: Tensor, device: torch.device) -> None:
-    from proxopt_torch.device.triton_kernels import DTYPES, step_kernel
+def options(kind: Kind) -> dict[str, Any]:
+    """The constants of the kernel for a kind of groups, and how it is compiled."""
+    from proxopt_torch.device.triton_kernels import DTYPES
 
-    method, metric, order, dtype, block = launch.kind
+    method, metric, order, dtype, block = kind
     passes = block == 0
     block = block or PASS
-    groups = max(1, TILE // block)
-    if order == "strided" and not passes:
-        groups = max(groups, min(SIDE_BY_SIDE, BLOCKS[-1] // block))
-    grid = (-(-launch.groups // groups),)
-    options = {
+    groups = 1 if passes or order != "strided" else max(1, min(SIDE_BY_SIDE, PASS // block))
+    warps = max(1, block * groups // ENTRIES // 32)
+    return {
         "METHOD": tables.METHODS.index(method),
         "METRIC": tables.METRICS.index(metric),
         "LAYOUT": tables.LAYOUTS.index(order),
@@ -393,12 +391,16 @@ def _launch(launch: Launch, addresses: Tensor, rows: Tensor, counted: Tensor, de
         "BLOCK": block,
         "GROUPS": groups,
         "PASSES": passes,
-        "num_warps": min(32, max(1, block * groups // ENTRIES // 32)),
-        "maxnreg": REGISTERS,
+        "num_warps": warps,
+        "maxnreg": min(REGISTERS[order], 65536 // (32 * warps)),  # a processor has 65536
     }
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            step_kernel[grid](addresses, rows, counted, *launch.tables, launch.groups, **options)
-    else:
-        step_kernel[grid](addresses, rows, counted, *launch.tables, launch.groups, **options)
-    calls[method] += 1
+
+
+def _launch(launch: Launch, addresses: Tensor, rows: Tensor, counted: Tensor, device: torch.device) -> None:
+    from proxopt_torch.device.triton_kernels import step_kernel
+
+    chosen = options(launch.kind)
+    grid = (-(-launch.groups // chosen["GROUPS"]),)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        step_kernel[grid](addresses, rows, counted, *launch.tables, launch.groups, **chosen)
+    calls[launch.kind[0]] += 1

@@ -5,6 +5,9 @@ Needs Triton and the environment variable: TRITON_INTERPRET=1 python -m pytest t
 
 import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +175,14 @@ def test_a_checkpoint_goes_on_with_and_without_the_kernels():
             triton_steps._switch = triton_steps._switch and i != 1
 
         check_run(method, groups, count=4, between=between)
+
+
+@pytest.mark.commands
+def test_the_kernels_compile_for_a_device():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).parents[1] / "triton_compile.py"
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(
