@@ -375,7 +375,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
                 self._restore(group, p, state_dict["state"].get(index, {}))
-        for cached in ("_stacks", "_device_plans", "_device_layouts"):
+        for cached in ("_stacks", "_device_plans", "_device_splits"):
             self.__dict__.pop(cached, None)
 
     def _restore(self, group: ParamGroup, p: Tensor, saved: State) -> None:

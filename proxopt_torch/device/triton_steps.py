@@ -39,7 +39,7 @@ from proxopt._arrays import is_number
 from proxopt.penalties import declared
 from proxopt_torch import param_groups
 from proxopt_torch.device import tables
-from proxopt_torch.device.layout import Layout, Pieces, layout
+from proxopt_torch.device.layout import CHUNK, Layout, Pieces, layout
 from proxopt_torch.param_groups import Entry, ParamGroup, State
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ class Part(NamedTuple):
     entries: list[Entry]
 
 
+class Planned(NamedTuple):
+    """The same, with the form of the penalty when it was planned and the layout of each entry."""
+
+    group: ParamGroup
+    form: Shrinkage | None
+    entries: list[Entry]
+    layouts: list[Layout]
+
+
 Kind: TypeAlias = tuple[str, str, str, torch.dtype, int]  # method, metric, layout, dtype, BLOCK or 0 for several passes
 
 
@@ -96,36 +105,57 @@ def split(
         return [], present
     if not present or not tables.numeric(kernel, group) or not _one_number(group["lr"]):
         return [], present
-    form = None
-    if penalty is not None:
-        form = declared.shrinkage(declared.with_metric(penalty, optimizer.metric or "exact"))
-        if form is None or not (_one_number(form.l1) and _one_number(form.l2)):
-            return [], present
-    taken: list[Entry] = []
-    rest: list[Entry] = []
-    for entry in present:
-        fits = _fits(entry) and _layout(optimizer, group, form, entry) is not None
-        (taken if fits else rest).append(entry)
-    return taken, rest
+    form = _form(optimizer, penalty)
+    if penalty is not None and (form is None or not (_one_number(form.l1) and _one_number(form.l2))):
+        return [], present
+    cached = optimizer.__dict__.setdefault("_device_splits", {})
+    key = (
+        *_structure(group),
+        form is None or form.l2 is None,
+        [(id(p), p.dtype, p.device, p.stride(), type(p.grad), _dtype(p.grad)) for entry in present for p in entry],
+    )
+    found = cached.get(id(group))
+    if found is None or found[0] != key:
+        layouts = [layout(form, entry) if _fits(entry) else None for entry in present]
+        taken = [entry for entry, own in zip(present, layouts) if own is not None]
+        rest = [entry for entry, own in zip(present, layouts) if own is None]
+        # parameters and penalty are kept, because the key holds ids
+        found = cached[id(group)] = (key, taken, rest, [own for own in layouts if own is not None], present, group["penalty"])
+    return found[1], found[2]
 
 
 def step(optimizer: ProximalOptimizer, parts: Sequence[Part]) -> None:
     """Update all parameters of these param groups."""
-    places: dict[tuple[torch.device, bool], list[Part]] = {}
+    known, plans = optimizer.__dict__.get("_device_plans", ([], []))
+    # `split` returns the same list of entries as long as nothing but numbers has changed
+    if len(known) != len(parts) or any(a.group is not b.group or a.entries is not b.entries for a, b in zip(known, parts)):
+        plans = [Plan(optimizer, own, *place) for place, own in _by_place(optimizer, parts).items()]
+        optimizer.__dict__["_device_plans"] = (list(parts), plans)
+    penalties = {id(group): penalty for group, penalty, _ in parts}
+    for plan in plans:
+        plan.step(penalties)
+
+
+def _by_place(optimizer: ProximalOptimizer, parts: Sequence[Part]) -> dict[tuple[torch.device, bool], list[Planned]]:
+    """Entries with their layouts, by the device of the parameters and by where the step count is."""
+    places: dict[tuple[torch.device, bool], list[Planned]] = {}
     for group, penalty, entries in parts:
+        layouts = optimizer.__dict__["_device_splits"][id(group)][3]
         for device in dict.fromkeys(entry[0].device for entry in entries):
-            own = [entry for entry in entries if entry[0].device == device]
-            places.setdefault((device, group["capturable"]), []).append(Part(group, penalty, own))
-    plans = optimizer.__dict__.setdefault("_device_plans", {})
-    for place, own_parts in places.items():
-        key = [
-            (id(part.group), *_structure(part.group), *(id(p) for entry in part.entries for p in entry), optimizer._device_method)
-            for part in own_parts
-        ]
-        found = plans.get(place)
-        if found is None or found.key != key:
-            found = plans[place] = Plan(optimizer, key, own_parts, *place)
-        found.step(own_parts)
+            own = [(entry, found) for entry, found in zip(entries, layouts) if entry[0].device == device]
+            place = places.setdefault((device, group["capturable"]), [])
+            place.append(Planned(group, _form(optimizer, penalty), [entry for entry, _ in own], [found for _, found in own]))
+    return places
+
+
+def _form(optimizer: ProximalOptimizer, penalty: ProxOperator | None) -> Shrinkage | None:
+    if penalty is None:
+        return None
+    return declared.shrinkage(declared.with_metric(penalty, optimizer.metric or "exact"))
+
+
+def _dtype(grad: Tensor | None) -> torch.dtype | None:
+    return None if grad is None else grad.dtype
 
 
 def _one_number(value: Any) -> bool:
@@ -155,19 +185,7 @@ def _interpreted() -> bool:
 
 def _structure(group: ParamGroup) -> tuple[Any, ...]:
     """A key that changes with the groups, weights and metric of the penalty, but not with its strength."""
-    return (*param_groups.fingerprint(group)[:-1], group["joint"], group.get("tau") is None)
-
-
-def _layout(optimizer: ProximalOptimizer, group: ParamGroup, form: Shrinkage | None, entry: Entry) -> Layout | None:
-    """The layout of an entry, kept from step to step."""
-    kept = optimizer.__dict__.setdefault("_device_layouts", {})
-    key = (*_structure(group), form is None or form.l2 is None, *(p.shape for p in entry), *(p.stride() for p in entry))
-    found = kept.get(id(entry[0]))
-    if found is None or found[0] != key:
-        # the penalty is kept beside its layout: the key holds the ids of its parts
-        found = kept[id(entry[0])] = (key, layout(form, entry), entry[0], group["penalty"])
-    result: Layout | None = found[1]
-    return result
+    return (*param_groups.fingerprint(group)[:-1], group["joint"], group["capturable"], group.get("tau") is None)
 
 
 @dataclass
@@ -182,18 +200,15 @@ class Launch:
 class Plan:
     """The launches of a step for the parameters on one device, and the tables that they read."""
 
-    def __init__(
-        self, optimizer: ProximalOptimizer, key: list[Any], parts: Sequence[Part], device: torch.device, capturable: bool
-    ) -> None:
-        self.optimizer, self.key, self.device, self.capturable = optimizer, key, device, capturable
-        self.objects = [part.group["penalty"] for part in parts]  # the key holds the ids of their parts
+    def __init__(self, optimizer: ProximalOptimizer, parts: list[Planned], device: torch.device, capturable: bool) -> None:
+        self.optimizer, self.parts, self.device, self.capturable = optimizer, parts, device, capturable
         self.entries = [entry for part in parts for entry in part.entries]
         self.params = [p for entry in self.entries for p in entry]
-        self.checked: list[Any] = [None] * len(tables.ADDRESSES) * len(self.params)
-        self.launches = self._launches(parts)
+        self.checked: dict[str, list[Tensor | None]] = {}
+        self.launches = self._launches()
         sizes = [
             8 * len(self.params) * len(tables.ADDRESSES),
-            4 * len(parts) * len(tables.PLAIN),
+            4 * len(self.parts) * len(tables.PLAIN),
             4 * len(self.entries) * len(tables.COUNTED),
         ]
         self.ends = np.cumsum([-(-size // ALIGN) * ALIGN for size in sizes]).tolist()
@@ -204,18 +219,14 @@ class Plan:
 
     # -- tables that stay ---------------------------------------------------------------------
 
-    def _launches(self, parts: Sequence[Part]) -> list[Launch]:
+    def _launches(self) -> list[Launch]:
         """Sort the groups of all problems by kind."""
         kinds: dict[Kind, list[tuple[Pieces, dict[str, np.ndarray]]]] = {}
         problem = tensor = 0
-        for row, (group, penalty, entries) in enumerate(parts):
-            form = self._form(penalty)
-            method = tables.method(str(self.optimizer._device_method), group)
-            metric = self._metric(form)
-            for entry in entries:
-                found = _layout(self.optimizer, group, form, entry)
-                assert found is not None
-                for block, order, pieces, numbers in _by_kind(found):
+        for row, part in enumerate(self.parts):
+            method, metric = tables.method(str(self.optimizer._device_method), part.group), self._metric(part.form)
+            for entry, found in zip(part.entries, part.layouts):
+                for block, order, pieces, numbers in _by_kind(found, CHUNK if metric == "none" else 0):
                     numbers["row"] = np.full_like(numbers["size"], row)
                     numbers["problem"] = np.full_like(numbers["size"], problem)
                     pieces.tensor = pieces.tensor + tensor
@@ -223,11 +234,6 @@ class Plan:
                 problem += 1
                 tensor += len(entry)
         return [self._launch(kind, members) for kind, members in sorted(kinds.items(), key=str)]
-
-    def _form(self, penalty: ProxOperator | None) -> Shrinkage | None:
-        if penalty is None:
-            return None
-        return declared.shrinkage(declared.with_metric(penalty, self.optimizer.metric or "exact"))
 
     def _metric(self, form: Shrinkage | None) -> str:
         if form is None or form.l2 is None:
@@ -253,12 +259,14 @@ class Plan:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def step(self, parts: Sequence[Part]) -> None:
-        """Bring the tables up to date, and launch."""
-        states = [s for group, _, entries in parts for entry in entries for s in self.optimizer._states(group, entry)]
+    def step(self, penalties: dict[int, ProxOperator | None]) -> None:
+        """Bring the tables up to date, and launch. penalties: of each param group by its id, with their present strengths."""
+        states = self._states()
         grads = self._gradients()
         self._write(0, self._addresses(grads, states), np.int64)
-        plain = [tables.plain(str(self.optimizer._device_method), group, self._form(penalty)) for group, penalty, _ in parts]
+        method = str(self.optimizer._device_method)
+        forms = [_form(self.optimizer, penalties[id(part.group)]) for part in self.parts]
+        plain = [tables.plain(method, part.group, form) for part, form in zip(self.parts, forms)]
         on_device = [
             (row, column, value)
             for row, values in enumerate(plain)
@@ -272,18 +280,24 @@ class Plan:
         first = np.cumsum([0] + [len(entry) for entry in self.entries])[:-1].tolist()
         counts = [steps[i] for i in first]
         if not self.capturable:
-            self._write(2, self._counted(parts, np.array([float(c) for c in counts]) + 1, np), np.float32)
+            self._write(2, self._counted(np.array([float(c) for c in counts]) + 1, np), np.float32)
         table = self._upload()
         addresses, rows, counted = (table[a:b] for a, b in zip([0, *self.ends], self.ends))
         rows, counted = rows.view(torch.float32), counted.view(torch.float32)
         for row, column, value in on_device:
             rows[row * len(tables.PLAIN) + column].copy_(value)
         if self.capturable:
-            found = self._counted(parts, torch.stack(counts).double() + 1, torch)
+            found = self._counted(torch.stack(counts).double() + 1, torch)
             counted[: found.numel()].copy_(found.reshape(-1))
         for launch in self.launches:
             _launch(launch, addresses.view(torch.int64), rows, counted, self.device)
         torch._foreach_add_(steps, 1)
+
+    def _states(self) -> list[State]:
+        states = [self.optimizer.state[p] for p in self.params]
+        if all("step" in state for state in states):
+            return states
+        return [s for part in self.parts for entry in part.entries for s in self.optimizer._states(part.group, entry)]
 
     def _gradients(self) -> list[Tensor]:
         from proxopt_torch.kernels import in_layout_of
@@ -298,27 +312,27 @@ class Plan:
         """The addresses of all tensors; a state that was replaced is brought into the layout and precision of the kernels."""
         from proxopt_torch.kernels import in_layout_of
 
-        rows, place = [], 0
-        for p, grad, state in zip(self.params, grads, states):
-            row = dict.fromkeys(tables.ADDRESSES, 0)
-            row["x"], row["grad"] = p.data_ptr(), grad.data_ptr()
-            for name, value in state.items():
-                if name not in tables.STATES:
-                    continue
-                if value is not self.checked[place]:
-                    state[name] = value = in_layout_of(p.detach(), value.to(p.device, torch.float32))
-                    self.checked[place] = value
-                row[tables.STATES[name]] = value.data_ptr()
-                place += 1
-            rows.append(list(row.values()))
-        return np.array(rows, dtype=np.int64)
+        out = np.zeros((len(self.params), len(tables.ADDRESSES)), dtype=np.int64)
+        out[:, tables.ADDRESSES.index("x")] = [p.data_ptr() for p in self.params]
+        out[:, tables.ADDRESSES.index("grad")] = [grad.data_ptr() for grad in grads]
+        for name, column in tables.STATES.items():
+            values = [state.get(name) for state in states]
+            known = self.checked.get(name, [None] * len(values))
+            for i, value in enumerate(values):
+                if value is not None and value is not known[i]:
+                    p = self.params[i].detach()
+                    states[i][name] = values[i] = in_layout_of(p, value.to(p.device, torch.float32))
+            self.checked[name] = values
+            places = [0 if value is None else value.data_ptr() for value in values]
+            out[:, tables.ADDRESSES.index(column)] += np.array(places, dtype=np.int64)
+        return out
 
-    def _counted(self, parts: Sequence[Part], counts: Any, xp: Any) -> Any:
+    def _counted(self, counts: Any, xp: Any) -> Any:
         """The columns of ``tables.COUNTED``, a row for each problem."""
         out, start = [], 0
-        for group, _, entries in parts:
-            out.append(xp.stack(tables.counted(group, counts[start : start + len(entries)]), -1))
-            start += len(entries)
+        for part in self.parts:
+            out.append(xp.stack(tables.counted(part.group, counts[start : start + len(part.entries)]), -1))
+            start += len(part.entries)
         return xp.concatenate(out)
 
     def _write(self, section: int, values: np.ndarray, dtype: Any) -> None:
@@ -352,11 +366,11 @@ class Plan:
         return table.copy_(pinned, non_blocking=True)
 
 
-def _by_kind(found: Layout) -> Iterator[tuple[int, str, Pieces, dict[str, np.ndarray]]]:
-    """The groups of one problem by block and layout, with their pieces renumbered and their numbers."""
+def _by_kind(found: Layout, least: int) -> Iterator[tuple[int, str, Pieces, dict[str, np.ndarray]]]:
+    """The groups of one problem by block (not below ``least``) and layout, with their pieces renumbered and their numbers."""
     pieces, count = found.pieces, len(found.weights)
     sizes = np.bincount(pieces.group, weights=pieces.length, minlength=count).astype(np.int64)
-    blocks = np.array([*BLOCKS, 0])[np.searchsorted(BLOCKS, sizes)]
+    blocks = np.array([*BLOCKS, 0])[np.searchsorted(BLOCKS, np.maximum(sizes, least))]
     runs = np.bincount(pieces.group, weights=~pieces.contiguous(), minlength=count) == 0
     strided = np.bincount(pieces.group, weights=pieces.inner != 1, minlength=count) == 0
     orders = np.where(runs, 0, np.where(strided, 1, 2))
