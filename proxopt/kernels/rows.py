@@ -97,9 +97,10 @@ def in_range(total, like):
 def is_zero(x):
     """Whether all entries are 0."""
     bits = integers(x)
-    every = bits.dtype.type(0)
+    kind = bits.dtype.type
+    every = kind(0)
     for j in range(bits.shape[0]):
-        every |= bits[j] + bits[j]  # without the sign bit
+        every = kind(every | kind(bits[j] + bits[j]))  # without the sign bit
     return every == 0
 
 
@@ -322,7 +323,8 @@ def _newton_scaled(x, h, largest, unit, root):
 
 # -- median ---------------------------------------------------------------------------------------
 
-SAMPLE = 16  # entries that give the first limits
+SAMPLE = 32  # entries that give the first limits
+NEAR = 4  # ranks between the middle of the sample and a limit
 
 
 @jit
@@ -331,7 +333,6 @@ def median(h):
 
     The bit pattern of a positive floating-point number, read as an integer, grows with the number. An interval that contains the
     lower middle one is narrowed by counting the entries below two limits at a time, in vectorised loops over the row in cache.
-    The few entries that remain are copied.
     """
     bits = integers(h)
     n = h.shape[0]
@@ -339,7 +340,7 @@ def median(h):
     low, high = np.int64(0), _largest_integer(h.itemsize)
     below, upto = 0, n  # how many entries are < low and <= high
     left, right = _sample_limits(bits)
-    while upto - below > SMALL and low < high:
+    while upto - below > 1 and low < high:
         width = high - low
         below_left, below_right = _count_both(bits, left, right)
         if rank < below_left:
@@ -352,10 +353,11 @@ def median(h):
         left, right = low + (high - low) // 4, high - (high - low) // 4
         if high - low <= width // 2:
             near = low + np.int64((high - low) * ((rank - below + 0.5) / (upto - below)))
-            left, right = max(low, near - (high - low) // 8), min(high, near + (high - low) // 8)
-    lower, upper = _middle_two(bits, low, high, rank - below, upto - below)
+            left, right = max(low, near - (high - low) // 12), min(high, near + (high - low) // 12)
+    lower = low if low == high else _smallest_from(bits, low, high)
     if n % 2 == 1:
         return from_integer(lower, h)
+    upper = lower if upto > rank + 1 else _smallest_from(bits, lower + 1, _largest_integer(h.itemsize))
     return (from_integer(lower, h) + from_integer(upper, h)) / h.dtype.type(2)
 
 
@@ -367,8 +369,10 @@ def _largest_integer(itemsize):
 
 @jit
 def _sample_limits(bits):
-    """The lower and the upper quarter of a few entries."""
+    """Two entries of a sample, to both sides of its middle; any of a row that is too short for one."""
     n = bits.shape[0]
+    if n <= SMALL:
+        return np.int64(0), np.int64(0)
     sample = small()
     for i in range(SAMPLE):
         value = np.int64(bits[i * n // SAMPLE])
@@ -377,7 +381,7 @@ def _sample_limits(bits):
             sample[j] = sample[j - 1]
             j -= 1
         sample[j] = value
-    return sample[SAMPLE // 4], sample[SAMPLE - 1 - SAMPLE // 4]
+    return sample[SAMPLE // 2 - NEAR], sample[SAMPLE // 2 + NEAR - 1]
 
 
 @jit
@@ -386,40 +390,18 @@ def _count_both(bits, left, right):
     kind = bits.dtype.type
     left, right = kind(left), kind(right)
     below_left, below_right = kind(0), kind(0)
-    for j in range(bits.shape[0]):
-        below_left += kind(bits[j] <= left)
-        below_right += kind(bits[j] <= right)
+    for j in range(bits.shape[0]):  # numba's sum of two integers has 64 bits, and as many halve the speed
+        below_left = kind(below_left + kind(bits[j] <= left))
+        below_right = kind(below_right + kind(bits[j] <= right))
     return np.int64(below_left), np.int64(below_right)
 
 
 @jit
-def _middle_two(bits, low, high, rank, count):
-    """Of the ``count`` entries between low and high, the one with this rank, and the next larger one of all entries."""
-    if count > SMALL:  # all are equal
-        return low, low
-    few = small()
-    k = 0
+def _smallest_from(bits, low, high):
+    """The smallest entry that is not below ``low``; ``high`` where there is none smaller."""
+    low, high = bits.dtype.type(low), bits.dtype.type(high)
+    found = high
     for j in range(bits.shape[0]):
-        if low <= bits[j] <= high:
-            few[k] = bits[j]
-            k += 1
-    while low < high:
-        middle = low + (high - low) // 2
-        if _count_both(few[:k], middle, middle)[0] > rank:
-            high = middle
-        else:
-            low = middle + 1
-    if _count_both(few[:k], low, low)[0] > rank + 1:
-        return low, low
-    above = _smallest_above(few[:k], low)
-    return low, above if above > low else _smallest_above(bits, low)
-
-
-@jit
-def _smallest_above(bits, limit):
-    """The smallest entry that is larger than the limit; the limit where there is none."""
-    found, any_above = np.int64(limit), False
-    for j in range(bits.shape[0]):
-        if bits[j] > limit and (not any_above or bits[j] < found):
-            found, any_above = np.int64(bits[j]), True
-    return found
+        value = bits[j] if bits[j] >= low else high
+        found = value if value < found else found
+    return np.int64(found)
