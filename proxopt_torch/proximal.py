@@ -220,7 +220,7 @@ class Proximal(Penalised, Optimizer):
 
         Nothing is to be done where the strides and the states are those of the last step.
         """
-        if torch.compiler.is_compiling():  # a fused kernel is not called then
+        if torch.compiler.is_compiling():  # traced tensors have no memory yet
             return
         state = self.state
         values = [v for p in params for v in (state.get(p) or {}).values()]
