@@ -262,6 +262,11 @@ def full(shape: tuple[int, ...], fill: float, x: Array) -> Array:
     return x.new_full(shape, fill) if is_torch_array(x) else namespace(x).full(shape, fill, dtype=x.dtype)
 
 
+def empty_like(x: Array) -> Array:
+    """A new array of NumPy or torch, in the shape and dtype of x, with its axes in the order of x in memory."""
+    return np.empty_like(x) if is_numpy_array(x) else sys.modules["torch"].empty_like(x)
+
+
 def _padded(values: Array, codes: np.ndarray, count: int) -> Array:
     """One row per group: its entries, then zeros."""
     xp = namespace(values)

@@ -451,7 +451,7 @@ class Groups:
         return kept[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_layout")}
 
 
 def _shapes(xs: Sequence[Array]) -> list[tuple[int, ...]]:

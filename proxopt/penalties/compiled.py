@@ -1,0 +1,462 @@
+"""The prox of a `Shrinkage` by the compiled loops of ``proxopt.kernels``, for NumPy arrays and plain torch tensors on a CPU.
+
+`prox` returns None for arrays that the loops cannot handle, and where a derivative may be asked of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxopt import _arrays, kernels
+from proxopt._arrays import Array
+from proxopt.groups import Groups
+from proxopt.penalties.shrinkage import Shrinkage, constant
+
+SMALLEST = 8192  # entries; for fewer the array code takes no longer than loading and launching a loop
+BLOCK = 4096  # entries of a row of elementwise work
+LEAST = 65536  # entries of the work of one thread
+SHORT = 8  # entries; pieces of a labelled array that are shorter on average are not collected into rows without need
+METRICS = ("constant", "median", "support", "exact")
+
+
+def prox(shrinkage: Callable[[], Shrinkage | None], xs: list[Array], steps: list[Any]) -> list[Array] | None:
+    """``shrinkage().prox(xs, steps)``, or None where only the array code computes it. Raises the same errors."""
+    if sum(map(_arrays.size, xs)) < SMALLEST or not kernels.available():
+        return None
+    form = shrinkage()
+    if form is None:
+        return None
+    if not (all(map(_plain_numpy, xs)) or _plain_torch(xs, [*steps, form.l1, form.l2, form.weights])):
+        return None
+    if any(x.dtype != xs[0].dtype for x in xs):
+        return None
+    problem = _problem(form, xs, steps)
+    return None if problem is None else _solve(problem)
+
+
+# -- which arrays -----------------------------------------------------------------------------------
+
+
+def _plain_numpy(x: Array) -> bool:
+    return type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative
+
+
+def _plain_torch(xs: Sequence[Array], others: Sequence[Any]) -> bool:
+    """Whether all are ordinary torch tensors on a CPU, of which no derivative can be asked and which nobody traces."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return False
+    tensors = [*xs, *(v for v in others if isinstance(v, torch.Tensor))]
+    ordinary = all(type(v) in (torch.Tensor, torch.nn.Parameter) and v.device.type == "cpu" for v in tensors)
+    if not ordinary or not all(x.dtype in (torch.float32, torch.float64) and x.layout == torch.strided for x in xs):
+        return False
+    if torch.is_grad_enabled() and any(v.requires_grad for v in tensors):
+        return False
+    return not any(x.is_neg() for x in tensors) and not _traced(torch)
+
+
+def _traced(torch: Any) -> bool:
+    """Whether torch.compile, torch.jit or torch.func, forward derivatives or a dispatch mode see the operations."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return False
+
+
+# -- the problem in NumPy ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A shrinkage of arrays as the loops take it.
+
+    Args:
+      xs: the arrays as they came, and `views` of them in NumPy.
+      l1: threshold of the entries, a number, which multiplies `thresholds`, an array for each of xs, unless they are None.
+      groups: None where the penalty is elementwise.
+      bounds: the threshold of each group, or of all: a number or an array in the form that `Groups.total` returns.
+      steps: an array for each of xs, unless the metric is "constant".
+    """
+
+    xs: list[Array]
+    views: list[np.ndarray]
+    l1: float
+    thresholds: list[np.ndarray] | None
+    groups: Groups | None
+    bounds: float | np.ndarray
+    steps: list[np.ndarray] | None
+    metric: str
+
+
+def _problem(form: Shrinkage, xs: list[Array], steps: list[Any]) -> _Problem | None:
+    steps = [_number_or_array(_arrays.like(s, x)) for s, x in zip(steps, xs)]
+    groups, bound = None, 0.0
+    metric = "constant"
+    if form.l2 is not None:
+        groups, strength = form._per_group(xs, steps)
+        bound = strength * groups.weights(xs, form.weights)
+        if constant(steps, groups, xs):
+            bound = groups.constant("step", steps[0], xs) * bound
+        else:
+            metric = form.metric or "exact"
+        if form.l1 is not None and _arrays.is_number(form.l2) and form.l2 == 0:
+            groups, bound, metric = None, 0.0, "constant"
+    bound = _number_or_array(bound)
+    l1 = [0.0 if form.l1 is None else _number_or_array(_arrays.like(form.l1, x)) for x in xs]
+    views = list(map(_view, xs))
+    thresholds, factor = _thresholds(views, list(map(_view, steps)), list(map(_view, l1)))
+    arrays = [v for v in (*steps, *l1, bound) if not isinstance(v, float)]
+    if not all(map(_is_threshold, arrays)) or not (0 <= factor < math.inf):
+        return None
+    if any(not _fits(v, x) for x, *own in zip(views, steps, l1) for v in own):
+        return None
+    full = [np.broadcast_to(_like(_view(s), x), x.shape) for s, x in zip(steps, views)] if metric != "constant" else None
+    return _Problem(xs, views, factor, thresholds, groups, _view(bound), full, metric)
+
+
+def _number_or_array(v: Any) -> Any:
+    """An array with one entry as a number."""
+    return float(v) if _arrays.is_number(v) or math.prod(v.shape) == 1 else v
+
+
+def _view(v: Any) -> Any:
+    """An array as one of NumPy that shares its memory."""
+    return v.detach().numpy() if _arrays.is_torch_array(v) else v
+
+
+def _like(v: Any, x: np.ndarray) -> np.ndarray:
+    """A number or an array in the dtype of x."""
+    return np.asarray(v, dtype=x.dtype)
+
+
+def _is_threshold(v: Any) -> bool:
+    """Whether all entries are finite and >= 0; the values of tensors have not been checked."""
+    return not v.size or bool(v.min() >= 0 and v.max() < math.inf) if isinstance(v, np.ndarray) else _is_threshold(_view(v))
+
+
+def _fits(v: Any, x: np.ndarray) -> bool:
+    """Whether v broadcasts to the shape of x, and does not make it larger."""
+    if isinstance(v, float):
+        return True
+    return v.ndim <= x.ndim and all(n in (1, m) for n, m in zip(reversed(v.shape), reversed(x.shape)))
+
+
+def _thresholds(xs: list[np.ndarray], steps: list[Any], l1: list[Any]) -> tuple[list[np.ndarray] | None, float]:
+    """Thresholds of entries as ``arrays * factor``; None in place of arrays of ones."""
+    if all(isinstance(t, float) for t in l1):
+        if l1[0] == 0 or all(isinstance(s, float) and s == steps[0] for s in steps):
+            return None, min(steps[0] * l1[0], float(np.finfo(xs[0].dtype).max)) if l1[0] else 0.0
+        return [np.broadcast_to(_like(s, x), x.shape) for s, x in zip(steps, xs)], l1[0]
+    return [np.broadcast_to(_like(s * t, x), x.shape) for s, t, x in zip(steps, l1, xs)], 1.0
+
+
+# -- layouts ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Groups of contiguous entries: `count` of equal length, of which the last may be shorter, or from starts[g] to starts[g + 1]."""
+
+    count: int
+    length: int
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Strided:
+    """Groups with entries at the same places relative to a base: see ``kernels.prox.prox_strided``."""
+
+    bases: np.ndarray
+    groups: np.ndarray
+    pieces: np.ndarray
+    inner: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Groups of contiguous pieces: see ``kernels.prox.prox_pieces``."""
+
+    owners: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    longest: int
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """An array of shape (outer, codes, inner) in its memory, whose slices along the second axis have codes."""
+
+    codes: np.ndarray
+    outer: int
+    inner: int
+
+
+NONE = np.zeros(0, np.int64)
+_Order = tuple[int, ...]
+
+
+def _memory_order(x: np.ndarray) -> _Order:
+    """The axes of x, the one with the largest stride first."""
+    if x.flags.c_contiguous:
+        return tuple(range(x.ndim))
+    return tuple(sorted(range(x.ndim), key=lambda a: -abs(x.strides[a])))
+
+
+def _regular(shape: Sequence[int], inside: Sequence[bool]) -> _Rows | _Strided:
+    """The layout of groups along the axes that are `inside`, of an array with its axes in the order of memory."""
+    axes: list[tuple[int, bool]] = []  # neighbours of a kind are one axis
+    for n, own in zip(shape, inside):
+        if n != 1 and axes and axes[-1][1] == own:
+            axes[-1] = (axes[-1][0] * n, own)
+        elif n != 1:
+            axes.append((n, own))
+    size = math.prod(shape)
+    kinds = [own for _, own in axes]
+    if kinds in ([], [True]):
+        return _Rows(1, size, NONE)
+    if kinds in ([False], [False, True]):
+        return _Rows(axes[0][0], size // axes[0][0], NONE)
+    strides = [math.prod(n for n, _ in axes[i + 1 :]) for i in range(len(axes))]
+    innermost = max(i for i, own in enumerate(kinds) if own)
+    offsets = lambda chosen: _offsets([(axes[i][0], strides[i]) for i in chosen])
+    pieces = offsets(i for i, own in enumerate(kinds) if own and i != innermost)
+    if kinds[-1]:
+        bases = offsets(i for i, own in enumerate(kinds) if not own)
+        groups = np.arange(len(bases) + 1)
+    else:
+        from proxopt.kernels.prox import WIDTH
+
+        last = axes[-1][0]
+        outer, tiles = offsets(i for i, own in enumerate(kinds[:-1]) if not own), np.arange(0, last, WIDTH)
+        bases = (outer[:, None] + tiles).reshape(-1)
+        groups = np.append((np.arange(len(outer))[:, None] * last + tiles).reshape(-1), len(outer) * last)
+    return _Strided(bases, groups, pieces, axes[innermost][0], strides[innermost])
+
+
+def _offsets(axes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The places of all entries of an array whose axes have these lengths and strides."""
+    found = np.zeros(1, np.int64)
+    for n, stride in axes:
+        found = (found[:, None] + stride * np.arange(n)).reshape(-1)
+    return found
+
+
+def _labelled(groups: Groups, xs: list[np.ndarray], orders: list[_Order]) -> list[_Labelled]:
+    if groups.kind == "whole":
+        return [_Labelled(np.zeros(1, np.int64), 1, x.size) for x in xs]
+    found = []
+    for (x, codes, axis), order in zip(groups._parts(xs), orders):
+        if axis is None:
+            found.append(_Labelled(np.ascontiguousarray(codes.transpose(order)).reshape(-1).astype(np.int64), 1, 1))
+            continue
+        place = order.index(axis % x.ndim)
+        lengths = [x.shape[a] for a in order]
+        own = np.ascontiguousarray(codes, dtype=np.int64)
+        found.append(_Labelled(own, math.prod(lengths[:place]), math.prod(lengths[place + 1 :])))
+    return found
+
+
+def _rows_of(parts: list[_Labelled], count: int) -> _Rows | None:
+    """The groups as contiguous rows, if they are that: one array with slices in the order of their codes."""
+    (codes, outer, inner), *others = ((p.codes, p.outer, p.inner) for p in parts)
+    if others or outer != 1 or not (codes[1:] >= codes[:-1]).all():
+        return None
+    sizes = np.bincount(codes, minlength=count) * inner
+    return _Rows(count, 0, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _pieces_of(parts: list[_Labelled], count: int) -> _Pieces:
+    owners, starts, lengths, base = [], [], [], 0
+    for part in parts:
+        by_code = np.argsort(part.codes, kind="stable")
+        whole = len(part.codes) * part.inner
+        places = by_code[:, None] * part.inner + whole * np.arange(part.outer)
+        owners.append(np.repeat(part.codes[by_code], part.outer))
+        starts.append(base + places.reshape(-1))
+        lengths.append(np.full(places.size, part.inner))
+        base += whole * part.outer
+    owner, start, length = (np.concatenate(v) for v in (owners, starts, lengths))
+    kept = length > 0
+    owner, start, length = owner[kept], start[kept], length[kept]
+    by_owner = np.argsort(owner, kind="stable")
+    owner, start, length = owner[by_owner], start[by_owner], length[by_owner]
+    first = np.ones(len(owner), bool)
+    first[1:] = (owner[1:] != owner[:-1]) | (start[1:] != start[:-1] + length[:-1])
+    places = np.flatnonzero(first)
+    sizes = np.bincount(owner, weights=length, minlength=count)
+    joined = np.add.reduceat(length, places)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(owner[places], minlength=count))])
+    return _Pieces(bounds, start[places], joined, int(sizes.max()))
+
+
+def _layout_of_labels(groups: Groups, xs: list[np.ndarray], orders: list[_Order], metric: str) -> Any:
+    """`_Rows` or `_Pieces`; a list of `_Labelled` where sums over labels in the order of memory are faster.
+
+    That of the last arrays is cached beside the labels.
+    """
+    key = ([x.shape for x in xs], orders, metric == "constant")
+    cached = groups.__dict__.get("_layout")
+    if cached is not None and cached[0] == key:
+        return cached[1]
+    parts, count = _labelled(groups, xs, orders), groups.count(xs)
+    found: Any = _rows_of(parts, count)
+    if found is None and metric == "constant" and (len(parts) > 1 or sum(p.inner for p in parts) < SHORT):
+        found = parts
+    elif found is None:
+        found = _pieces_of(parts, count)
+    if groups.kind == "labels":
+        object.__setattr__(groups, "_layout", (key, found))
+    return found
+
+
+# -- the solution -----------------------------------------------------------------------------------
+
+
+def _solve(problem: _Problem) -> list[Array] | None:
+    """New arrays with the result; None where sums of squares overflow or underflow, which the array code scales."""
+    outs = [_arrays.empty_like(x) for x in problem.xs]
+    views = list(map(_view, outs))
+    orders = list(map(_memory_order, views))
+    sources = [x if x.strides == o.strides else _copied(o, x) for x, o in zip(problem.views, views)]
+    if problem.groups is None:
+        for i, (x, o, order) in enumerate(zip(sources, views, orders)):
+            rows = _Rows(-(-o.size // BLOCK), BLOCK, NONE)
+            _run(problem, rows, x, o, None, _flat(problem.thresholds, i, order), np.zeros(1))
+        return outs
+    if len(outs) == 1 and problem.groups.kind != "labels":
+        return outs if _solve_regular(problem, sources[0], views[0], orders[0]) else None
+    layout = _layout_of_labels(problem.groups, views, orders, problem.metric)
+    bounds = np.atleast_1d(np.asarray(problem.bounds, dtype=float))
+    if isinstance(layout, list):
+        flat = [_flat(problem.thresholds, i, order) for i, order in enumerate(orders)]
+        return outs if _sum_over_labels(problem, layout, sources, views, flat, bounds) else None
+    if len(outs) == 1:
+        h, t = (_flat(values, 0, orders[0]) for values in (problem.steps, problem.thresholds))
+        _run(problem, layout, sources[0], views[0], h, t, bounds)
+        return outs
+    joined = np.concatenate([x.transpose(order).reshape(-1) for x, order in zip(sources, orders)])
+    h, t = (_joined(values, orders) for values in (problem.steps, problem.thresholds))
+    _run(problem, layout, joined, joined, h, t, bounds)
+    ends = np.cumsum([o.size for o in views])[:-1]
+    for o, order, part in zip(views, orders, np.split(joined, ends)):
+        moved = o.transpose(order)
+        moved[...] = part.reshape(moved.shape)
+    return outs
+
+
+def _solve_regular(problem: _Problem, x: np.ndarray, out: np.ndarray, order: _Order) -> bool:
+    """Groups along axes; False where the bounds do not have their shape."""
+    assert problem.groups is not None
+    axes = [a + x.ndim for a in problem.groups.axes(x.ndim)]
+    layout = _regular([x.shape[a] for a in order], [a in axes for a in order])
+    bounds = problem.bounds
+    if not isinstance(bounds, float):
+        reduced = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+        if bounds.ndim > len(reduced) or any(n not in (1, m) for n, m in zip(reversed(bounds.shape), reversed(reduced))):
+            return False
+        bounds = np.broadcast_to(bounds, reduced).transpose(order).reshape(-1)
+    h, t = (_flat(values, 0, order) for values in (problem.steps, problem.thresholds))
+    _run(problem, layout, x, out, h, t, np.atleast_1d(np.asarray(bounds, dtype=float)))
+    return True
+
+
+def _copied(out: np.ndarray, x: np.ndarray) -> np.ndarray:
+    np.copyto(out, x)
+    return out
+
+
+def _flat(values: list[np.ndarray] | None, i: int, order: _Order) -> np.ndarray | None:
+    """The entries of an array in the order of memory of another."""
+    return None if values is None else np.ascontiguousarray(values[i].transpose(order))
+
+
+def _joined(values: list[np.ndarray] | None, orders: list[_Order]) -> np.ndarray | None:
+    if values is None:
+        return None
+    return np.concatenate([v.transpose(order).reshape(-1) for v, order in zip(values, orders)])
+
+
+def _run(problem: _Problem, layout: Any, x: Any, out: Any, h: Any, t: Any, bounds: np.ndarray) -> None:
+    """Launch the loop over the groups of a layout."""
+    from proxopt.kernels import prox as loops
+
+    common = (_address(x), _address(out), _address(h), problem.l1, _address(t), bounds, METRICS.index(problem.metric))
+    if isinstance(layout, _Rows):
+        function, count, own = loops.prox_rows, layout.count, (layout.starts, layout.length, out.size)
+    elif isinstance(layout, _Strided):
+        own = (layout.bases, layout.groups, layout.pieces, layout.inner, layout.stride)
+        function, count = loops.prox_strided, len(layout.bases)
+    else:
+        function, count = loops.prox_pieces, len(layout.owners) - 1
+        own = (layout.owners, layout.starts, layout.lengths, layout.longest)
+    _launch(function, (*common, *own), count, out, _threads(problem.xs[0]))
+
+
+def _launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int, out: np.ndarray, threads: int) -> None:
+    """Call a loop for groups 0 to count - 1, in parts that do not depend on the number of threads."""
+    from proxopt.kernels import pool
+
+    like = np.zeros(0, out.dtype)
+    size = count if threads == 1 else -(-count * LEAST // out.size)
+    parts = [(*arguments, first, min(first + size, count), like) for first in range(0, count, size)]
+    kernels.calls[function.__name__] += 1
+    pool.run(function, parts, threads)
+
+
+def _threads(x: Array) -> int:
+    return int(sys.modules["torch"].get_num_threads()) if _arrays.is_torch_array(x) else 1
+
+
+def _address(x: np.ndarray | None) -> int:
+    return 0 if x is None else x.ctypes.data
+
+
+def _sum_over_labels(
+    problem: _Problem,
+    parts: list[_Labelled],
+    xs: list[np.ndarray],
+    outs: list[np.ndarray],
+    thresholds: list[np.ndarray | None],
+    bounds: np.ndarray,
+) -> bool:
+    """Groups by sums over labels in double precision; False where a sum of squares is not right to rounding."""
+    from proxopt.kernels import prox as loops
+
+    assert problem.groups is not None
+    count, like = problem.groups.count(outs), np.zeros(0, outs[0].dtype)
+    sums = np.zeros(count)
+    kernels.calls["add_squares"] += 1
+    for x, out, t, part in zip(xs, outs, thresholds, parts):
+        loops.add_squares(
+            _address(x), _address(out), problem.l1, _address(t), part.codes, part.outer, part.inner, sums, like
+        )
+    if like.itemsize == 8 and not _in_range(sums, parts, outs, loops):
+        return False
+    norms = np.sqrt(sums)
+    zeroed = norms <= bounds
+    shares = np.where(zeroed, 0.0, 1 - bounds / np.where(zeroed, 1.0, norms))
+    factors = np.where(bounds <= 0, 1.0, shares).astype(like.dtype)
+    for out, part in zip(outs, parts):
+        loops.scale_by(_address(out), part.codes, part.outer, part.inner, factors, like)
+    return True
+
+
+def _in_range(sums: np.ndarray, parts: list[_Labelled], outs: list[np.ndarray], loops: Any) -> bool:
+    """Whether no sum of squares in double precision has overflown, or lost entries to underflow."""
+    if (sums > 1e300).any():
+        return False
+    low = sums < 1e-280
+    if not low.any():
+        return True
+    found = np.zeros(len(sums))
+    for out, part in zip(outs, parts):
+        loops.largest(_address(out), part.codes, part.outer, part.inner, found, np.zeros(0, out.dtype))
+    return not found[low].any()
