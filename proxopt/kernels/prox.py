@@ -1,10 +1,7 @@
 """The prox of whole arrays: groups in contiguous rows, in strided layouts, in pieces, and sums over labels.
 
-Arrays are given by their address, as one vector in the order of their memory; `like` is an empty array of their dtype. Except in
-`add_squares`, `largest` and `scale_by`, each group is copied to a contiguous row, which stays in the cache, and treated there by
-the functions of ``rows``. A row of ``out`` serves where the entries of a group lie side by side.
-
-Common arguments:
+Arrays are given by their address, as one vector in the order of their memory; `like` is an empty array of their dtype. Common
+arguments:
 
 - x, out: addresses of the input and the result; may be equal.
 - h: address of the steps of the entries, 0 if the metric is `CONSTANT`.
@@ -17,13 +14,27 @@ Common arguments:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from proxopt.kernels.jit import jit, view
-from proxopt.kernels.rows import scale, shrink, shrink_exact, shrink_median, shrink_support, soften, soften_by
+from proxopt.kernels.rows import (
+    BLOCK,
+    clear,
+    in_range,
+    norm,
+    scale,
+    shrink,
+    shrink_exact,
+    shrink_median,
+    shrink_support,
+    soften,
+    soften_by,
+)
 
 CONSTANT, MEDIAN, SUPPORT, EXACT = range(4)
-WIDTH = 16  # groups of a tile: a cache line of single precision
+WIDTH = 16  # groups that are copied to rows at a time: a cache line of single precision
 
 
 # -- a row ------------------------------------------------------------------------------------------
@@ -36,12 +47,83 @@ def copy(x, z):
 
 
 @jit
+def scale_into(x, z, factor):
+    """Write ``factor x`` to z, with 0 in place of -0."""
+    zero = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        z[j] = x[j] * factor + zero
+
+
+@jit
+def square_sum(x):
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        total += x[j] * x[j]
+    return total
+
+
+@jit
+def soften_into(x, z, l1):
+    """Write the soft threshold of x to z; returns its sum of squares."""
+    below = -l1
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        a = x[j]
+        c = l1 if a > l1 else a
+        c = below if c < below else c
+        a = a - c
+        z[j] = a
+        total += a * a
+    return total
+
+
+@jit
+def soften_into_by(x, z, l1, t):
+    """`soften_into` with the threshold ``l1 t[j]`` of entry j."""
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        b = l1 * t[j]
+        a = x[j]
+        c = b if a > b else a
+        c = -b if c < -b else c
+        a = a - c
+        z[j] = a
+        total += a * a
+    return total
+
+
+@jit
+def soften_part(x, z, l1, t):
+    if t.shape[0] > 0:
+        return soften_into_by(x, z, l1, t)
+    return soften_into(x, z, l1) if l1 > 0 else square_sum(x)
+
+
+@jit
+def soften_row(x, z, l1, t):
+    """Write the soft threshold of x to z, or leave z as it is where there is none; returns its sum of squares, a double."""
+    n, factor = x.shape[0], x.dtype.type(l1)
+    if n <= BLOCK:
+        return np.float64(soften_part(x, z, factor, t))
+    total = 0.0
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        total += soften_part(x[start:stop], z[start:stop], factor, t[start:stop] if t.shape[0] > 0 else t)
+    return total
+
+
+@jit
 def treat(z, h, l1, t, bound, metric):
     """Replace z by its prox; h and t are empty where they are not needed."""
     if t.shape[0] > 0:
         soften_by(z, t, z.dtype.type(l1))
     elif l1 > 0:
         soften(z, z.dtype.type(l1))
+    shrink_by(z, h, bound, metric)
+
+
+@jit
+def shrink_by(z, h, bound, metric):
     if metric == CONSTANT:
         shrink(z, bound)
     elif metric == MEDIAN:
@@ -58,23 +140,71 @@ def part_of(address, start, length, like):
     return view(address, start, length, like) if address != 0 else view(address, 0, 0, like)
 
 
+# -- entries alone ----------------------------------------------------------------------------------
+
+
+@jit
+def prox_entries(x, out, l1, t, total, first, last, like):
+    """Soft threshold of the blocks ``first`` to ``last - 1`` of `BLOCK` entries, of ``total`` in all."""
+    start, length = first * BLOCK, min(last * BLOCK, total) - first * BLOCK
+    a, z = view(x, start, length, like), view(out, start, length, like)
+    soften_row(a, z, l1, part_of(t, start, length, like))
+    if t == 0 and not l1 > 0:
+        copy(a, z)
+
+
 # -- groups of an array -----------------------------------------------------------------------------
 
 
 @jit
-def prox_rows(x, out, h, l1, t, bounds, metric, starts, length, total, first, last, like):
-    """Groups ``first`` to ``last - 1`` in contiguous rows: from starts[g] to starts[g + 1], or of the same length if it is > 0.
+def is_certain(total, bound, like):
+    """Whether a sum of squares decides about the group: it is right to rounding, or far below the bound."""
+    return in_range(total, like) or (total < 1.0 and bound > 1e-10)
 
-    The last of equal rows ends with the array, after ``total`` entries.
+
+@jit
+def shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like):
+    """`prox_rows` for the usual case: the metric `CONSTANT`, one threshold for all entries, and groups of at most `BLOCK` entries.
+
+    The numbers of groups whose sum of squares is not certain are written to ``rest``; returns how many they are. x and out are
+    different arrays: a loop that reads one array and writes another is slow where both are the same. Calls of functions that are
+    too large to be inlined would double the time.
     """
+    count, threshold = 0, like.dtype.type(l1)
     for g in range(first, last):
         start = g * length if length > 0 else starts[g]
-        stop = min(start + length, total) if length > 0 else starts[g + 1]
-        z = view(out, start, stop - start, like)
-        if x != out:
-            copy(view(x, start, stop - start, like), z)
+        stop = start + length if length > 0 else starts[g + 1]
+        a, z = view(x, start, stop - start, like), view(out, start, stop - start, like)
         bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-        treat(z, part_of(h, start, stop - start, like), l1, part_of(t, start, stop - start, like), bound, metric)
+        total = np.float64(soften_into(a, z, threshold) if l1 > 0 else square_sum(a))
+        if stop - start > BLOCK or not is_certain(total, bound, like):
+            rest[count] = g
+            count += 1
+            continue
+        size = math.sqrt(total)
+        factor = like.dtype.type(1.0 - bound / size if size > bound else 0.0)
+        if l1 > 0:
+            scale(z, factor)
+        else:
+            scale_into(a, z, factor)
+    return count
+
+
+@jit
+def prox_rows(x, out, h, l1, t, bounds, metric, starts, length, chosen, first, last, like):
+    """Groups chosen[first] to chosen[last - 1], or ``first`` to ``last - 1`` where chosen is empty, in contiguous rows.
+
+    Group g has the entries from starts[g] to starts[g + 1], or length entries from g length on if length > 0.
+    """
+    for k in range(first, last):
+        g = chosen[k] if chosen.shape[0] > 0 else k
+        start = g * length if length > 0 else starts[g]
+        n = length if length > 0 else starts[g + 1] - start
+        z = view(out, start, n, like)
+        if x != out:
+            copy(view(x, start, n, like), z)
+        bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
+        treat(z, part_of(h, start, n, like), l1, part_of(t, start, n, like), bound, metric)
 
 
 @jit
@@ -148,11 +278,69 @@ def prox_strided(x, out, h, l1, t, bounds, metric, bases, groups, pieces, inner,
             bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
             own_h = hs[w * n : (w + 1) * n] if h != 0 else hs
             own_t = ts[w * n : (w + 1) * n] if t != 0 else ts
-            treat(z[w * n : (w + 1) * n], own_h, l1, own_t, bound, metric)
+            row = z[w * n : (w + 1) * n]
+            treat(row, own_h, l1, own_t, bound, metric)
         if stride == 1:
             distribute_pieces(out, base, pieces, inner, z)
         else:
             distribute(out, base, width, pieces, inner, stride, z)
+
+
+@jit
+def soften_column(x, z, l1, t, sums):
+    """Write the soft threshold of x to z, and add its squares to the sums."""
+    by = t.shape[0] > 0
+    for j in range(x.shape[0]):
+        b = l1 * t[j] if by else l1
+        a = x[j]
+        c = b if a > b else a
+        c = -b if c < -b else c
+        a = a - c if b > 0 else a
+        z[j] = a
+        sums[j] += np.float64(a) * np.float64(a)
+
+
+@jit
+def scale_each(z, factors):
+    zero = z.dtype.type(0)
+    for j in range(z.shape[0]):
+        z[j] = z[j] * factors[j] + zero
+
+
+@jit
+def column_norm(address, place, pieces, inner, stride, like):
+    """The norm of one group of a tile."""
+    z = np.empty(pieces.shape[0] * inner, like.dtype)
+    collect(address, place, 1, pieces, inner, stride, z)
+    return norm(z)
+
+
+@jit
+def prox_columns(x, out, l1, t, bounds, bases, groups, pieces, inner, stride, first, last, like):
+    """`prox_strided` with the metric `CONSTANT`, by sums in the order of memory: no group is copied."""
+    factor = like.dtype.type(l1)
+    widest = 0
+    for k in range(first, last):
+        widest = max(widest, groups[k + 1] - groups[k])
+    sums, factors = np.empty(widest, np.float64), np.empty(widest, like.dtype)
+    for k in range(first, last):
+        base, width = bases[k], groups[k + 1] - groups[k]
+        sums[:] = 0.0
+        for p in range(pieces.shape[0]):
+            for i in range(inner):
+                start = base + pieces[p] + i * stride
+                own_t = part_of(t, start, width, like)
+                soften_column(view(x, start, width, like), view(out, start, width, like), factor, own_t, sums)
+        for w in range(width):
+            bound = bounds[groups[k] + w] if bounds.shape[0] > 1 else bounds[0]
+            size = math.sqrt(sums[w])
+            if like.itemsize == 8 and not in_range(sums[w], like):
+                size = column_norm(out, base + w, pieces, inner, stride, like)
+            share = 0.0 if size <= bound else 1.0 - bound / size
+            factors[w] = 1.0 if bound <= 0 else share
+        for p in range(pieces.shape[0]):
+            for i in range(inner):
+                scale_each(view(out, base + pieces[p] + i * stride, width, like), factors)
 
 
 @jit
@@ -201,11 +389,9 @@ def prox_pieces(x, out, h, l1, t, bounds, metric, owners, starts, lengths, longe
 
 
 @jit
-def square_sum(z):
-    total = 0.0
+def add_by_code(z, codes, start, sums):
     for j in range(z.shape[0]):
-        total += float(z[j]) * float(z[j])
-    return total
+        sums[codes[start + j]] += float(z[j]) * float(z[j])
 
 
 @jit
@@ -215,28 +401,19 @@ def add_squares(x, out, l1, t, codes, outer, inner, sums, like):
     x is of shape (outer, codes, inner): entry (a, k, b) has the label codes[k].
     """
     count = codes.shape[0]
+    length = inner if inner > 1 else BLOCK
     for a in range(outer):
-        if inner == 1:
-            add_squares_of_entries(x, out, l1, t, a * count, codes, sums, like)
-            continue
-        for k in range(count):
+        for k in range(0, count, 1 if inner > 1 else BLOCK):
             start = (a * count + k) * inner
-            z = view(out, start, inner, like)
-            if x != out:
-                copy(view(x, start, inner, like), z)
-            treat(z, view(x, 0, 0, like), l1, part_of(t, start, inner, like), 0.0, CONSTANT)
-            sums[codes[k]] += square_sum(z)
-
-
-@jit
-def add_squares_of_entries(x, out, l1, t, start, codes, sums, like):
-    count = codes.shape[0]
-    z = view(out, start, count, like)
-    if x != out:
-        copy(view(x, start, count, like), z)
-    treat(z, view(x, 0, 0, like), l1, part_of(t, start, count, like), 0.0, CONSTANT)
-    for k in range(count):
-        sums[codes[k]] += float(z[k]) * float(z[k])
+            n = min(length, (a + 1) * count * inner - start)
+            source, z = view(x, start, n, like), view(out, start, n, like)
+            total = soften_row(source, z, l1, part_of(t, start, n, like))
+            if x != out and t == 0 and not l1 > 0:
+                copy(source, z)
+            if inner > 1:
+                sums[codes[k]] += total
+            else:
+                add_by_code(z, codes, k, sums)
 
 
 @jit
@@ -253,15 +430,19 @@ def largest(x, codes, outer, inner, found, like):
 
 
 @jit
+def scale_by_code(z, codes, factors):
+    zero = z.dtype.type(0)
+    for j in range(z.shape[0]):
+        z[j] = z[j] * factors[codes[j]] + zero
+
+
+@jit
 def scale_by(x, codes, outer, inner, factors, like):
     """Multiply each entry of x by the factor of its label, and turn -0 into 0."""
     count = codes.shape[0]
-    zero = like.dtype.type(0)
     for a in range(outer):
         if inner == 1:
-            z = view(x, a * count, count, like)
-            for k in range(count):
-                z[k] = z[k] * factors[codes[k]] + zero
+            scale_by_code(view(x, a * count, count, like), codes, factors)
         else:
             for k in range(count):
                 scale(view(x, (a * count + k) * inner, inner, like), factors[codes[k]])

@@ -19,7 +19,8 @@ from proxopt.groups import Groups
 from proxopt.penalties.shrinkage import Shrinkage, constant
 
 SMALLEST = 8192  # entries; for fewer the array code takes no longer than loading and launching a loop
-BLOCK = 4096  # entries of a row of elementwise work
+CACHED = 2**17  # entries of some groups side by side that are treated together
+WIDE = 1024  # the largest number of such groups
 LEAST = 65536  # entries of the work of one thread
 SHORT = 8  # entries; pieces of a labelled array that are shorter on average are not collected into rows without need
 METRICS = ("constant", "median", "support", "exact")
@@ -162,7 +163,7 @@ def _thresholds(xs: list[np.ndarray], steps: list[Any], l1: list[Any]) -> tuple[
 
 @dataclass(frozen=True)
 class _Rows:
-    """Groups of contiguous entries: `count` of equal length, of which the last may be shorter, or from starts[g] to starts[g + 1]."""
+    """Groups of contiguous entries: `count` of equal length if it is > 0, or from starts[g] to starts[g + 1]."""
 
     count: int
     length: int
@@ -177,7 +178,7 @@ class _Strided:
     groups: np.ndarray
     pieces: np.ndarray
     inner: int
-    stride: int
+    stride: int  # 1 where a tile is one group
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,11 @@ def _memory_order(x: np.ndarray) -> _Order:
     return tuple(sorted(range(x.ndim), key=lambda a: -abs(x.strides[a])))
 
 
-def _regular(shape: Sequence[int], inside: Sequence[bool]) -> _Rows | _Strided:
-    """The layout of groups along the axes that are `inside`, of an array with its axes in the order of memory."""
+def _regular(shape: Sequence[int], inside: Sequence[bool], copied: bool) -> _Rows | _Strided:
+    """The layout of groups along the axes that are `inside`, of an array with its axes in the order of memory.
+
+    copied: whether the loop copies groups to rows, a few at a time.
+    """
     axes: list[tuple[int, bool]] = []  # neighbours of a kind are one axis
     for n, own in zip(shape, inside):
         if n != 1 and axes and axes[-1][1] == own:
@@ -234,8 +238,9 @@ def _regular(shape: Sequence[int], inside: Sequence[bool]) -> _Rows | _Strided:
     else:
         from proxopt.kernels.prox import WIDTH
 
-        last = axes[-1][0]
-        outer, tiles = offsets(i for i, own in enumerate(kinds[:-1]) if not own), np.arange(0, last, WIDTH)
+        last, size = axes[-1][0], len(pieces) * axes[innermost][0]
+        width = WIDTH if copied else min(max(CACHED // size, WIDTH), WIDE)
+        outer, tiles = offsets(i for i, own in enumerate(kinds[:-1]) if not own), np.arange(0, last, width)
         bases = (outer[:, None] + tiles).reshape(-1)
         groups = np.append((np.arange(len(outer))[:, None] * last + tiles).reshape(-1), len(outer) * last)
     return _Strided(bases, groups, pieces, axes[innermost][0], strides[innermost])
@@ -251,15 +256,15 @@ def _offsets(axes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 def _labelled(groups: Groups, xs: list[np.ndarray], orders: list[_Order]) -> list[_Labelled]:
     if groups.kind == "whole":
-        return [_Labelled(np.zeros(1, np.int64), 1, x.size) for x in xs]
+        return [_Labelled(np.zeros(1, np.int32), 1, x.size) for x in xs]
     found = []
     for (x, codes, axis), order in zip(groups._parts(xs), orders):
         if axis is None:
-            found.append(_Labelled(np.ascontiguousarray(codes.transpose(order)).reshape(-1).astype(np.int64), 1, 1))
+            found.append(_Labelled(np.ascontiguousarray(codes.transpose(order), np.int32).reshape(-1), 1, 1))
             continue
         place = order.index(axis % x.ndim)
         lengths = [x.shape[a] for a in order]
-        own = np.ascontiguousarray(codes, dtype=np.int64)
+        own = np.ascontiguousarray(codes, np.int32)
         found.append(_Labelled(own, math.prod(lengths[:place]), math.prod(lengths[place + 1 :])))
     return found
 
@@ -276,7 +281,7 @@ def _rows_of(parts: list[_Labelled], count: int) -> _Rows | None:
 def _pieces_of(parts: list[_Labelled], count: int) -> _Pieces:
     owners, starts, lengths, base = [], [], [], 0
     for part in parts:
-        by_code = np.argsort(part.codes, kind="stable")
+        by_code = np.argsort(part.codes, kind="stable").astype(np.int64)
         whole = len(part.codes) * part.inner
         places = by_code[:, None] * part.inner + whole * np.arange(part.outer)
         owners.append(np.repeat(part.codes[by_code], part.outer))
@@ -328,8 +333,7 @@ def _solve(problem: _Problem) -> list[Array] | None:
     sources = [x if x.strides == o.strides else _copied(o, x) for x, o in zip(problem.views, views)]
     if problem.groups is None:
         for i, (x, o, order) in enumerate(zip(sources, views, orders)):
-            rows = _Rows(-(-o.size // BLOCK), BLOCK, NONE)
-            _run(problem, rows, x, o, None, _flat(problem.thresholds, i, order), np.zeros(1))
+            _run(problem, None, x, o, None, _flat(problem.thresholds, i, order), np.zeros(1))
         return outs
     if len(outs) == 1 and problem.groups.kind != "labels":
         return outs if _solve_regular(problem, sources[0], views[0], orders[0]) else None
@@ -356,7 +360,7 @@ def _solve_regular(problem: _Problem, x: np.ndarray, out: np.ndarray, order: _Or
     """Groups along axes; False where the bounds do not have their shape."""
     assert problem.groups is not None
     axes = [a + x.ndim for a in problem.groups.axes(x.ndim)]
-    layout = _regular([x.shape[a] for a in order], [a in axes for a in order])
+    layout = _regular([x.shape[a] for a in order], [a in axes for a in order], problem.metric != "constant")
     bounds = problem.bounds
     if not isinstance(bounds, float):
         reduced = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
@@ -385,30 +389,52 @@ def _joined(values: list[np.ndarray] | None, orders: list[_Order]) -> np.ndarray
 
 
 def _run(problem: _Problem, layout: Any, x: Any, out: Any, h: Any, t: Any, bounds: np.ndarray) -> None:
-    """Launch the loop over the groups of a layout."""
+    """Launch the loop over the groups of a layout, or over the entries where there is none."""
     from proxopt.kernels import prox as loops
 
-    common = (_address(x), _address(out), _address(h), problem.l1, _address(t), bounds, METRICS.index(problem.metric))
-    if isinstance(layout, _Rows):
-        function, count, own = loops.prox_rows, layout.count, (layout.starts, layout.length, out.size)
-    elif isinstance(layout, _Strided):
-        own = (layout.bases, layout.groups, layout.pieces, layout.inner, layout.stride)
-        function, count = loops.prox_strided, len(layout.bases)
+    size, threads = out.size, _threads(problem.xs[0])
+    like = np.zeros(0, out.dtype)
+    where, constant = (_address(x), _address(out)), problem.metric == "constant"
+    common = (*where, _address(h), problem.l1, _address(t), bounds, METRICS.index(problem.metric))
+    if layout is None:
+        own: tuple[Any, ...] = (*where, problem.l1, _address(t), size)
+        _launch(loops.prox_entries, own, -(-size // loops.BLOCK), size, threads, like)
+    elif isinstance(layout, _Rows) and constant and t is None and x is not out:
+        own = (*where, problem.l1, bounds, layout.starts, layout.length)
+        _launch(_shrink_rows, own, layout.count, size, threads, like)
+    elif isinstance(layout, _Rows):
+        _launch(loops.prox_rows, (*common, layout.starts, layout.length, NONE), layout.count, size, threads, like)
+    elif isinstance(layout, _Pieces):
+        own = (*common, layout.owners, layout.starts, layout.lengths, layout.longest)
+        _launch(loops.prox_pieces, own, len(layout.owners) - 1, size, threads, like)
     else:
-        function, count = loops.prox_pieces, len(layout.owners) - 1
-        own = (layout.owners, layout.starts, layout.lengths, layout.longest)
-    _launch(function, (*common, *own), count, out, _threads(problem.xs[0]))
+        function = loops.prox_columns if constant and layout.stride != 1 else loops.prox_strided
+        own = common if function is loops.prox_strided else (*where, problem.l1, _address(t), bounds)
+        own = (*own, layout.bases, layout.groups, layout.pieces, layout.inner, layout.stride)
+        _launch(function, own, len(layout.bases), size, threads, like)
 
 
-def _launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int, out: np.ndarray, threads: int) -> None:
-    """Call a loop for groups 0 to count - 1, in parts that do not depend on the number of threads."""
+def _shrink_rows(
+    x: int, out: int, l1: float, bounds: np.ndarray, starts: np.ndarray, length: int, first: int, last: int, like: np.ndarray
+) -> None:
+    """Groups in rows with constant steps; those whose sum of squares decides nothing once more, with care."""
+    from proxopt.kernels import prox as loops
+
+    rest = np.empty(last - first, np.int64)
+    count = loops.shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like)
+    if count:
+        loops.prox_rows(x, out, 0, l1, 0, bounds, 0, starts, length, rest[:count], 0, count, like)
+
+
+def _launch(
+    function: Callable[..., None], arguments: tuple[Any, ...], count: int, size: int, threads: int, like: np.ndarray
+) -> None:
+    """Call a loop for groups 0 to count - 1 of size entries in all, in parts that do not depend on the number of threads."""
     from proxopt.kernels import pool
 
-    like = np.zeros(0, out.dtype)
-    size = count if threads == 1 else -(-count * LEAST // out.size)
-    parts = [(*arguments, first, min(first + size, count), like) for first in range(0, count, size)]
-    kernels.calls[function.__name__] += 1
-    pool.run(function, parts, threads)
+    length = count if threads == 1 else -(-count * LEAST // size)
+    kernels.calls[function.__name__.lstrip("_")] += 1
+    pool.run(function, [(*arguments, i, min(i + length, count), like) for i in range(0, count, length)], threads)
 
 
 def _threads(x: Array) -> int:
@@ -438,7 +464,7 @@ def _sum_over_labels(
         loops.add_squares(
             _address(x), _address(out), problem.l1, _address(t), part.codes, part.outer, part.inner, sums, like
         )
-    if like.itemsize == 8 and not _in_range(sums, parts, outs, loops):
+    if not _in_range(sums, parts, outs, loops):
         return False
     norms = np.sqrt(sums)
     zeroed = norms <= bounds
@@ -450,10 +476,13 @@ def _sum_over_labels(
 
 
 def _in_range(sums: np.ndarray, parts: list[_Labelled], outs: list[np.ndarray], loops: Any) -> bool:
-    """Whether no sum of squares in double precision has overflown, or lost entries to underflow."""
-    if (sums > 1e300).any():
+    """Whether no sum of squares has overflown, or lost entries to underflow; NaN is in range."""
+    from proxopt.kernels import rows
+
+    double = outs[0].dtype.itemsize == 8
+    if (sums > (rows.LARGEST_DOUBLE if double else rows.LARGEST)).any():
         return False
-    low = sums < 1e-280
+    low = sums < (rows.SMALLEST_DOUBLE if double else rows.SMALLEST)
     if not low.any():
         return True
     found = np.zeros(len(sums))
