@@ -257,6 +257,11 @@ class Groups:
         Entries are scaled by the largest of their group before they are squared, so that no square overflows or underflows.
         """
         xp = xp or _arrays.namespace(*xs)
+        if all(type(x) is np.ndarray and x.dtype.char in "fd" for x in xs):
+            square = self.total([x * x for x in xs], xp)
+            low, high = (1e-24, 1e36) if square.dtype.char == "f" else (1e-280, 1e300)
+            if low <= square.min() and square.max() <= high:  # none has overflown, or lost digits to underflow
+                return np.sqrt(square)
         largest = self.scale(xs, xp)
         scaled = [x / m for x, m in zip(xs, self.spread(largest, xs, xp))]
         square = self.total([_arrays.square(xp, x) for x in scaled], xp)

@@ -10,7 +10,7 @@ arguments:
 - metric: `CONSTANT`, `MEDIAN`, `SUPPORT` or `EXACT`.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import numpy as np
 from proxopt.kernels.jit import jit, view
 from proxopt.kernels.rows import (
     BLOCK,
-    clear,
     in_range,
     norm,
     scale,
@@ -34,7 +33,6 @@ from proxopt.kernels.rows import (
 )
 
 CONSTANT, MEDIAN, SUPPORT, EXACT = range(4)
-WIDTH = 16  # groups that are copied to rows at a time: a cache line of single precision
 
 
 # -- a row ------------------------------------------------------------------------------------------
@@ -164,11 +162,11 @@ def is_certain(total, bound, like):
 
 @jit
 def shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like):
-    """`prox_rows` for the usual case: the metric `CONSTANT`, one threshold for all entries, and groups of at most `BLOCK` entries.
+    """`prox_rows` for the metric `CONSTANT` and one threshold of all entries, where x and out are different arrays.
 
-    The numbers of groups whose sum of squares is not certain are written to ``rest``; returns how many they are. x and out are
-    different arrays: a loop that reads one array and writes another is slow where both are the same. Calls of functions that are
-    too large to be inlined would double the time.
+    Groups of more than `BLOCK` entries, or whose sum of squares decides nothing, are left to `prox_rows`: their numbers are
+    written to ``rest``. Returns how many they are. The loops are inlined here, because for short rows a call of a function takes
+    as long as its loop; and a loop that reads one array and writes another is not vectorised where both are the same.
     """
     count, threshold = 0, like.dtype.type(l1)
     for g in range(first, last):
@@ -255,7 +253,10 @@ def prox_strided(x, out, h, l1, t, bounds, metric, bases, groups, pieces, inner,
     Entry i of piece p of group w of a tile is at ``bases[k] + w + pieces[p] + i stride``. With stride 1 a tile is one group.
     """
     n = pieces.shape[0] * inner
-    size = n if stride == 1 else WIDTH * n
+    widest = 0
+    for k in range(first, last):
+        widest = max(widest, groups[k + 1] - groups[k])
+    size = widest * n
     z = np.empty(size, like.dtype)
     hs = np.empty(size if h != 0 else 0, like.dtype)
     ts = np.empty(size if t != 0 else 0, like.dtype)

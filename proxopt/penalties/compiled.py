@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from proxopt._arrays import Array
 from proxopt.groups import Groups
 from proxopt.penalties.shrinkage import Shrinkage, constant
 
-SMALLEST = 8192  # entries; for fewer the array code takes no longer than loading and launching a loop
-CACHED = 2**17  # entries of some groups side by side that are treated together
-WIDE = 1024  # the largest number of such groups
+SMALLEST = 2**15  # entries; for fewer the array code is about as fast, and numba need not be imported
+SMALLEST_IN_METRIC = 2**12  # the same for arrays of steps, for which the array code takes a hundred times as long
+NARROW, WIDE = 16, 1024  # the smallest and largest number of groups side by side that are treated together ...
+CACHED = 2**17  # ... and how many entries they should have at most
 LEAST = 65536  # entries of the work of one thread
 SHORT = 8  # entries; pieces of a labelled array that are shorter on average are not collected into rows without need
 METRICS = ("constant", "median", "support", "exact")
@@ -28,7 +29,8 @@ METRICS = ("constant", "median", "support", "exact")
 
 def prox(shrinkage: Callable[[], Shrinkage | None], xs: list[Array], steps: list[Any]) -> list[Array] | None:
     """``shrinkage().prox(xs, steps)``, or None where only the array code computes it. Raises the same errors."""
-    if sum(map(_arrays.size, xs)) < SMALLEST or not kernels.available():
+    size = sum(map(_arrays.size, xs))
+    if size < SMALLEST_IN_METRIC or (size < SMALLEST and not any(map(_arrays.ndim, steps))) or not kernels.available():
         return None
     form = shrinkage()
     if form is None:
@@ -66,9 +68,7 @@ def _traced(torch: Any) -> bool:
     """Whether torch.compile, torch.jit or torch.func, forward derivatives or a dispatch mode see the operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    if torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return False
+    return bool(torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0)
 
 
 # -- the problem in NumPy ---------------------------------------------------------------------------
@@ -230,16 +230,17 @@ def _regular(shape: Sequence[int], inside: Sequence[bool], copied: bool) -> _Row
         return _Rows(axes[0][0], size // axes[0][0], NONE)
     strides = [math.prod(n for n, _ in axes[i + 1 :]) for i in range(len(axes))]
     innermost = max(i for i, own in enumerate(kinds) if own)
-    offsets = lambda chosen: _offsets([(axes[i][0], strides[i]) for i in chosen])
+
+    def offsets(chosen: Iterable[int]) -> np.ndarray:
+        return _offsets([(axes[i][0], strides[i]) for i in chosen])
+
     pieces = offsets(i for i, own in enumerate(kinds) if own and i != innermost)
     if kinds[-1]:
         bases = offsets(i for i, own in enumerate(kinds) if not own)
         groups = np.arange(len(bases) + 1)
     else:
-        from proxopt.kernels.prox import WIDTH
-
         last, size = axes[-1][0], len(pieces) * axes[innermost][0]
-        width = WIDTH if copied else min(max(CACHED // size, WIDTH), WIDE)
+        width = NARROW if copied else min(max(CACHED // size, NARROW), WIDE)
         outer, tiles = offsets(i for i, own in enumerate(kinds[:-1]) if not own), np.arange(0, last, width)
         bases = (outer[:, None] + tiles).reshape(-1)
         groups = np.append((np.arange(len(outer))[:, None] * last + tiles).reshape(-1), len(outer) * last)
@@ -256,15 +257,15 @@ def _offsets(axes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 def _labelled(groups: Groups, xs: list[np.ndarray], orders: list[_Order]) -> list[_Labelled]:
     if groups.kind == "whole":
-        return [_Labelled(np.zeros(1, np.int32), 1, x.size) for x in xs]
+        return [_Labelled(np.zeros(1, np.uint32), 1, x.size) for x in xs]
     found = []
     for (x, codes, axis), order in zip(groups._parts(xs), orders):
         if axis is None:
-            found.append(_Labelled(np.ascontiguousarray(codes.transpose(order), np.int32).reshape(-1), 1, 1))
+            found.append(_Labelled(np.ascontiguousarray(codes.transpose(order), np.uint32).reshape(-1), 1, 1))
             continue
         place = order.index(axis % x.ndim)
         lengths = [x.shape[a] for a in order]
-        own = np.ascontiguousarray(codes, np.int32)
+        own = np.ascontiguousarray(codes, np.uint32)
         found.append(_Labelled(own, math.prod(lengths[:place]), math.prod(lengths[place + 1 :])))
     return found
 
@@ -388,10 +389,16 @@ def _joined(values: list[np.ndarray] | None, orders: list[_Order]) -> np.ndarray
     return np.concatenate([v.transpose(order).reshape(-1) for v, order in zip(values, orders)])
 
 
+def _loops() -> Any:
+    """The compiled functions, which import numba."""
+    from proxopt.kernels import prox
+
+    return prox
+
+
 def _run(problem: _Problem, layout: Any, x: Any, out: Any, h: Any, t: Any, bounds: np.ndarray) -> None:
     """Launch the loop over the groups of a layout, or over the entries where there is none."""
-    from proxopt.kernels import prox as loops
-
+    loops = _loops()
     size, threads = out.size, _threads(problem.xs[0])
     like = np.zeros(0, out.dtype)
     where, constant = (_address(x), _address(out)), problem.metric == "constant"
@@ -418,8 +425,7 @@ def _shrink_rows(
     x: int, out: int, l1: float, bounds: np.ndarray, starts: np.ndarray, length: int, first: int, last: int, like: np.ndarray
 ) -> None:
     """Groups in rows with constant steps; those whose sum of squares decides nothing once more, with care."""
-    from proxopt.kernels import prox as loops
-
+    loops = _loops()
     rest = np.empty(last - first, np.int64)
     count = loops.shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like)
     if count:
@@ -454,16 +460,13 @@ def _sum_over_labels(
     bounds: np.ndarray,
 ) -> bool:
     """Groups by sums over labels in double precision; False where a sum of squares is not right to rounding."""
-    from proxopt.kernels import prox as loops
-
+    loops = _loops()
     assert problem.groups is not None
     count, like = problem.groups.count(outs), np.zeros(0, outs[0].dtype)
     sums = np.zeros(count)
     kernels.calls["add_squares"] += 1
     for x, out, t, part in zip(xs, outs, thresholds, parts):
-        loops.add_squares(
-            _address(x), _address(out), problem.l1, _address(t), part.codes, part.outer, part.inner, sums, like
-        )
+        loops.add_squares(_address(x), _address(out), problem.l1, _address(t), part.codes, part.outer, part.inner, sums, like)
     if not _in_range(sums, parts, outs, loops):
         return False
     norms = np.sqrt(sums)
