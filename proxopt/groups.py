@@ -258,9 +258,10 @@ class Groups:
         """
         xp = xp or _arrays.namespace(*xs)
         if all(type(x) is np.ndarray and x.dtype.char in "fd" for x in xs):
-            square = self.total([x * x for x in xs], xp)
+            with np.errstate(over="ignore", under="ignore"):
+                square = self.total([x * x for x in xs], xp)
             low, high = (1e-24, 1e36) if square.dtype.char == "f" else (1e-280, 1e300)
-            if low <= square.min() and square.max() <= high:  # none has overflown, or lost digits to underflow
+            if square.size and low <= square.min() and square.max() <= high:  # no overflow, no digits lost to underflow
                 return np.sqrt(square)
         largest = self.scale(xs, xp)
         scaled = [x / m for x, m in zip(xs, self.spread(largest, xs, xp))]

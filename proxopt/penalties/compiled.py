@@ -97,9 +97,12 @@ class _Problem:
 
 
 def _problem(form: Shrinkage, xs: list[Array], steps: list[Any]) -> _Problem | None:
-    steps = [_number_or_array(_arrays.like(s, x)) for s, x in zip(steps, xs)]
-    groups, bound = None, 0.0
-    metric = "constant"
+    """The problem, or None where it is none that the loops can solve."""
+    steps = [_arrays.like(s, x) for s, x in zip(steps, xs)]
+    l1 = [0.0 if form.l1 is None else _arrays.like(form.l1, x) for x in xs]
+    if not all(_fits(v, x.shape) for x, *own in zip(xs, steps, l1) for v in own):
+        return None  # a batch
+    groups, bound, metric = None, 0.0, "constant"
     if form.l2 is not None:
         groups, strength = form._per_group(xs, steps)
         bound = strength * groups.weights(xs, form.weights)
@@ -109,22 +112,34 @@ def _problem(form: Shrinkage, xs: list[Array], steps: list[Any]) -> _Problem | N
             metric = form.metric or "exact"
         if form.l1 is not None and _arrays.is_number(form.l2) and form.l2 == 0:
             groups, bound, metric = None, 0.0, "constant"
-    bound = _number_or_array(bound)
-    l1 = [0.0 if form.l1 is None else _number_or_array(_arrays.like(form.l1, x)) for x in xs]
+    if groups is not None and groups.kind == "along" and not _fits(bound, _reduced(groups, xs[0])):
+        return None
+    steps, l1, bound = list(map(_simple, steps)), list(map(_simple, l1)), _simple(bound)
+    if not all(map(_is_threshold, (*steps, *l1, bound))):
+        return None
     views = list(map(_view, xs))
-    thresholds, factor = _thresholds(views, list(map(_view, steps)), list(map(_view, l1)))
-    arrays = [v for v in (*steps, *l1, bound) if not isinstance(v, float)]
-    if not all(map(_is_threshold, arrays)) or not (0 <= factor < math.inf):
-        return None
-    if any(not _fits(v, x) for x, *own in zip(views, steps, l1) for v in own):
-        return None
-    full = [np.broadcast_to(_like(_view(s), x), x.shape) for s, x in zip(steps, views)] if metric != "constant" else None
-    return _Problem(xs, views, factor, thresholds, groups, _view(bound), full, metric)
+    thresholds, factor = _thresholds(views, steps, l1)
+    full = [np.broadcast_to(_like(s, x), x.shape) for s, x in zip(steps, views)] if metric != "constant" else None
+    return _Problem(xs, views, factor, thresholds, groups, bound, full, metric)
 
 
-def _number_or_array(v: Any) -> Any:
-    """An array with one entry as a number."""
-    return float(v) if _arrays.is_number(v) or math.prod(v.shape) == 1 else v
+def _fits(v: Any, shape: tuple[int, ...]) -> bool:
+    """Whether v broadcasts to this shape, and does not make it larger."""
+    n = _arrays.ndim(v)
+    return n <= len(shape) and (not n or all(a in (1, b) for a, b in zip(reversed(v.shape), reversed(shape))))
+
+
+def _reduced(groups: Groups, x: Array) -> tuple[int, ...]:
+    """The shape of one number for each group along axes."""
+    axes = groups.axes(x.ndim)
+    return tuple(1 if a - x.ndim in axes else n for a, n in enumerate(x.shape))
+
+
+def _simple(v: Any) -> Any:
+    """An array with one entry as a number; any other as one of NumPy that shares its memory."""
+    if _arrays.is_number(v):
+        return float(v)
+    return float(v.item()) if math.prod(v.shape) == 1 else _view(v)
 
 
 def _view(v: Any) -> Any:
@@ -138,15 +153,10 @@ def _like(v: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _is_threshold(v: Any) -> bool:
-    """Whether all entries are finite and >= 0; the values of tensors have not been checked."""
-    return not v.size or bool(v.min() >= 0 and v.max() < math.inf) if isinstance(v, np.ndarray) else _is_threshold(_view(v))
-
-
-def _fits(v: Any, x: np.ndarray) -> bool:
-    """Whether v broadcasts to the shape of x, and does not make it larger."""
+    """Whether a number, or all entries of an array, are finite and >= 0; the values of tensors have not been checked."""
     if isinstance(v, float):
-        return True
-    return v.ndim <= x.ndim and all(n in (1, m) for n, m in zip(reversed(v.shape), reversed(x.shape)))
+        return 0 <= v < math.inf
+    return not v.size or bool(v.min() >= 0 and v.max() < math.inf)
 
 
 def _thresholds(xs: list[np.ndarray], steps: list[Any], l1: list[Any]) -> tuple[list[np.ndarray] | None, float]:
@@ -211,18 +221,19 @@ def _memory_order(x: np.ndarray) -> _Order:
     return tuple(sorted(range(x.ndim), key=lambda a: -abs(x.strides[a])))
 
 
-def _regular(shape: Sequence[int], inside: Sequence[bool], copied: bool) -> _Rows | _Strided:
-    """The layout of groups along the axes that are `inside`, of an array with its axes in the order of memory.
+def _regular(x: np.ndarray, inside: Sequence[int], order: _Order, copied: bool) -> _Rows | _Strided:
+    """The layout of groups with the axes `inside`, which are negative, of an array with its axes in this order in memory.
 
     copied: whether the loop copies groups to rows, a few at a time.
     """
     axes: list[tuple[int, bool]] = []  # neighbours of a kind are one axis
-    for n, own in zip(shape, inside):
+    for a in order:
+        n, own = x.shape[a], a - x.ndim in inside
         if n != 1 and axes and axes[-1][1] == own:
             axes[-1] = (axes[-1][0] * n, own)
         elif n != 1:
             axes.append((n, own))
-    size = math.prod(shape)
+    size = x.size
     kinds = [own for _, own in axes]
     if kinds in ([], [True]):
         return _Rows(1, size, NONE)
@@ -337,7 +348,8 @@ def _solve(problem: _Problem) -> list[Array] | None:
             _run(problem, None, x, o, None, _flat(problem.thresholds, i, order), np.zeros(1))
         return outs
     if len(outs) == 1 and problem.groups.kind != "labels":
-        return outs if _solve_regular(problem, sources[0], views[0], orders[0]) else None
+        _solve_regular(problem, sources[0], views[0], orders[0])
+        return outs
     layout = _layout_of_labels(problem.groups, views, orders, problem.metric)
     bounds = np.atleast_1d(np.asarray(problem.bounds, dtype=float))
     if isinstance(layout, list):
@@ -357,20 +369,15 @@ def _solve(problem: _Problem) -> list[Array] | None:
     return outs
 
 
-def _solve_regular(problem: _Problem, x: np.ndarray, out: np.ndarray, order: _Order) -> bool:
-    """Groups along axes; False where the bounds do not have their shape."""
+def _solve_regular(problem: _Problem, x: np.ndarray, out: np.ndarray, order: _Order) -> None:
+    """Groups along axes, or one group."""
     assert problem.groups is not None
-    axes = [a + x.ndim for a in problem.groups.axes(x.ndim)]
-    layout = _regular([x.shape[a] for a in order], [a in axes for a in order], problem.metric != "constant")
-    bounds = problem.bounds
+    reduced, bounds = _reduced(problem.groups, x), problem.bounds
+    layout = _regular(x, problem.groups.axes(x.ndim), order, problem.metric != "constant")
     if not isinstance(bounds, float):
-        reduced = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
-        if bounds.ndim > len(reduced) or any(n not in (1, m) for n, m in zip(reversed(bounds.shape), reversed(reduced))):
-            return False
         bounds = np.broadcast_to(bounds, reduced).transpose(order).reshape(-1)
     h, t = (_flat(values, 0, order) for values in (problem.steps, problem.thresholds))
     _run(problem, layout, x, out, h, t, np.atleast_1d(np.asarray(bounds, dtype=float)))
-    return True
 
 
 def _copied(out: np.ndarray, x: np.ndarray) -> np.ndarray:
