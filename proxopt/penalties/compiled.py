@@ -29,6 +29,8 @@ METRICS = ("constant", "median", "support", "exact")
 
 def prox(shrinkage: Callable[[], Shrinkage | None], xs: list[Array], steps: list[Any]) -> list[Array] | None:
     """``shrinkage().prox(xs, steps)``, or None where only the array code computes it. Raises the same errors."""
+    if _arrays.is_torch_array(xs[0]) and sys.modules["torch"].compiler.is_compiling():
+        return None
     size = sum(map(_arrays.size, xs))
     if size < SMALLEST_IN_METRIC or (size < SMALLEST and not any(map(_arrays.ndim, steps))) or not kernels.available():
         return None
@@ -65,8 +67,8 @@ def _plain_torch(xs: Sequence[Array], others: Sequence[Any]) -> bool:
 
 
 def _traced(torch: Any) -> bool:
-    """Whether torch.compile, torch.jit or torch.func, forward derivatives or a dispatch mode see the operations."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+    """Whether torch.jit or torch.func, forward derivatives or a dispatch mode see the operations."""
+    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return bool(torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0)
 
