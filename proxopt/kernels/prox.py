@@ -390,16 +390,17 @@ def prox_pieces(x, out, h, l1, t, bounds, metric, owners, starts, lengths, longe
 
 
 @jit
-def add_by_code(z, codes, start, sums):
+def add_by_code(z, codes, sums):
     for j in range(z.shape[0]):
-        sums[codes[start + j]] += float(z[j]) * float(z[j])
+        a = np.float64(z[j])
+        sums[codes[j]] += a * a
 
 
 @jit
 def add_squares(x, out, l1, t, codes, outer, inner, sums, like):
     """Write the soft threshold of x to out, and add its squares to the sum of the label of each entry.
 
-    x is of shape (outer, codes, inner): entry (a, k, b) has the label codes[k].
+    x is of shape (outer, codes, inner): entry (a, k, b) has the label codes[k]. Without thresholds nothing is written.
     """
     count = codes.shape[0]
     length = inner if inner > 1 else BLOCK
@@ -408,13 +409,13 @@ def add_squares(x, out, l1, t, codes, outer, inner, sums, like):
             start = (a * count + k) * inner
             n = min(length, (a + 1) * count * inner - start)
             source, z = view(x, start, n, like), view(out, start, n, like)
-            total = soften_row(source, z, l1, part_of(t, start, n, like))
-            if x != out and t == 0 and not l1 > 0:
-                copy(source, z)
             if inner > 1:
-                sums[codes[k]] += total
+                sums[codes[k]] += soften_row(source, z, l1, part_of(t, start, n, like))
+            elif t == 0 and not l1 > 0:
+                add_by_code(source, codes[k : k + n], sums)
             else:
-                add_by_code(z, codes, k, sums)
+                soften_row(source, z, l1, part_of(t, start, n, like))
+                add_by_code(z, codes[k : k + n], sums)
 
 
 @jit
@@ -438,12 +439,28 @@ def scale_by_code(z, codes, factors):
 
 
 @jit
-def scale_by(x, codes, outer, inner, factors, like):
-    """Multiply each entry of x by the factor of its label, and turn -0 into 0."""
+def scale_by_code_into(x, z, codes, factors):
+    zero = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        z[j] = x[j] * factors[codes[j]] + zero
+
+
+@jit
+def scale_by(x, out, codes, outer, inner, factors, like):
+    """Write x with each entry multiplied by the factor of its label to out, which may be x, with 0 in place of -0."""
     count = codes.shape[0]
     for a in range(outer):
         if inner == 1:
-            scale_by_code(view(x, a * count, count, like), codes, factors)
-        else:
-            for k in range(count):
-                scale(view(x, (a * count + k) * inner, inner, like), factors[codes[k]])
+            z = view(out, a * count, count, like)
+            if x == out:
+                scale_by_code(z, codes, factors)
+            else:
+                scale_by_code_into(view(x, a * count, count, like), z, codes, factors)
+            continue
+        for k in range(count):
+            start = (a * count + k) * inner
+            z = view(out, start, inner, like)
+            if x == out:
+                scale(z, factors[codes[k]])
+            else:
+                scale_into(view(x, start, inner, like), z, factors[codes[k]])

@@ -476,28 +476,29 @@ def _sum_over_labels(
     kernels.calls["add_squares"] += 1
     for x, out, t, part in zip(xs, outs, thresholds, parts):
         loops.add_squares(_address(x), _address(out), problem.l1, _address(t), part.codes, part.outer, part.inner, sums, like)
-    if not _in_range(sums, parts, outs, loops):
+    points = xs if problem.l1 == 0 else outs  # after the soft threshold
+    if not _in_range(sums, parts, points):
         return False
     norms = np.sqrt(sums)
     zeroed = norms <= bounds
     shares = np.where(zeroed, 0.0, 1 - bounds / np.where(zeroed, 1.0, norms))
     factors = np.where(bounds <= 0, 1.0, shares).astype(like.dtype)
-    for out, part in zip(outs, parts):
-        loops.scale_by(_address(out), part.codes, part.outer, part.inner, factors, like)
+    for x, out, part in zip(points, outs, parts):
+        loops.scale_by(_address(x), _address(out), part.codes, part.outer, part.inner, factors, like)
     return True
 
 
-def _in_range(sums: np.ndarray, parts: list[_Labelled], outs: list[np.ndarray], loops: Any) -> bool:
-    """Whether no sum of squares has overflown, or lost entries to underflow; NaN is in range."""
+def _in_range(sums: np.ndarray, parts: list[_Labelled], xs: list[np.ndarray]) -> bool:
+    """Whether no sum of squares of xs has overflown, or lost entries to underflow; NaN is in range."""
     from proxopt.kernels import rows
 
-    double = outs[0].dtype.itemsize == 8
+    double = xs[0].dtype.itemsize == 8
     if (sums > (rows.LARGEST_DOUBLE if double else rows.LARGEST)).any():
         return False
     low = sums < (rows.SMALLEST_DOUBLE if double else rows.SMALLEST)
     if not low.any():
         return True
     found = np.zeros(len(sums))
-    for out, part in zip(outs, parts):
-        loops.largest(_address(out), part.codes, part.outer, part.inner, found, np.zeros(0, out.dtype))
+    for x, part in zip(xs, parts):
+        _loops().largest(_address(x), part.codes, part.outer, part.inner, found, np.zeros(0, x.dtype))
     return not found[low].any()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -360,3 +362,15 @@ print(sum(kernels.calls.values()), sys.modules.get("numba") is None)
 def test_numba_is_imported_by_large_arrays_only(first, expected):
     done = subprocess.run([sys.executable, "-c", WITHOUT.format(first)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+def test_the_benchmark_measures_every_case(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import prox_speed
+
+    monkeypatch.setattr(prox_speed, "keep_memory", lambda: None)
+    table, picture = tmp_path / "speed.csv", tmp_path / "speed.png"
+    prox_speed.main(["--library", "numpy", "--rounds", "1", "--scale", "1e-3", "--out", str(table), "--picture", str(picture)])
+    rows = list(csv.DictReader(table.open()))
+    assert len({row["case"] for row in rows if row["program"] == "proxopt"}) == 12
+    assert picture.exists() and all(float(row["ratio"]) > 0 for row in rows)
