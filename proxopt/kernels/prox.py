@@ -151,7 +151,12 @@ def prox_entries(x, out, l1, t, total, first, last, like):
         copy(a, z)
 
 
-# -- groups of an array -----------------------------------------------------------------------------
+# -- groups -----------------------------------------------------------------------------------------
+#
+# Regular groups: the memory has the shape (outer, runs, inner, length), and entries that differ along the second and the fourth
+# axis share a group; group number g is at (g // inner, g % inner). A tile is up to `width` neighbouring groups. With runs = 1 a
+# group is a row. Other groups are lists of pieces: group g has those from owners[g] to owners[g + 1], each with a start and a
+# length, and is a tile of its own; these layouts have length 0.
 
 
 @jit
@@ -161,21 +166,22 @@ def is_certain(total, bound, like):
 
 
 @jit
-def shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like):
-    """`prox_rows` for the metric `CONSTANT` and one threshold of all entries, where x and out are different arrays.
+def shrink_rows(x, out, l1, bounds, length, starts, lengths, rest, first, last, like):
+    """Groups ``first`` to ``last - 1`` in rows, of equal ``length`` or with starts and lengths, where x and out are not the same.
 
-    Groups of more than `BLOCK` entries, or whose sum of squares decides nothing, are left to `prox_rows`: their numbers are
-    written to ``rest``. Returns how many they are. The loops are inlined here, because for short rows a call of a function takes
-    as long as its loop; and a loop that reads one array and writes another is not vectorised where both are the same.
+    With the metric `CONSTANT` and one threshold of all entries. Groups of more than `BLOCK` entries, or whose sum of squares
+    decides nothing, are left to `prox_groups`: their numbers are written to ``rest``. Returns how many they are. The loops are
+    inlined here, because for short rows a call of a function takes as long as its loop; and a loop that reads one array and
+    writes another is not vectorised where both are the same.
     """
     count, threshold = 0, like.dtype.type(l1)
     for g in range(first, last):
         start = g * length if length > 0 else starts[g]
-        stop = start + length if length > 0 else starts[g + 1]
-        a, z = view(x, start, stop - start, like), view(out, start, stop - start, like)
+        n = length if length > 0 else lengths[g]
+        a, z = view(x, start, n, like), view(out, start, n, like)
         bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
         total = np.float64(soften_into(a, z, threshold) if l1 > 0 else square_sum(a))
-        if stop - start > BLOCK or not is_certain(total, bound, like):
+        if n > BLOCK or not is_certain(total, bound, like):
             rest[count] = g
             count += 1
             continue
@@ -189,102 +195,97 @@ def shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like):
 
 
 @jit
-def prox_rows(x, out, h, l1, t, bounds, metric, starts, length, chosen, first, last, like):
-    """Groups chosen[first] to chosen[last - 1], or ``first`` to ``last - 1`` where chosen is empty, in contiguous rows.
-
-    Group g has the entries from starts[g] to starts[g + 1], or length entries from g length on if length > 0.
-    """
-    for k in range(first, last):
-        g = chosen[k] if chosen.shape[0] > 0 else k
-        start = g * length if length > 0 else starts[g]
-        n = length if length > 0 else starts[g + 1] - start
-        z = view(out, start, n, like)
-        if x != out:
-            copy(view(x, start, n, like), z)
-        bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-        treat(z, part_of(h, start, n, like), l1, part_of(t, start, n, like), bound, metric)
-
-
-@jit
-def collect(address, base, width, pieces, inner, stride, buffer):
-    """Copy `width` groups, whose entries lie side by side, to rows of a buffer."""
-    n = pieces.shape[0] * inner
-    for p in range(pieces.shape[0]):
-        for i in range(inner):
-            source = view(address, base + pieces[p] + i * stride, width, buffer)
-            k = p * inner + i
-            for w in range(width):
-                buffer[w * n + k] = source[w]
-
-
-@jit
-def distribute(address, base, width, pieces, inner, stride, buffer):
-    """The inverse of `collect`."""
-    n = pieces.shape[0] * inner
-    for p in range(pieces.shape[0]):
-        for i in range(inner):
-            target = view(address, base + pieces[p] + i * stride, width, buffer)
-            k = p * inner + i
-            for w in range(width):
-                target[w] = buffer[w * n + k]
-
-
-@jit
-def collect_pieces(address, base, pieces, inner, buffer):
-    """Copy one group, in contiguous pieces of equal length, to a row."""
-    for p in range(pieces.shape[0]):
-        source = view(address, base + pieces[p], inner, buffer)
-        for i in range(inner):
-            buffer[p * inner + i] = source[i]
-
-
-@jit
-def distribute_pieces(address, base, pieces, inner, buffer):
-    for p in range(pieces.shape[0]):
-        target = view(address, base + pieces[p], inner, buffer)
-        for i in range(inner):
-            target[i] = buffer[p * inner + i]
-
-
-@jit
-def prox_strided(x, out, h, l1, t, bounds, metric, bases, groups, pieces, inner, stride, first, last, like):
-    """Tiles ``first`` to ``last - 1`` of groups side by side: tile k has the groups from groups[k] to groups[k + 1] - 1.
-
-    Entry i of piece p of group w of a tile is at ``bases[k] + w + pieces[p] + i stride``. With stride 1 a tile is one group.
-    """
-    n = pieces.shape[0] * inner
-    widest = 0
-    for k in range(first, last):
-        widest = max(widest, groups[k + 1] - groups[k])
-    size = widest * n
-    z = np.empty(size, like.dtype)
-    hs = np.empty(size if h != 0 else 0, like.dtype)
-    ts = np.empty(size if t != 0 else 0, like.dtype)
-    for k in range(first, last):
-        base, width = bases[k], groups[k + 1] - groups[k]
-        if stride == 1:
-            collect_pieces(x, base, pieces, inner, z)
-            if h != 0:
-                collect_pieces(h, base, pieces, inner, hs)
-            if t != 0:
-                collect_pieces(t, base, pieces, inner, ts)
-        else:
-            collect(x, base, width, pieces, inner, stride, z)
-            if h != 0:
-                collect(h, base, width, pieces, inner, stride, hs)
-            if t != 0:
-                collect(t, base, width, pieces, inner, stride, ts)
+def collect(address, runs, inner, length, left, width, z):
+    """Copy a tile of regular groups, which begins at entry ``left``, to rows of z."""
+    for r in range(runs):
+        source = view(address, left + r * inner * length, width * length, z)
         for w in range(width):
-            g = groups[k] + w
-            bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-            own_h = hs[w * n : (w + 1) * n] if h != 0 else hs
-            own_t = ts[w * n : (w + 1) * n] if t != 0 else ts
-            row = z[w * n : (w + 1) * n]
-            treat(row, own_h, l1, own_t, bound, metric)
-        if stride == 1:
-            distribute_pieces(out, base, pieces, inner, z)
+            for k in range(length):
+                z[(w * runs + r) * length + k] = source[w * length + k]
+
+
+@jit
+def distribute(address, runs, inner, length, left, width, z):
+    """The inverse of `collect`."""
+    for r in range(runs):
+        target = view(address, left + r * inner * length, width * length, z)
+        for w in range(width):
+            for k in range(length):
+                target[w * length + k] = z[(w * runs + r) * length + k]
+
+
+@jit
+def join(address, starts, lengths, z):
+    """Copy pieces to a row."""
+    n = 0
+    for p in range(starts.shape[0]):
+        source = view(address, starts[p], lengths[p], z)
+        for k in range(source.shape[0]):
+            z[n + k] = source[k]
+        n += source.shape[0]
+
+
+@jit
+def split(address, starts, lengths, z):
+    """The inverse of `join`."""
+    n = 0
+    for p in range(starts.shape[0]):
+        target = view(address, starts[p], lengths[p], z)
+        for k in range(target.shape[0]):
+            target[k] = z[n + k]
+        n += target.shape[0]
+
+
+@jit
+def tile(number, runs, inner, length, width):
+    """First group, first entry and number of groups of a tile."""
+    tiles = (inner + width - 1) // width
+    place = number % tiles * width
+    outer = number // tiles
+    return outer * inner + place, (outer * runs * inner + place) * length, min(width, inner - place)
+
+
+@jit
+def prox_groups(
+    x, out, h, l1, t, bounds, metric, runs, inner, length, width, owners, starts, lengths, largest, chosen, first, last, like
+):
+    """The tiles chosen[first] to chosen[last - 1], or ``first`` to ``last - 1`` where chosen is empty.
+
+    largest: the number of entries of the largest tile.
+    """
+    z = np.empty(largest, like.dtype)
+    hs = np.empty(largest if h != 0 else 0, like.dtype)
+    ts = np.empty(largest if t != 0 else 0, like.dtype)
+    for k in range(first, last):
+        number = chosen[k] if chosen.shape[0] > 0 else k
+        g, left, count, n = number, 0, 1, runs * length
+        own = starts[owners[number] : owners[number + 1]] if length == 0 else starts[:0]
+        own_lengths = lengths[owners[number] : owners[number + 1]] if length == 0 else lengths[:0]
+        if length > 0:
+            g, left, count = tile(number, runs, inner, length, width)
         else:
-            distribute(out, base, width, pieces, inner, stride, z)
+            n = own_lengths.sum()
+            left = own[0] if n > 0 else 0
+        if own.shape[0] == 1 or runs == 1:  # a row of the array
+            row = view(out, left, n, like)
+            if x != out:
+                copy(view(x, left, n, like), row)
+            bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
+            treat(row, part_of(h, left, n, like), l1, part_of(t, left, n, like), bound, metric)
+            continue
+        for address, target in ((x, z), (h, hs), (t, ts)):
+            if address != 0 and length > 0:
+                collect(address, runs, inner, length, left, count, target)
+            elif address != 0:
+                join(address, own, own_lengths, target)
+        for w in range(count):
+            bound = bounds[g + w] if bounds.shape[0] > 1 else bounds[0]
+            a, b = w * n, (w + 1) * n
+            treat(z[a:b], hs[a:b] if h != 0 else hs, l1, ts[a:b] if t != 0 else ts, bound, metric)
+        if length > 0:
+            distribute(out, runs, inner, length, left, count, z)
+        else:
+            split(out, own, own_lengths, z)
 
 
 @jit
@@ -309,81 +310,41 @@ def scale_each(z, factors):
 
 
 @jit
-def column_norm(address, place, pieces, inner, stride, like):
-    """The norm of one group of a tile."""
-    z = np.empty(pieces.shape[0] * inner, like.dtype)
-    collect(address, place, 1, pieces, inner, stride, z)
-    return norm(z)
-
-
-@jit
-def prox_columns(x, out, l1, t, bounds, bases, groups, pieces, inner, stride, first, last, like):
-    """`prox_strided` with the metric `CONSTANT`, by sums in the order of memory: no group is copied."""
+def prox_columns(x, out, l1, t, bounds, runs, inner, length, width, first, last, like):
+    """Tiles of regular groups with the metric `CONSTANT`, by sums in the order of memory: no group is copied."""
     factor = like.dtype.type(l1)
-    widest = 0
-    for k in range(first, last):
-        widest = max(widest, groups[k + 1] - groups[k])
-    sums, factors = np.empty(widest, np.float64), np.empty(widest, like.dtype)
-    for k in range(first, last):
-        base, width = bases[k], groups[k + 1] - groups[k]
+    sums, factors = np.empty(width, np.float64), np.empty(width, like.dtype)
+    for number in range(first, last):
+        g, left, count = tile(number, runs, inner, length, width)
         sums[:] = 0.0
-        for p in range(pieces.shape[0]):
-            for i in range(inner):
-                start = base + pieces[p] + i * stride
-                own_t = part_of(t, start, width, like)
-                soften_column(view(x, start, width, like), view(out, start, width, like), factor, own_t, sums)
-        for w in range(width):
-            bound = bounds[groups[k] + w] if bounds.shape[0] > 1 else bounds[0]
+        for r in range(runs):
+            start = left + r * inner * length
+            if length == 1:
+                own = part_of(t, start, count, like)
+                soften_column(view(x, start, count, like), view(out, start, count, like), factor, own, sums)
+            else:
+                for w in range(count):
+                    place = start + w * length
+                    a, z = view(x, place, length, like), view(out, place, length, like)
+                    sums[w] += soften_row(a, z, l1, part_of(t, place, length, like))
+                    if x != out and t == 0 and not l1 > 0:
+                        copy(a, z)
+        for w in range(count):
+            bound = bounds[g + w] if bounds.shape[0] > 1 else bounds[0]
             size = math.sqrt(sums[w])
-            if like.itemsize == 8 and not in_range(sums[w], like):
-                size = column_norm(out, base + w, pieces, inner, stride, like)
+            if not is_certain(sums[w], bound, like):
+                row = np.empty(runs * length, like.dtype)
+                collect(out, runs, inner, length, left + w * length, 1, row)
+                size = norm(row)
             share = 0.0 if size <= bound else 1.0 - bound / size
             factors[w] = 1.0 if bound <= 0 else share
-        for p in range(pieces.shape[0]):
-            for i in range(inner):
-                scale_each(view(out, base + pieces[p] + i * stride, width, like), factors)
-
-
-@jit
-def join(address, starts, lengths, first, last, buffer):
-    """Copy contiguous pieces of different lengths to a row; returns its length."""
-    n = 0
-    for p in range(first, last):
-        source = view(address, starts[p], lengths[p], buffer)
-        for i in range(lengths[p]):
-            buffer[n + i] = source[i]
-        n += lengths[p]
-    return n
-
-
-@jit
-def split(address, starts, lengths, first, last, buffer):
-    """The inverse of `join`."""
-    n = 0
-    for p in range(first, last):
-        target = view(address, starts[p], lengths[p], buffer)
-        for i in range(lengths[p]):
-            target[i] = buffer[n + i]
-        n += lengths[p]
-
-
-@jit
-def prox_pieces(x, out, h, l1, t, bounds, metric, owners, starts, lengths, longest, first, last, like):
-    """Groups ``first`` to ``last - 1`` of contiguous pieces: group g has those from owners[g] to owners[g + 1] - 1."""
-    z = np.empty(longest, like.dtype)
-    hs = np.empty(longest if h != 0 else 0, like.dtype)
-    ts = np.empty(longest if t != 0 else 0, like.dtype)
-    for g in range(first, last):
-        n = join(x, starts, lengths, owners[g], owners[g + 1], z)
-        if n == 0:
-            continue
-        if h != 0:
-            join(h, starts, lengths, owners[g], owners[g + 1], hs)
-        if t != 0:
-            join(t, starts, lengths, owners[g], owners[g + 1], ts)
-        bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-        treat(z[:n], hs[:n] if h != 0 else hs, l1, ts[:n] if t != 0 else ts, bound, metric)
-        split(out, starts, lengths, owners[g], owners[g + 1], z)
+        for r in range(runs):
+            start = left + r * inner * length
+            if length == 1:
+                scale_each(view(out, start, count, like), factors)
+            else:
+                for w in range(count):
+                    scale(view(out, start + w * length, length, like), factors[w])
 
 
 # -- sums over labels, in the order of memory -------------------------------------------------------

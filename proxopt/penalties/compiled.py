@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -174,33 +175,61 @@ def _thresholds(xs: list[np.ndarray], steps: list[Any], l1: list[Any]) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Groups of contiguous entries: `count` of equal length if it is > 0, or from starts[g] to starts[g + 1]."""
+class _Regular:
+    """Memory of the shape (outer, runs, inner, length), whose second and fourth axis are inside the groups."""
 
-    count: int
-    length: int
-    starts: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Strided:
-    """Groups with entries at the same places relative to a base: see ``kernels.prox.prox_strided``."""
-
-    bases: np.ndarray
-    groups: np.ndarray
-    pieces: np.ndarray
+    outer: int
+    runs: int
     inner: int
-    stride: int  # 1 where a tile is one group
+    length: int
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether each group is contiguous."""
+        return self.runs == 1
+
+    def width(self, constant: bool) -> int:
+        """How many neighbouring groups are treated together."""
+        if self.are_rows:
+            return 1
+        return min(max(CACHED // (self.runs * self.length), NARROW), WIDE) if constant else max(NARROW // self.length, 1)
+
+    def tiles(self, width: int) -> int:
+        return self.outer * -(-self.inner // width)
+
+    def table(self, width: int) -> tuple[Any, ...]:
+        """The arguments of ``prox_groups`` that describe the layout."""
+        largest = 0 if self.are_rows else self.runs * self.length * width
+        return (self.runs, self.inner, self.length, width, NONE, NONE, NONE, largest)
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Groups of contiguous pieces: see ``kernels.prox.prox_pieces``."""
+    """Group g has the pieces from owners[g] to owners[g + 1], each with a start and a length."""
 
     owners: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-    longest: int
+
+    @cached_property
+    def are_rows(self) -> bool:
+        """Whether each group is one piece."""
+        return len(self.owners) == len(self.starts) + 1 and bool((np.diff(self.owners) == 1).all())
+
+    @cached_property
+    def largest(self) -> int:
+        """The number of entries of the largest group."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])[self.owners]
+        return int(np.diff(ends).max(initial=0))
+
+    def width(self, constant: bool) -> int:
+        return 1
+
+    def tiles(self, width: int) -> int:
+        return len(self.owners) - 1
+
+    def table(self, width: int) -> tuple[Any, ...]:
+        return (0, 0, 0, width, self.owners, self.starts, self.lengths, self.largest)
 
 
 @dataclass(frozen=True)
@@ -223,41 +252,32 @@ def _memory_order(x: np.ndarray) -> _Order:
     return tuple(sorted(range(x.ndim), key=lambda a: -abs(x.strides[a])))
 
 
-def _regular(x: np.ndarray, inside: Sequence[int], order: _Order, copied: bool) -> _Rows | _Strided:
-    """The layout of groups with the axes `inside`, which are negative, of an array with its axes in this order in memory.
-
-    copied: whether the loop copies groups to rows, a few at a time.
-    """
-    axes: list[tuple[int, bool]] = []  # neighbours of a kind are one axis
+def _along(x: np.ndarray, inside: Sequence[int], order: _Order) -> _Regular | _Pieces:
+    """The layout of groups along the axes ``inside``, which are negative, of an array with its axes in this order in memory."""
+    lengths: list[int] = []
+    kinds = ""  # of the axes, with neighbours of a kind as one: "g" inside the groups, "k" kept
     for a in order:
-        n, own = x.shape[a], a - x.ndim in inside
-        if n != 1 and axes and axes[-1][1] == own:
-            axes[-1] = (axes[-1][0] * n, own)
-        elif n != 1:
-            axes.append((n, own))
-    size = x.size
-    kinds = [own for _, own in axes]
-    if kinds in ([], [True]):
-        return _Rows(1, size, NONE)
-    if kinds in ([False], [False, True]):
-        return _Rows(axes[0][0], size // axes[0][0], NONE)
-    strides = [math.prod(n for n, _ in axes[i + 1 :]) for i in range(len(axes))]
-    innermost = max(i for i, own in enumerate(kinds) if own)
-
-    def offsets(chosen: Iterable[int]) -> np.ndarray:
-        return _offsets([(axes[i][0], strides[i]) for i in chosen])
-
-    pieces = offsets(i for i, own in enumerate(kinds) if own and i != innermost)
-    if kinds[-1]:
-        bases = offsets(i for i, own in enumerate(kinds) if not own)
-        groups = np.arange(len(bases) + 1)
-    else:
-        last, size = axes[-1][0], len(pieces) * axes[innermost][0]
-        width = NARROW if copied else min(max(CACHED // size, NARROW), WIDE)
-        outer, tiles = offsets(i for i, own in enumerate(kinds[:-1]) if not own), np.arange(0, last, width)
-        bases = (outer[:, None] + tiles).reshape(-1)
-        groups = np.append((np.arange(len(outer))[:, None] * last + tiles).reshape(-1), len(outer) * last)
-    return _Strided(bases, groups, pieces, axes[innermost][0], strides[innermost])
+        kind = "g" if a - x.ndim in inside else "k"
+        if x.shape[a] == 1:
+            continue
+        if kinds.endswith(kind):
+            lengths[-1] *= x.shape[a]
+        else:
+            lengths.append(x.shape[a])
+            kinds += kind
+    if kinds in ("", "g", "k", "kg"):
+        count = lengths[0] if kinds.startswith("k") else 1
+        return _Regular(1, 1, count, x.size // count)
+    if kinds in ("gk", "kgk", "gkg", "kgkg"):
+        shape = [1] * kinds.startswith("g") + lengths + [1] * kinds.endswith("k")
+        return _Regular(*shape)
+    strides = [math.prod(lengths[i + 1 :]) for i in range(len(lengths))]
+    length = lengths[-1] if kinds.endswith("g") else 1
+    axes = list(zip(kinds, lengths, strides))
+    bases = _offsets([(n, stride) for kind, n, stride in axes if kind == "k"])
+    pieces = _offsets([(n, stride) for kind, n, stride in axes if kind == "g" and (stride > 1 or length == 1)])
+    starts = (bases[:, None] + pieces).reshape(-1)
+    return _Pieces(len(pieces) * np.arange(len(bases) + 1), starts, np.full(len(starts), length))
 
 
 def _offsets(axes: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -283,15 +303,6 @@ def _labelled(groups: Groups, xs: list[np.ndarray], orders: list[_Order]) -> lis
     return found
 
 
-def _rows_of(parts: list[_Labelled], count: int) -> _Rows | None:
-    """The groups as contiguous rows, if they are that: one array with slices in the order of their codes."""
-    (codes, outer, inner), *others = ((p.codes, p.outer, p.inner) for p in parts)
-    if others or outer != 1 or not (codes[1:] >= codes[:-1]).all():
-        return None
-    sizes = np.bincount(codes, minlength=count) * inner
-    return _Rows(count, 0, np.concatenate([[0], np.cumsum(sizes)]))
-
-
 def _pieces_of(parts: list[_Labelled], count: int) -> _Pieces:
     owners, starts, lengths, base = [], [], [], 0
     for part in parts:
@@ -310,14 +321,12 @@ def _pieces_of(parts: list[_Labelled], count: int) -> _Pieces:
     first = np.ones(len(owner), bool)
     first[1:] = (owner[1:] != owner[:-1]) | (start[1:] != start[:-1] + length[:-1])
     places = np.flatnonzero(first)
-    sizes = np.bincount(owner, weights=length, minlength=count)
-    joined = np.add.reduceat(length, places)
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(owner[places], minlength=count))])
-    return _Pieces(bounds, start[places], joined, int(sizes.max()))
+    counts = np.bincount(owner[places], minlength=count)
+    return _Pieces(np.concatenate([[0], np.cumsum(counts)]), start[places], np.add.reduceat(length, places))
 
 
 def _layout_of_labels(groups: Groups, xs: list[np.ndarray], orders: list[_Order], metric: str) -> Any:
-    """`_Rows` or `_Pieces`; a list of `_Labelled` where sums over labels in the order of memory are faster.
+    """`_Pieces`; a list of `_Labelled` where sums over labels in the order of memory are faster.
 
     That of the last arrays is cached beside the labels.
     """
@@ -325,12 +334,12 @@ def _layout_of_labels(groups: Groups, xs: list[np.ndarray], orders: list[_Order]
     cached = groups.__dict__.get("_layout")
     if cached is not None and cached[0] == key:
         return cached[1]
-    parts, count = _labelled(groups, xs, orders), groups.count(xs)
-    found: Any = _rows_of(parts, count)
-    if found is None and metric == "constant" and (len(parts) > 1 or sum(p.inner for p in parts) < SHORT):
-        found = parts
-    elif found is None:
-        found = _pieces_of(parts, count)
+    parts = _labelled(groups, xs, orders)
+    found: Any = parts
+    if metric != "constant" or len(parts) == 1:
+        found = _pieces_of(parts, groups.count(xs))
+        if metric == "constant" and xs[0].size < SHORT * len(found.starts):
+            found = parts
     if groups.kind == "labels":
         object.__setattr__(groups, "_layout", (key, found))
     return found
@@ -375,7 +384,7 @@ def _solve_regular(problem: _Problem, x: np.ndarray, out: np.ndarray, order: _Or
     """Groups along axes, or one group."""
     assert problem.groups is not None
     reduced, bounds = _reduced(problem.groups, x), problem.bounds
-    layout = _regular(x, problem.groups.axes(x.ndim), order, problem.metric != "constant")
+    layout = _along(x, problem.groups.axes(x.ndim), order)
     if not isinstance(bounds, float):
         bounds = np.broadcast_to(bounds, reduced).transpose(order).reshape(-1)
     h, t = (_flat(values, 0, order) for values in (problem.steps, problem.thresholds))
@@ -405,50 +414,42 @@ def _loops() -> Any:
     return prox
 
 
-def _run(problem: _Problem, layout: Any, x: Any, out: Any, h: Any, t: Any, bounds: np.ndarray) -> None:
+def _run(problem: _Problem, layout: _Regular | _Pieces | None, x: Any, out: Any, h: Any, t: Any, bounds: np.ndarray) -> None:
     """Launch the loop over the groups of a layout, or over the entries where there is none."""
-    loops = _loops()
-    size, threads = out.size, _threads(problem.xs[0])
-    like = np.zeros(0, out.dtype)
-    where, constant = (_address(x), _address(out)), problem.metric == "constant"
-    common = (*where, _address(h), problem.l1, _address(t), bounds, METRICS.index(problem.metric))
+    loops, launch = _loops(), partial(_launch, out=out, threads=_threads(problem.xs[0]))
+    where, l1, constant = (_address(x), _address(out)), problem.l1, problem.metric == "constant"
     if layout is None:
-        own: tuple[Any, ...] = (*where, problem.l1, _address(t), size)
-        _launch(loops.prox_entries, own, -(-size // loops.BLOCK), size, threads, like)
-    elif isinstance(layout, _Rows) and constant and t is None and x is not out:
-        own = (*where, problem.l1, bounds, layout.starts, layout.length)
-        _launch(_shrink_rows, own, layout.count, size, threads, like)
-    elif isinstance(layout, _Rows):
-        _launch(loops.prox_rows, (*common, layout.starts, layout.length, NONE), layout.count, size, threads, like)
-    elif isinstance(layout, _Pieces):
-        own = (*common, layout.owners, layout.starts, layout.lengths, layout.longest)
-        _launch(loops.prox_pieces, own, len(layout.owners) - 1, size, threads, like)
+        launch("prox_entries", loops.prox_entries, (*where, l1, _address(t), out.size), count=-(-out.size // loops.BLOCK))
+        return
+    width = layout.width(constant)
+    table, tiles = layout.table(width), layout.tiles(width)
+    general = (*where, _address(h), l1, _address(t), bounds, METRICS.index(problem.metric), *table)
+    if constant and layout.are_rows and t is None and x is not out:
+        rows = (*where, l1, bounds, table[2], *table[5:7])
+        launch("shrink_rows", partial(_shrink_rows, rows, general), (), count=tiles)
+    elif constant and isinstance(layout, _Regular) and not layout.are_rows:
+        launch("prox_columns", loops.prox_columns, (*where, l1, _address(t), bounds, *table[:4]), count=tiles)
     else:
-        function = loops.prox_columns if constant and layout.stride != 1 else loops.prox_strided
-        own = common if function is loops.prox_strided else (*where, problem.l1, _address(t), bounds)
-        own = (*own, layout.bases, layout.groups, layout.pieces, layout.inner, layout.stride)
-        _launch(function, own, len(layout.bases), size, threads, like)
+        launch("prox_groups", loops.prox_groups, (*general, NONE), count=tiles)
 
 
-def _shrink_rows(
-    x: int, out: int, l1: float, bounds: np.ndarray, starts: np.ndarray, length: int, first: int, last: int, like: np.ndarray
-) -> None:
-    """Groups in rows with constant steps; those whose sum of squares decides nothing once more, with care."""
-    loops = _loops()
+def _shrink_rows(own: tuple[Any, ...], general: tuple[Any, ...], first: int, last: int, like: np.ndarray) -> None:
+    """Groups in rows with constant steps, and with care those whose sum of squares decides nothing."""
     rest = np.empty(last - first, np.int64)
-    count = loops.shrink_rows(x, out, l1, bounds, starts, length, rest, first, last, like)
+    count = _loops().shrink_rows(*own, rest, first, last, like)
     if count:
-        loops.prox_rows(x, out, 0, l1, 0, bounds, 0, starts, length, rest[:count], 0, count, like)
+        _loops().prox_groups(*general, rest[:count], 0, count, like)
 
 
 def _launch(
-    function: Callable[..., None], arguments: tuple[Any, ...], count: int, size: int, threads: int, like: np.ndarray
+    name: str, function: Callable[..., None], arguments: tuple[Any, ...], count: int, out: np.ndarray, threads: int
 ) -> None:
-    """Call a loop for groups 0 to count - 1 of size entries in all, in parts that do not depend on the number of threads."""
+    """Call a loop for the tiles 0 to count - 1, in parts that do not depend on the number of threads if it is above 1."""
     from proxopt.kernels import pool
 
-    length = count if threads == 1 else -(-count * LEAST // size)
-    kernels.calls[function.__name__.lstrip("_")] += 1
+    like = np.zeros(0, out.dtype)
+    length = count if threads == 1 else -(-count * LEAST // out.size)
+    kernels.calls[name] += 1
     pool.run(function, [(*arguments, i, min(i + length, count), like) for i in range(0, count, length)], threads)
 
 
