@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxopt import ProxOperator, updates
 from proxopt._checks import in_range
-from proxopt_torch import kernels
+from proxopt_torch import compiled, kernels
 from proxopt_torch.base import ProximalOptimizer, Tensors
 from proxopt_torch.options import check_flags
 from proxopt_torch.param_groups import ParamGroup, Params
@@ -73,6 +73,7 @@ class ProxSGD(ProximalOptimizer):
 
     state_names = ("velocity", "point")
     _kernel = staticmethod(kernels.prox_sgd)
+    _method = staticmethod(compiled.prox_sgd)
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class HAPG(ProximalOptimizer):
 
     state_names = ("point",)
     _kernel = staticmethod(kernels.hapg)
+    _method = staticmethod(compiled.hapg)
 
     def __init__(
         self,
@@ -277,6 +279,7 @@ class ProxAdam(ProximalOptimizer):
     metric = "exact"
     state_names = ("exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.prox_adam)
+    _method = staticmethod(compiled.prox_adam)
 
     def __init__(
         self,
@@ -386,6 +389,7 @@ class AdamHAPG(ProximalOptimizer):
     metric = "median"
     state_names = ("point", "exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.adam_hapg)
+    _method = staticmethod(compiled.adam_hapg)
 
     def __init__(
         self,

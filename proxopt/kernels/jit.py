@@ -1,16 +1,21 @@
 """The decorators of all compiled loops, and arrays at a memory address inside them."""
 
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic, overload
+from numba import njit, types
+from numba.core.cgutils import alloca_once
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+SMALL = 64
 
 # Without "nnan", "ninf" and "nsz": NaN must stay NaN, and zeroed entries must be +0
 REORDER = {"contract", "reassoc", "arcp"}
@@ -27,7 +32,9 @@ def jit_exactly(function: F) -> F:
 
 
 def _compiled(function: F, fastmath: Any) -> F:
-    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "nogil": True}
+    # Without "_nrt" references to arrays are not counted, which would take longer than the arithmetic on a short row. Such code
+    # cannot create arrays
+    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "nogil": True, "_nrt": False}
     try:
         compiled = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder for the cache can be written: compile once in every process
@@ -49,44 +56,67 @@ def _depend_on_all_sources(compiled: Any) -> None:
 _STAMP = tuple((p.name, p.stat().st_mtime, p.stat().st_size) for p in sorted(Path(__file__).parent.glob("*.py")))
 
 
-def _pointer(typing_context: Any, address: Any) -> Any:
-    """A memory address, an integer, as a pointer."""
-
-    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(types.int64), convert
-
-
-pointer: Any = intrinsic(_pointer)
+def _array_at(context: Any, builder: Any, kind: Any, pointer: Any, length: Any) -> Any:
+    """A vector of numba's type ``kind`` at a pointer; numba does not count references to it."""
+    array = context.make_array(kind)(context, builder)
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    populate_array(array, pointer, [length], [size], size, meminfo=None)
+    return array._getvalue()
 
 
-@jit
-def view(address, offset, length, like):  # type: ignore[no-untyped-def]
-    """The ``length`` entries from entry ``offset`` on of the memory at ``address``, as an array of the dtype of ``like``."""
-    return carray(pointer(address + offset * like.itemsize), (length,), like.dtype)
+def _view(typing_context: Any, address: Any, offset: Any, length: Any, like: Any) -> Any:
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.return_type
+        start, first, count, _ = arguments
+        base = builder.inttoptr(start, context.get_data_type(kind.dtype).as_pointer())
+        return _array_at(context, builder, kind, builder.gep(base, [first]), count)
+
+    kind = types.Array(like.dtype, 1, "C")
+    return kind(types.int64, types.int64, types.int64, like), make
 
 
-def integers(x):  # type: ignore[no-untyped-def]
-    """The bit patterns of an array of floats as integers of the same size; in compiled code only."""
+view: Any = intrinsic(_view)
+"""``view(address, offset, length, like)``: entries from number ``offset`` on at an address, of the dtype of ``like``."""
 
 
-@overload(integers)
-def _integers(x):  # type: ignore[no-untyped-def]  # numba compares the names and annotations of arguments
-    if x.dtype == types.float32:
-        return lambda x: x.view(np.int32)
-    return lambda x: x.view(np.int64)
+def _small(typing_context: Any) -> Any:
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        length = context.get_constant(types.intp, SMALL)
+        pointer = alloca_once(builder, context.get_data_type(types.int64), size=length)
+        return _array_at(context, builder, signature.return_type, pointer, length)
+
+    return types.Array(types.int64, 1, "C")(), make
+
+
+small: Any = intrinsic(_small)
+"""``small()``: a vector of `SMALL` integers on the stack, which ends with the function."""
+
+
+def _integer_type(float_type: Any) -> Any:
+    return types.int32 if float_type == types.float32 else types.int64
+
+
+def _integers(typing_context: Any, x: Any) -> Any:
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.return_type
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(array.data, context.get_data_type(kind.dtype).as_pointer())
+        return _array_at(context, builder, kind, pointer, array.nitems)
+
+    return types.Array(_integer_type(x.dtype), 1, "C")(x), make
+
+
+integers: Any = intrinsic(_integers)
+"""``integers(x)``: the bit patterns of a vector of floats, as integers of the same size in the same memory."""
 
 
 def _from_integer(typing_context: Any, value: Any, like: Any) -> Any:
-    """The float of the dtype of ``like`` with this bit pattern; the inverse of `integers`."""
-    float_type, int_type = like.dtype, types.int32 if like.dtype == types.float32 else types.int64
-
     def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = context.cast(builder, arguments[0], signature.args[0], int_type)
-        return builder.bitcast(bits, context.get_value_type(float_type))
+        bits = context.cast(builder, arguments[0], signature.args[0], _integer_type(like.dtype))
+        return builder.bitcast(bits, context.get_value_type(like.dtype))
 
-    return float_type(value, like), convert
+    return like.dtype(value, like), convert
 
 
 from_integer: Any = intrinsic(_from_integer)
+"""``from_integer(value, like)``: the float of the dtype of ``like`` with this bit pattern, the inverse of `integers`."""

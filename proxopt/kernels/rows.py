@@ -1,9 +1,10 @@
 """The prox of one group whose entries lie in a contiguous row: soft threshold, norms, shrinkage with one step or one per entry.
 
-All scalars have the dtype of the row, because arithmetic of mixed precision is not vectorised, and loops contain neither slices
-nor ``min`` and ``max``, which are slow where NaN has to be kept. The sums are exact to a few units in the last place: blocks of
-`BLOCK` entries are summed in the precision of the row, and blocks in double precision. Where a sum of squares overflows or
-underflows the row is treated once more in double precision, scaled by its largest entry.
+All scalars have the dtype of the row, because arithmetic of mixed precision is not vectorised. Loops run from 0 over the whole
+row, because a start that may be negative is not vectorised either, and contain neither slices nor ``min`` and ``max``, which are
+slow where NaN has to be kept. Sums are right to a few units in the last place: blocks of `BLOCK` entries are summed in the
+precision of the row, and the blocks in double precision. Where a sum of squares overflows or underflows the row is treated once
+more in double precision, scaled by its largest entry.
 
 A step ``h`` of the entries and a threshold ``bound`` of the group define
 
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import math
 
-from proxopt.kernels.jit import from_integer, integers, jit, jit_exactly
+import numpy as np
+
+from proxopt.kernels.jit import SMALL, from_integer, integers, jit, jit_exactly, small
 
 BLOCK = 2048
 NEWTON_STEPS = 60  # a limit: Newton's method ends when it has converged, usually after three steps
@@ -42,19 +45,13 @@ def soften(x, t):
 
 @jit
 def soften_by(x, h, l1):
-    """Replace x by its soft threshold with the threshold ``h[j] * l1`` of entry j, for a number l1."""
+    """Replace x by its soft threshold with the threshold ``h[j] * l1`` of entry j, for a number l1 >= 0."""
     for j in range(x.shape[0]):
         t = h[j] * l1
         c = x[j]
         c = t if c > t else c
         c = -t if c < -t else c
         x[j] -= c
-
-
-@jit
-def soften_each(x, step, l1):
-    """Replace x by its soft threshold with the threshold ``step * l1[j]`` of entry j, for a number step."""
-    soften_by(x, l1, step)
 
 
 @jit
@@ -72,17 +69,17 @@ def soften_by_each(x, h, l1):
 
 
 @jit
-def _square_sum(x, start, stop):
+def _square_sum(x):
     total = x.dtype.type(0)
-    for j in range(start, stop):
+    for j in range(x.shape[0]):
         total += x[j] * x[j]
     return total
 
 
 @jit
-def _dual_sum(x, h, start, stop):
+def _dual_sum(x, h):
     total = x.dtype.type(0)
-    for j in range(start, stop):
+    for j in range(x.shape[0]):
         q = x[j] / h[j]
         total += q * q
     return total
@@ -97,12 +94,24 @@ def in_range(total, like):
 
 
 @jit
+def is_zero(x):
+    """Whether all entries are 0."""
+    bits = integers(x)
+    every = bits.dtype.type(0)
+    for j in range(bits.shape[0]):
+        every |= bits[j] + bits[j]  # without the sign bit
+    return every == 0
+
+
+@jit
 def norm(x):
     """The L2 norm of x, in double precision."""
     total = 0.0
     for start in range(0, x.shape[0], BLOCK):
-        total += _square_sum(x, start, min(start + BLOCK, x.shape[0]))
-    return math.sqrt(total) if in_range(total, x) else _norm_scaled(x)
+        total += _square_sum(x[start : start + BLOCK])
+    if in_range(total, x):
+        return math.sqrt(total)
+    return 0.0 if is_zero(x) else _norm_scaled(x)
 
 
 @jit
@@ -110,8 +119,10 @@ def dual_norm(x, h):
     """The L2 norm of x / h, in double precision; entries with step 0 count as 0 where x is 0, and as infinite elsewhere."""
     total = 0.0
     for start in range(0, x.shape[0], BLOCK):
-        total += _dual_sum(x, h, start, min(start + BLOCK, x.shape[0]))
-    return math.sqrt(total) if in_range(total, x) else _dual_norm_scaled(x, h)
+        total += _dual_sum(x[start : start + BLOCK], h[start : start + BLOCK])
+    if in_range(total, x):
+        return math.sqrt(total)
+    return 0.0 if is_zero(x) else _dual_norm_scaled(x, h)
 
 
 @jit_exactly
@@ -164,41 +175,32 @@ def scale(x, factor):
 
 
 @jit
-def clear(x):
-    """Set x to 0."""
-    for j in range(x.shape[0]):
-        x[j] = x.dtype.type(0)
+def share(size, threshold):
+    """``max(1 - threshold / size, 0)``, what a shrinkage leaves of a group; 1 where the threshold is 0."""
+    if threshold <= 0.0:
+        return 1.0
+    return 0.0 if size <= threshold else 1.0 - threshold / size
 
 
 @jit
 def shrink(x, threshold):
     """Replace x by ``max(1 - threshold / ||x||, 0) x``."""
-    if threshold <= 0:
-        return
-    size = norm(x)
-    if size <= threshold:
-        clear(x)
-    else:
-        scale(x, x.dtype.type(1.0 - threshold / size))
+    if threshold > 0.0:
+        scale(x, x.dtype.type(share(norm(x), threshold)))
 
 
 @jit
 def shrink_median(x, h, bound):
     """`shrink` with the median of the steps as step of all entries."""
-    if bound > 0:
+    if bound > 0.0:
         shrink(x, bound * median(h))
 
 
 @jit
 def shrink_support(x, h, bound):
     """`shrink` with the step ``||x|| / ||x / h||``, for which the same groups are zeroed as by `shrink_exact`."""
-    if bound <= 0:
-        return
-    dual = dual_norm(x, h)
-    if dual <= bound:
-        clear(x)
-    else:
-        scale(x, x.dtype.type(1.0 - bound / dual))
+    if bound > 0.0:
+        scale(x, x.dtype.type(share(dual_norm(x, h), bound)))
 
 
 @jit
@@ -209,13 +211,18 @@ def shrink_exact(x, h, bound):
     Newton's method for this sum to the power -1/2, which is concave and increasing, from the root for the one step of
     `shrink_support`.
     """
-    if bound <= 0:
+    if bound <= 0.0:
         return
     dual = dual_norm(x, h)
     if dual <= bound:
-        clear(x)
-        return
-    size = norm(x)
+        scale(x, x.dtype.type(0))
+    else:
+        shrink_nonzero(x, h, bound, norm(x), dual)
+
+
+@jit
+def shrink_nonzero(x, h, bound, size, dual):
+    """`shrink_exact` of a group that is not zeroed, with the norms ``||x||`` and ``||x / h||``."""
     root, found = _root(x, h, bound, size / bound - size / dual)
     if found:
         _shrink_by_root(x, h, x.dtype.type(1.0 / root))
@@ -233,7 +240,7 @@ def _root(x, h, bound, root):
             return root, False
         total, slope = 0.0, 0.0
         for start in range(0, x.shape[0], BLOCK):
-            part, part_slope = _newton_sums(x, h, x.dtype.type(root), start, min(start + BLOCK, x.shape[0]))
+            part, part_slope = _newton_sums(x[start : start + BLOCK], h[start : start + BLOCK], x.dtype.type(root))
             total += part
             slope += part_slope
         if not (in_range(total, x) and in_range(slope, x)):
@@ -247,10 +254,10 @@ def _root(x, h, bound, root):
 
 
 @jit
-def _newton_sums(x, h, root, start, stop):
+def _newton_sums(x, h, root):
     one = x.dtype.type(1)
     total, slope = x.dtype.type(0), x.dtype.type(0)
-    for j in range(start, stop):
+    for j in range(x.shape[0]):
         below = one / (root + h[j])
         q = (x[j] * below) * (x[j] * below)
         total += q
@@ -315,51 +322,104 @@ def _newton_scaled(x, h, largest, unit, root):
 
 # -- median ---------------------------------------------------------------------------------------
 
+SAMPLE = 16  # entries that give the first limits
+
 
 @jit
 def median(h):
     """The median of a row of numbers >= 0: the mean of the two middle ones where their number is even.
 
-    The bit pattern of a positive floating-point number, read as an integer, grows with the number. The lower middle one is found
-    by bisection of the range of these integers, counting the entries below: a vectorised loop over a row in cache.
+    The bit pattern of a positive floating-point number, read as an integer, grows with the number. An interval that contains the
+    lower middle one is narrowed by counting the entries below two limits at a time, in vectorised loops over the row in cache.
+    The few entries that remain are copied.
     """
     bits = integers(h)
-    low, largest = _range(bits)
-    high = largest
-    rank = (h.shape[0] - 1) // 2  # how many entries are smaller than the lower middle one, if none are equal
+    n = h.shape[0]
+    rank = (n - 1) // 2  # how many entries are smaller than the lower middle one, if none are equal
+    low, high = np.int64(0), _largest_integer(h.itemsize)
+    below, upto = 0, n  # how many entries are < low and <= high
+    left, right = _sample_limits(bits)
+    while upto - below > SMALL and low < high:
+        width = high - low
+        below_left, below_right = _count_both(bits, left, right)
+        if rank < below_left:
+            high, upto = left, below_left
+        elif rank < below_right:
+            low, high, below, upto = left + 1, right, below_left, below_right
+        else:
+            low, below = right + 1, below_right
+        # the next limits, as if the entries were spread evenly, which the quarters do not need
+        left, right = low + (high - low) // 4, high - (high - low) // 4
+        if high - low <= width // 2:
+            near = low + np.int64((high - low) * ((rank - below + 0.5) / (upto - below)))
+            left, right = max(low, near - (high - low) // 8), min(high, near + (high - low) // 8)
+    lower, upper = _middle_two(bits, low, high, rank - below, upto - below)
+    if n % 2 == 1:
+        return from_integer(lower, h)
+    return (from_integer(lower, h) + from_integer(upper, h)) / h.dtype.type(2)
+
+
+@jit
+def _largest_integer(itemsize):
+    half = (np.int64(1) << (8 * itemsize - 2)) - 1
+    return 2 * half + 1
+
+
+@jit
+def _sample_limits(bits):
+    """The lower and the upper quarter of a few entries."""
+    n = bits.shape[0]
+    sample = small()
+    for i in range(SAMPLE):
+        value = np.int64(bits[i * n // SAMPLE])
+        j = i
+        while j > 0 and sample[j - 1] > value:
+            sample[j] = sample[j - 1]
+            j -= 1
+        sample[j] = value
+    return sample[SAMPLE // 4], sample[SAMPLE - 1 - SAMPLE // 4]
+
+
+@jit
+def _count_both(bits, left, right):
+    """How many entries are <= left, and how many are <= right."""
+    kind = bits.dtype.type
+    left, right = kind(left), kind(right)
+    below_left, below_right = kind(0), kind(0)
+    for j in range(bits.shape[0]):
+        below_left += kind(bits[j] <= left)
+        below_right += kind(bits[j] <= right)
+    return np.int64(below_left), np.int64(below_right)
+
+
+@jit
+def _middle_two(bits, low, high, rank, count):
+    """Of the ``count`` entries between low and high, the one with this rank, and the next larger one of all entries."""
+    if count > SMALL:  # all are equal
+        return low, low
+    few = small()
+    k = 0
+    for j in range(bits.shape[0]):
+        if low <= bits[j] <= high:
+            few[k] = bits[j]
+            k += 1
     while low < high:
         middle = low + (high - low) // 2
-        if _count_up_to(bits, middle) > rank:
+        if _count_both(few[:k], middle, middle)[0] > rank:
             high = middle
         else:
             low = middle + 1
-    lower = from_integer(low, h)
-    if h.shape[0] % 2 == 1 or _count_up_to(bits, low) > rank + 1:
-        return lower
-    return (lower + from_integer(_smallest_above(bits, low, largest), h)) / h.dtype.type(2)
+    if _count_both(few[:k], low, low)[0] > rank + 1:
+        return low, low
+    above = _smallest_above(few[:k], low)
+    return low, above if above > low else _smallest_above(bits, low)
 
 
 @jit
-def _range(bits):
-    low, high = bits[0], bits[0]
+def _smallest_above(bits, limit):
+    """The smallest entry that is larger than the limit; the limit where there is none."""
+    found, any_above = np.int64(limit), False
     for j in range(bits.shape[0]):
-        low = bits[j] if bits[j] < low else low
-        high = bits[j] if bits[j] > high else high
-    return low, high
-
-
-@jit
-def _count_up_to(bits, limit):
-    count = bits.dtype.type(0)
-    limit = bits.dtype.type(limit)
-    for j in range(bits.shape[0]):
-        count += bits.dtype.type(bits[j] <= limit)
-    return count
-
-
-@jit
-def _smallest_above(bits, limit, largest):
-    found, limit = bits.dtype.type(largest), bits.dtype.type(limit)
-    for j in range(bits.shape[0]):
-        found = bits[j] if bits[j] > limit and bits[j] < found else found
+        if bits[j] > limit and (not any_above or bits[j] < found):
+            found, any_above = np.int64(bits[j]), True
     return found
