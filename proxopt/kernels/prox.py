@@ -21,6 +21,7 @@ import numpy as np
 from proxopt.kernels.jit import jit, view
 from proxopt.kernels.rows import (
     BLOCK,
+    _square_sum,
     in_range,
     norm,
     scale,
@@ -50,14 +51,6 @@ def scale_into(x, z, factor):
     zero = x.dtype.type(0)
     for j in range(x.shape[0]):
         z[j] = x[j] * factor + zero
-
-
-@jit
-def square_sum(x):
-    total = x.dtype.type(0)
-    for j in range(x.shape[0]):
-        total += x[j] * x[j]
-    return total
 
 
 @jit
@@ -94,7 +87,7 @@ def soften_into_by(x, z, l1, t):
 def soften_part(x, z, l1, t):
     if t.shape[0] > 0:
         return soften_into_by(x, z, l1, t)
-    return soften_into(x, z, l1) if l1 > 0 else square_sum(x)
+    return soften_into(x, z, l1) if l1 > 0 else _square_sum(x)
 
 
 @jit
@@ -132,12 +125,6 @@ def shrink_by(z, h, bound, metric):
         shrink_exact(z, h, bound)
 
 
-@jit
-def part_of(address, start, length, like):
-    """A row of an array, empty where there is no such array."""
-    return view(address, start, length, like) if address != 0 else view(address, 0, 0, like)
-
-
 # -- entries alone ----------------------------------------------------------------------------------
 
 
@@ -146,7 +133,7 @@ def prox_entries(x, out, l1, t, total, first, last, like):
     """Soft threshold of the blocks ``first`` to ``last - 1`` of `BLOCK` entries, of ``total`` in all."""
     start, length = first * BLOCK, min(last * BLOCK, total) - first * BLOCK
     a, z = view(x, start, length, like), view(out, start, length, like)
-    soften_row(a, z, l1, part_of(t, start, length, like))
+    soften_row(a, z, l1, view(t, start, length if t != 0 else 0, like))
     if t == 0 and not l1 > 0:
         copy(a, z)
 
@@ -180,7 +167,7 @@ def shrink_rows(x, out, l1, bounds, length, starts, lengths, rest, first, last, 
         n = length if length > 0 else lengths[g]
         a, z = view(x, start, n, like), view(out, start, n, like)
         bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-        total = np.float64(soften_into(a, z, threshold) if l1 > 0 else square_sum(a))
+        total = np.float64(soften_into(a, z, threshold) if l1 > 0 else _square_sum(a))
         if n > BLOCK or not is_certain(total, bound, like):
             rest[count] = g
             count += 1
@@ -237,6 +224,14 @@ def split(address, starts, lengths, z):
 
 
 @jit
+def total_of(lengths):
+    n = 0
+    for p in range(lengths.shape[0]):
+        n += lengths[p]
+    return n
+
+
+@jit
 def tile(number, runs, inner, length, width):
     """First group, first entry and number of groups of a tile."""
     tiles = (inner + width - 1) // width
@@ -247,41 +242,40 @@ def tile(number, runs, inner, length, width):
 
 @jit
 def prox_groups(
-    x, out, h, l1, t, bounds, metric, runs, inner, length, width, owners, starts, lengths, largest, chosen, first, last, like
+    x, out, h, l1, t, bounds, metric, runs, inner, length, width, owners, starts, lengths, chosen, scratch, first, last, like
 ):
     """The tiles chosen[first] to chosen[last - 1], or ``first`` to ``last - 1`` where chosen is empty.
 
-    largest: the number of entries of the largest tile.
+    scratch: memory for the points, steps and thresholds of the largest tile.
     """
-    z = np.empty(largest, like.dtype)
-    hs = np.empty(largest if h != 0 else 0, like.dtype)
-    ts = np.empty(largest if t != 0 else 0, like.dtype)
+    z, hs, ts = scratch[0], scratch[1], scratch[2]
     for k in range(first, last):
         number = chosen[k] if chosen.shape[0] > 0 else k
         g, left, count, n = number, 0, 1, runs * length
-        own = starts[owners[number] : owners[number + 1]] if length == 0 else starts[:0]
-        own_lengths = lengths[owners[number] : owners[number + 1]] if length == 0 else lengths[:0]
+        a, b = (owners[number], owners[number + 1]) if length == 0 else (0, 0)
+        own, own_lengths = starts[a:b], lengths[a:b]
         if length > 0:
             g, left, count = tile(number, runs, inner, length, width)
         else:
-            n = own_lengths.sum()
+            n = total_of(own_lengths)
             left = own[0] if n > 0 else 0
         if own.shape[0] == 1 or runs == 1:  # a row of the array
             row = view(out, left, n, like)
             if x != out:
                 copy(view(x, left, n, like), row)
             bound = bounds[g] if bounds.shape[0] > 1 else bounds[0]
-            treat(row, part_of(h, left, n, like), l1, part_of(t, left, n, like), bound, metric)
+            treat(row, view(h, left, n if h != 0 else 0, like), l1, view(t, left, n if t != 0 else 0, like), bound, metric)
             continue
-        for address, target in ((x, z), (h, hs), (t, ts)):
+        for role in range(3):
+            address = x if role == 0 else h if role == 1 else t
             if address != 0 and length > 0:
-                collect(address, runs, inner, length, left, count, target)
+                collect(address, runs, inner, length, left, count, scratch[role])
             elif address != 0:
-                join(address, own, own_lengths, target)
+                join(address, own, own_lengths, scratch[role])
         for w in range(count):
             bound = bounds[g + w] if bounds.shape[0] > 1 else bounds[0]
             a, b = w * n, (w + 1) * n
-            treat(z[a:b], hs[a:b] if h != 0 else hs, l1, ts[a:b] if t != 0 else ts, bound, metric)
+            treat(z[a:b], hs[a:b], l1, ts[a : b if t != 0 else a], bound, metric)
         if length > 0:
             distribute(out, runs, inner, length, left, count, z)
         else:
@@ -310,30 +304,32 @@ def scale_each(z, factors):
 
 
 @jit
-def prox_columns(x, out, l1, t, bounds, runs, inner, length, width, first, last, like):
-    """Tiles of regular groups with the metric `CONSTANT`, by sums in the order of memory: no group is copied."""
+def prox_columns(x, out, l1, t, bounds, runs, inner, length, width, sums, factors, row, first, last, like):
+    """Tiles of regular groups with the metric `CONSTANT`, by sums in the order of memory: no group is copied.
+
+    sums, factors and row: memory for a number in double precision and one more for each group of a tile, and for one group.
+    """
     factor = like.dtype.type(l1)
-    sums, factors = np.empty(width, np.float64), np.empty(width, like.dtype)
     for number in range(first, last):
         g, left, count = tile(number, runs, inner, length, width)
-        sums[:] = 0.0
+        for w in range(count):
+            sums[w] = 0.0
         for r in range(runs):
             start = left + r * inner * length
             if length == 1:
-                own = part_of(t, start, count, like)
+                own = view(t, start, count if t != 0 else 0, like)
                 soften_column(view(x, start, count, like), view(out, start, count, like), factor, own, sums)
             else:
                 for w in range(count):
                     place = start + w * length
                     a, z = view(x, place, length, like), view(out, place, length, like)
-                    sums[w] += soften_row(a, z, l1, part_of(t, place, length, like))
+                    sums[w] += soften_row(a, z, l1, view(t, place, length if t != 0 else 0, like))
                     if x != out and t == 0 and not l1 > 0:
                         copy(a, z)
         for w in range(count):
             bound = bounds[g + w] if bounds.shape[0] > 1 else bounds[0]
             size = math.sqrt(sums[w])
             if not is_certain(sums[w], bound, like):
-                row = np.empty(runs * length, like.dtype)
                 collect(out, runs, inner, length, left + w * length, 1, row)
                 size = norm(row)
             share = 0.0 if size <= bound else 1.0 - bound / size
@@ -371,11 +367,11 @@ def add_squares(x, out, l1, t, codes, outer, inner, sums, like):
             n = min(length, (a + 1) * count * inner - start)
             source, z = view(x, start, n, like), view(out, start, n, like)
             if inner > 1:
-                sums[codes[k]] += soften_row(source, z, l1, part_of(t, start, n, like))
+                sums[codes[k]] += soften_row(source, z, l1, view(t, start, n if t != 0 else 0, like))
             elif t == 0 and not l1 > 0:
                 add_by_code(source, codes[k : k + n], sums)
             else:
-                soften_row(source, z, l1, part_of(t, start, n, like))
+                soften_row(source, z, l1, view(t, start, n if t != 0 else 0, like))
                 add_by_code(z, codes[k : k + n], sums)
 
 

@@ -199,8 +199,11 @@ class _Regular:
 
     def table(self, width: int) -> tuple[Any, ...]:
         """The arguments of ``prox_groups`` that describe the layout."""
-        largest = 0 if self.are_rows else self.runs * self.length * width
-        return (self.runs, self.inner, self.length, width, NONE, NONE, NONE, largest)
+        return (self.runs, self.inner, self.length, width, NONE, NONE, NONE)
+
+    def largest(self, width: int) -> int:
+        """How many entries of scratch memory a tile needs."""
+        return 0 if self.are_rows else self.runs * self.length * width
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class _Pieces:
         return len(self.owners) == len(self.starts) + 1 and bool((np.diff(self.owners) == 1).all())
 
     @cached_property
-    def largest(self) -> int:
+    def _largest(self) -> int:
         """The number of entries of the largest group."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])[self.owners]
         return int(np.diff(ends).max(initial=0))
@@ -229,7 +232,10 @@ class _Pieces:
         return len(self.owners) - 1
 
     def table(self, width: int) -> tuple[Any, ...]:
-        return (0, 0, 0, width, self.owners, self.starts, self.lengths, self.largest)
+        return (0, 0, 0, width, self.owners, self.starts, self.lengths)
+
+    def largest(self, width: int) -> int:
+        return self._largest
 
 
 @dataclass(frozen=True)
@@ -422,23 +428,28 @@ def _run(problem: _Problem, layout: _Regular | _Pieces | None, x: Any, out: Any,
         launch("prox_entries", loops.prox_entries, (*where, l1, _address(t), out.size), count=-(-out.size // loops.BLOCK))
         return
     width = layout.width(constant)
-    table, tiles = layout.table(width), layout.tiles(width)
-    general = (*where, _address(h), l1, _address(t), bounds, METRICS.index(problem.metric), *table)
+    table, largest, tiles = layout.table(width), layout.largest(width), layout.tiles(width)
+
+    def groups(chosen: np.ndarray, first: int, last: int, like: np.ndarray) -> None:
+        common = (*where, _address(h), l1, _address(t), bounds, METRICS.index(problem.metric), *table)
+        loops.prox_groups(*common, chosen, np.empty((3, largest), like.dtype), first, last, like)
+
+    def rows(first: int, last: int, like: np.ndarray) -> None:
+        rest = np.empty(last - first, np.int64)
+        count = loops.shrink_rows(*where, l1, bounds, table[2], *table[5:], rest, first, last, like)
+        if count:
+            groups(rest[:count], 0, count, like)
+
+    def columns(first: int, last: int, like: np.ndarray) -> None:
+        scratch = (np.empty(width), np.empty(width, like.dtype), np.empty(largest // width, like.dtype))
+        loops.prox_columns(*where, l1, _address(t), bounds, *table[:4], *scratch, first, last, like)
+
     if constant and layout.are_rows and t is None and x is not out:
-        rows = (*where, l1, bounds, table[2], *table[5:7])
-        launch("shrink_rows", partial(_shrink_rows, rows, general), (), count=tiles)
+        launch("shrink_rows", rows, (), count=tiles)
     elif constant and isinstance(layout, _Regular) and not layout.are_rows:
-        launch("prox_columns", loops.prox_columns, (*where, l1, _address(t), bounds, *table[:4]), count=tiles)
+        launch("prox_columns", columns, (), count=tiles)
     else:
-        launch("prox_groups", loops.prox_groups, (*general, NONE), count=tiles)
-
-
-def _shrink_rows(own: tuple[Any, ...], general: tuple[Any, ...], first: int, last: int, like: np.ndarray) -> None:
-    """Groups in rows with constant steps, and with care those whose sum of squares decides nothing."""
-    rest = np.empty(last - first, np.int64)
-    count = _loops().shrink_rows(*own, rest, first, last, like)
-    if count:
-        _loops().prox_groups(*general, rest[:count], 0, count, like)
+        launch("prox_groups", groups, (NONE,), count=tiles)
 
 
 def _launch(
