@@ -260,8 +260,8 @@ class ProximalOptimizer(Penalised, Optimizer):
             batches, present = self._batches(group, penalty, present)
         stacked, alone = stacks.split(self, group, penalty, present)
         grads = [stacks.gather(stack) for stack in stacked]
-        unchecked = [g for batch in batches if not self._known_finite(group, batch) for g in batch.grads]
-        self._check_finite(group, unchecked + grads + [p.grad for e in alone for p in e if p.grad is not None])
+        others = [g for batch in batches for g in batch.grads] + [p.grad for e in alone for p in e if p.grad is not None]
+        self._check_finite(group, grads + others)
         return _Work(group, penalty, batches, list(zip(stacked, grads)), alone)
 
     def _batches(
@@ -276,10 +276,6 @@ class ProximalOptimizer(Penalised, Optimizer):
             else:
                 rest = rest + batch.entries
         return batches, rest
-
-    def _known_finite(self, group: ParamGroup, batch: compiled.Batch) -> bool:
-        """Whether the gradients of a batch need no other check; where parameters are sharded, the ranks check together."""
-        return group["check_finite"] is False or (not self.__dict__.get("_meshes") and batch.finite())
 
     def _step_entry(self, group: ParamGroup, penalty: ProxOperator | None, entry: Entry) -> None:
         states = self._states(group, entry)

@@ -76,11 +76,14 @@ def split(
 
 def _form(group: ParamGroup, penalty: ProxOperator | None) -> Shrinkage | None:
     """The form of the penalty of a group that compiled loops may update; None for any other group."""
-    if torch.compiler.is_compiling() or not kernels.available() or torch._C._are_functorch_transforms_active():
-        return None
-    if group.get("differentiable") or group.get("capturable"):
+    if not _possible() or group.get("differentiable") or group.get("capturable"):
         return None
     return NO_PENALTY if penalty is None else declared.shrinkage(penalty)
+
+
+def _possible() -> bool:
+    """Whether compiled loops may run here: they are available, and neither torch.compile nor torch.func traces."""
+    return not torch.compiler.is_compiling() and kernels.available() and not torch._C._are_functorch_transforms_active()
 
 
 def _fits(entry: Entry) -> bool:
@@ -159,6 +162,26 @@ def _labels(groups: Groups | None) -> Any:
     return groups.kind, groups.axis, len(groups.names), [(c.shape, c.tobytes()) for c in codes]
 
 
+def known_finite(grads: Sequence[Tensor]) -> bool:
+    """Whether the loops find all gradients finite; False where they cannot read one."""
+    dtypes = {g.dtype for g in grads}
+    if not _possible() or len(dtypes) != 1 or not dtypes <= DTYPES.keys() or not _ordinary(grads):
+        return False
+    if not all(map(Tensor.is_contiguous, grads)) and not all(map(is_dense, grads)):
+        return False
+    from proxopt.kernels import steps
+
+    kernels.calls["all_finite"] += 1
+    sizes = np.array([g.numel() for g in grads], np.int64)
+    return bool(steps.all_finite(_addresses(grads), sizes, np.empty(0, DTYPES[dtypes.pop()])))
+
+
+def _ordinary(grads: Sequence[Tensor]) -> bool:
+    """Whether all gradients are tensors of no subclass whose memory, on the CPU, holds their values."""
+    kinds = {(type(g), g.layout) for g in grads}
+    return kinds == {(Tensor, torch.strided)} and {g.device.type for g in grads} == {"cpu"} and not any(map(Tensor.is_neg, grads))
+
+
 # -- the tables -----------------------------------------------------------------------------------
 
 
@@ -210,7 +233,7 @@ class Tables:
         return np.isin(self._owners, chosen) if len(chosen) < len(self.entries) else None
 
     def set_strengths(self, form: Shrinkage) -> bool:
-        """Read the strengths of a penalty; False where one is negative, not finite or does not fit, as only the reference takes."""
+        """Read the strengths of a penalty; False where one is negative, not finite or does not fit: that is for the reference."""
         values = [form.l1, form.l2, form.weights]
         if len(self._strengths) == len(values) and all(map(_unchanged, values, self._strengths)):
             return self._regular
@@ -230,7 +253,7 @@ class Tables:
 
         params = [p for entry in self.entries for p in entry]
         with torch.no_grad():
-            value = torch.as_tensor(l1).to(self.dtype)
+            value = torch.as_tensor(l1, dtype=self.dtype)
             self._each = [torch.empty_like(p).copy_(value.expand(p.shape)) for p in params]
         self.plan.addresses[steps.L1] = _addresses(self._each)
         return all(float(e.min()) >= 0.0 and float(e.max()) < math.inf for e in self._each)
@@ -265,7 +288,7 @@ def _per_group(form: Shrinkage, entry: Entry) -> Any:
     """Strength times weight of each group of an entry, as the reference computes it."""
     xs: list[Any] = [p.detach() for p in entry]
     groups, strength = form._per_group(xs, [])
-    return torch.as_tensor(strength * groups.weights(xs, form.weights)).double().numpy()
+    return torch.as_tensor(strength * groups.weights(xs, form.weights), dtype=torch.float64).numpy()
 
 
 def _version(value: Any) -> int | None:
@@ -295,20 +318,14 @@ class Batch:
         self._active = tables.active(chosen)
         self._places = tables.places(chosen)
         self._strides = [p.stride() for p in self.params]
-        self._sizes = np.array([p.numel() for p in self.params])
         lengths = [len(entry) for entry in self.entries]
         self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # the first tensor of the entry of each tensor
-        self._checked: list[Tensor] = []
         self._states: dict[str, list[Tensor]] = {}
 
     def collect(self, optimizer: ProximalOptimizer, group: ParamGroup) -> bool:
         """Collect the gradients. False where a gradient or state is not an ordinary tensor of the parameter's dtype."""
         grads: list[Any] = [p.grad for p in self.params]
-        if not _same_objects(grads, self._checked):
-            if not all(type(g) is Tensor and _readable(g) for g in grads):
-                return False
-            self._checked = grads
-        if {g.dtype for g in grads} != {self._tables.dtype}:
+        if not _ordinary(grads) or {g.dtype for g in grads} != {self._tables.dtype}:
             return False
         if [g.stride() for g in grads] != self._strides:
             grads = [in_layout_of(p, g) for p, g in zip(self.params, grads)]
@@ -336,13 +353,6 @@ class Batch:
                     state[name] = in_layout_of(p, value)
         return True
 
-    def finite(self) -> bool:
-        """Whether all gradients are finite."""
-        from proxopt.kernels import steps
-
-        kernels.calls["all_finite"] += 1
-        return bool(steps.all_finite(_addresses(self.grads), self._sizes, np.empty(0, DTYPES[self._tables.dtype])))
-
     def step(self, optimizer: ProximalOptimizer, group: ParamGroup, method: Method) -> None:
         """Update the parameters and their states."""
         from proxopt.kernels import steps
@@ -365,6 +375,7 @@ class Batch:
         for name in names:
             increment_version(tensors[name])
         self._states = tensors
+        self.grads = []  # which may be freed until the next step
 
     def prox(self, name: str, step: float) -> None:
         """Replace the parameters by their prox, for a number as step."""
@@ -393,7 +404,7 @@ def _table(rows: Iterable[Numbers]) -> np.ndarray:
     return table
 
 
-def _addresses(tensors: list[Tensor]) -> np.ndarray:
+def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
     return np.array([t.data_ptr() for t in tensors], np.int64)
 
 

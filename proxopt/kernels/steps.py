@@ -292,7 +292,7 @@ def _part_of(run, start):
 
 @jit
 def _shrink(metric, step, bound, total, dual, z, h):
-    """The factor by which the prox multiplies a group, given the sums of z^2 and (z / h)^2; the exact metric changes z and returns 1."""
+    """The factor by which the prox multiplies a group, given the sums of z^2 and (z / h)^2; 1 if it has changed z itself."""
     if bound <= 0.0:
         return 1.0
     if metric in (ONE_STEP, MEDIAN):
