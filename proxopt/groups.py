@@ -258,17 +258,26 @@ class Groups:
         """
         xp = xp or _arrays.namespace(*xs)
         if all(type(x) is np.ndarray and x.dtype.char in "fd" for x in xs):
-            with np.errstate(over="ignore", under="ignore"):
-                square = self.total([x * x for x in xs], xp)
-            low, high = (1e-24, 1e36) if square.dtype.char == "f" else (1e-280, 1e300)
-            if square.size and low <= square.min() and square.max() <= high:  # no overflow, no digits lost to underflow
-                return np.sqrt(square)
+            found = self._unscaled_norms(xs, xp)
+            if found is not None:
+                return found
         largest = self.scale(xs, xp)
         scaled = [x / m for x, m in zip(xs, self.spread(largest, xs, xp))]
         square = self.total([_arrays.square(xp, x) for x in scaled], xp)
         zero = square == 0
         root = largest * xp.sqrt(xp.where(zero, xp.ones_like(square), square))
         return xp.where(zero, xp.zeros_like(root), root)
+
+    def _unscaled_norms(self, xs: Sequence[np.ndarray], xp: Any) -> np.ndarray | None:
+        """The L2 norm of each group; None where a square overflows, or loses digits to underflow."""
+        with np.errstate(over="ignore", under="ignore"):
+            square = self.total([x * x for x in xs], xp)
+        zero = square == 0
+        if zero.any() and any(((x != 0) & z).any() for x, z in zip(xs, self.spread(zero, xs, xp))):
+            return None
+        low, high = (1e-24, 1e36) if square.dtype.char == "f" else (1e-280, 1e300)
+        in_range = zero | ((square >= low) & (square <= high))
+        return np.sqrt(square) if in_range.all() else None
 
     def scale(self, xs: Sequence[Array], xp: Any) -> Array:
         """max|x_g| as a constant for automatic differentiation; 1 where it is 0 or not finite."""
