@@ -19,7 +19,7 @@ from proxopt.kernels.jit import jit, view
 CHUNK = 4096  # entries of a block, where groups are not larger
 LONG = 256  # entries; a group of more is a block of its own
 PART = 2048  # entries that are passed over at a time: a sum in single precision over so many is right to a few roundings
-WIDTH = 64  # adjacent entries that are read at a time, where the entries of a group are not adjacent
+WIDTH = 256  # adjacent entries that are read at a time, where the entries of a group are not adjacent
 APART = 208  # entries between rows of scratch memory: at a distance of a power of two they would share few places of the cache
 EXTENT = PART + 16  # entries of scratch memory for the values of one part
 EVERYWHERE = np.int64(1 << 60)  # a length beyond any array
