@@ -32,7 +32,7 @@ def prox(shrinkage: Callable[[], Shrinkage | None], xs: list[Array], steps: list
     """``shrinkage().prox(xs, steps)``, or None where only the array code computes it. Raises the same errors."""
     if _arrays.is_torch_array(xs[0]) and sys.modules["torch"].compiler.is_compiling():
         return None
-    size = sum(map(_arrays.size, xs))
+    size = _arrays.size(xs[0]) if len(xs) == 1 else sum(map(_arrays.size, xs))
     if size < SMALLEST_IN_METRIC or (size < SMALLEST and not any(map(_arrays.ndim, steps))) or not kernels.available():
         return None
     form = shrinkage()
