@@ -48,7 +48,8 @@ class ProxSGD(ProximalOptimizer):
       weight_decay: a number >= 0; ``weight_decay * w`` is added to the gradient.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -153,7 +154,8 @@ class HAPG(ProximalOptimizer):
       weight_decay: a number >= 0; ``weight_decay * A`` is added to the gradient.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -251,7 +253,8 @@ class ProxAdam(ProximalOptimizer):
       decoupled_weight_decay: multiply w by ``1 - lr * weight_decay`` before the step instead.
       penalty: penalty of the groups that have none of their own. ``metric=None`` in it means ``"exact"``.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -360,7 +363,8 @@ class AdamHAPG(ProximalOptimizer):
         ``lr``. Pass ``"nesterov"`` to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are

@@ -220,6 +220,8 @@ class Proximal(Penalised, Optimizer):
 
         Nothing is to be done where the strides and the states are those of the last step.
         """
+        if torch.compiler.is_compiling():  # a fused kernel is not called then
+            return
         state = self.state
         values = [v for p in params for v in (state.get(p) or {}).values()]
         strides = [p.stride() for p in params]

@@ -182,6 +182,7 @@ def _swap(source, runs, inner, length, target):
 @jit
 def _memory(role, addresses, part, places, spare, needed, like):
     """The address of the entries of a part in one of its roles; of a copy in ``spare`` if they are not adjacent."""
+    # called with roles and flags that are no literals, because each literal would be compiled anew
     tensor, offset, length, stride = part
     address = addresses[role, tensor]
     if stride == 1:
@@ -202,10 +203,10 @@ def _before(how, addresses, part, places, numbers, row, l1, spare, z, h):
     kind = z.dtype.type
     step, each = numbers[row, STEP], addresses[L1, tensor] != 0
     t = 0.0 if each else l1
-    x = view(_memory(X, addresses, part, places, spare, True, z), 0, length, z)
-    first = view(_memory(FIRST, addresses, part, places, spare, how >= MOMENTUM, z), 0, length, z)
-    second = view(_memory(SECOND, addresses, part, places, spare, how == ADAM, z), 0, length, z)
-    grad = view(_memory(GRAD, addresses, part, places, spare, how >= GRADIENT, z), 0, length, z)
+    x = view(_memory(np.int64(X), addresses, part, places, spare, how >= NO_STEP, z), 0, length, z)
+    first = view(_memory(np.int64(FIRST), addresses, part, places, spare, how >= MOMENTUM, z), 0, length, z)
+    second = view(_memory(np.int64(SECOND), addresses, part, places, spare, how == ADAM, z), 0, length, z)
+    grad = view(_memory(np.int64(GRAD), addresses, part, places, spare, how >= GRADIENT, z), 0, length, z)
     if how >= GRADIENT and (numbers[row, SIGN] != 1.0 or numbers[row, DECAY] != 0.0):
         descent = view(spare, ROLES * EXTENT, length, z)
         _descend(grad, x, kind(numbers[row, SIGN]), kind(numbers[row, DECAY]), descent)
@@ -227,7 +228,7 @@ def _before(how, addresses, part, places, numbers, row, l1, spare, z, h):
     else:
         total = _no_step(x, kind(step * t), z)
     if each:
-        strengths = view(_memory(L1, addresses, part, places, spare, True, z), 0, length, z)
+        strengths = view(_memory(np.int64(L1), addresses, part, places, spare, how >= NO_STEP, z), 0, length, z)
         if how == ADAM:
             rows.soften_by_each(z, h, strengths)
         else:
@@ -245,11 +246,11 @@ def _after(how, addresses, part, places, weight, factor, spare, z):
     """Write the prox point of a part back."""
     tensor, offset, length, stride = part
     kind = z.dtype.type
-    x = view(_memory(X, addresses, part, places, spare, how != COPY, z), 0, length, z)
+    x = view(_memory(np.int64(X), addresses, part, places, spare, how != COPY, z), 0, length, z)
     if how == COPY:
         _copy(x, z, kind(factor))
     else:
-        point = view(_memory(POINT, addresses, part, places, spare, True, z), 0, length, z)
+        point = view(_memory(np.int64(POINT), addresses, part, places, spare, how >= NO_STEP, z), 0, length, z)
         if how == EXTRAPOLATE:
             _extrapolate(x, point, z, kind(factor), kind(weight))
         else:
