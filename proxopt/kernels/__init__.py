@@ -4,6 +4,8 @@ They compute the same proxes and optimizer steps as the array code, in one pass 
 operation: values agree up to rounding, and the same groups are zeroed. Without numba, or for arrays that the loops cannot
 handle, the array code runs. numba is imported at the first use.
 
+``prox`` of an array uses them from 32768 entries on, and from 4096 on where each entry has a step of its own.
+
 The environment variable ``PROXOPT_KERNELS=0`` switches the loops off, and so does a ``with`` block:
 
 >>> import numpy as np

@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from proxopt.kernels.jit import SMALL, from_integer, integers, jit, jit_exactly, small
+from proxopt.kernels.jit import from_integer, integers, jit, jit_exactly
 
 BLOCK = 2048
 NEWTON_STEPS = 60  # a limit: Newton's method ends when it has converged, usually after three steps
@@ -323,85 +323,65 @@ def _newton_scaled(x, h, largest, unit, root):
 
 # -- median ---------------------------------------------------------------------------------------
 
-SAMPLE = 32  # entries that give the first limits
-NEAR = 4  # ranks between the middle of the sample and a limit
-
 
 @jit
 def median(h):
     """The median of a row of numbers >= 0: the mean of the two middle ones where their number is even.
 
     The bit pattern of a positive floating-point number, read as an integer, grows with the number. An interval that contains the
-    lower middle one is narrowed by counting the entries below two limits at a time, in vectorised loops over the row in cache.
+    lower middle one is halved by counting the entries below, in vectorised loops over the row in cache, until it contains a
+    single entry: after about as many loops as the number of entries has binary digits.
     """
     bits = integers(h)
+    kind = bits.dtype.type
     n = h.shape[0]
     rank = (n - 1) // 2  # how many entries are smaller than the lower middle one, if none are equal
-    low, high = np.int64(0), _largest_integer(h.itemsize)
+    low, high = _range(bits)
     below, upto = 0, n  # how many entries are < low and <= high
-    left, right = _sample_limits(bits)
-    while upto - below > 1 and low < high:
-        width = high - low
-        below_left, below_right = _count_both(bits, left, right)
-        if rank < below_left:
-            high, upto = left, below_left
-        elif rank < below_right:
-            low, high, below, upto = left + 1, right, below_left, below_right
+    while low < high and upto - below > 1:
+        middle = low + (high - low) // 2
+        count = _count_up_to(bits, kind(middle))
+        if count > rank:
+            high, upto = middle, count
         else:
-            low, below = right + 1, below_right
-        # the next limits, as if the entries were spread evenly, which the quarters do not need
-        left, right = low + (high - low) // 4, high - (high - low) // 4
-        if high - low <= width // 2:
-            near = low + np.int64((high - low) * ((rank - below + 0.5) / (upto - below)))
-            left, right = max(low, near - (high - low) // 12), min(high, near + (high - low) // 12)
-    lower = low if low == high else _smallest_from(bits, low, high)
+            low, below = middle + 1, count
+    lower = _smallest_from(bits, kind(low))
     if n % 2 == 1:
         return from_integer(lower, h)
-    upper = lower if upto > rank + 1 else _smallest_from(bits, lower + 1, _largest_integer(h.itemsize))
+    upper = _smallest_from(bits, kind(np.int64(lower) + 1)) if upto == rank + 1 else lower
     return (from_integer(lower, h) + from_integer(upper, h)) / h.dtype.type(2)
+
+
+@jit
+def _range(bits):
+    low, high = bits[0], bits[0]
+    for j in range(bits.shape[0]):
+        low = bits[j] if bits[j] < low else low
+        high = bits[j] if bits[j] > high else high
+    return np.int64(low), np.int64(high)
+
+
+@jit
+def _count_up_to(bits, limit):
+    kind = bits.dtype.type
+    count = kind(0)
+    for j in range(bits.shape[0]):
+        count = kind(count + kind(bits[j] <= limit))  # numba's sum of two integers has 64 bits, and as many halve the speed
+    return np.int64(count)
+
+
+@jit
+def _smallest_from(bits, limit):
+    """The smallest entry that is not below the limit."""
+    largest = bits.dtype.type(_largest_integer(bits.itemsize))
+    found = largest
+    for j in range(bits.shape[0]):
+        value = bits[j] if bits[j] >= limit else largest
+        found = value if value < found else found
+    return found
 
 
 @jit
 def _largest_integer(itemsize):
     half = (np.int64(1) << (8 * itemsize - 2)) - 1
     return 2 * half + 1
-
-
-@jit
-def _sample_limits(bits):
-    """Two entries of a sample, to both sides of its middle; any of a row that is too short for one."""
-    n = bits.shape[0]
-    if n <= SMALL:
-        return np.int64(0), np.int64(0)
-    sample = small()
-    for i in range(SAMPLE):
-        value = np.int64(bits[i * n // SAMPLE])
-        j = i
-        while j > 0 and sample[j - 1] > value:
-            sample[j] = sample[j - 1]
-            j -= 1
-        sample[j] = value
-    return sample[SAMPLE // 2 - NEAR], sample[SAMPLE // 2 + NEAR - 1]
-
-
-@jit
-def _count_both(bits, left, right):
-    """How many entries are <= left, and how many are <= right."""
-    kind = bits.dtype.type
-    left, right = kind(left), kind(right)
-    below_left, below_right = kind(0), kind(0)
-    for j in range(bits.shape[0]):  # numba's sum of two integers has 64 bits, and as many halve the speed
-        below_left = kind(below_left + kind(bits[j] <= left))
-        below_right = kind(below_right + kind(bits[j] <= right))
-    return np.int64(below_left), np.int64(below_right)
-
-
-@jit
-def _smallest_from(bits, low, high):
-    """The smallest entry that is not below ``low``; ``high`` where there is none smaller."""
-    low, high = bits.dtype.type(low), bits.dtype.type(high)
-    found = high
-    for j in range(bits.shape[0]):
-        value = bits[j] if bits[j] >= low else high
-        found = value if value < found else found
-    return np.int64(found)
