@@ -91,6 +91,12 @@ OPTIMIZERS = (
     (r"^(ResNet-18|\d+ tensors of 8),", "{0}, beside fused Adam"),
     (r"^(ProxSGD|HAPG|ProxAdam \(exact\)|AdamHAPG \(median\)) +\S+ +(\S+) ", "{0} {1}"),
 )
+TRITON = (
+    (r"^(ResNet-18|transformer of 124M),", "{0}, beside fused Adam"),
+    (r"^(.*, Triton): first step \S+ s, largest difference (\S+), \d+ zeros, of which (\d+) differ", "{0}: {2} zeros differ"),
+    (r"^((?:ProxAdam|AdamHAPG).*\S) +\S+ +(\S+)   \S+ - ", "{0} {1}"),
+    (r"^(.*: left out, .*)", "{0}"),
+)
 STEP = ((r"^((?!published).*): (\S+) s, (\d+) MiB$", "{0} {1} s, {2} MiB"), (r"^(.*: left out, .*)", "{0}"))
 TESTED = ((r"^=+ (.*\d (?:passed|failed|skipped|deselected|error).*) =+$", "{0}"), (r"^FAILED (\S+)", "failed: {0}"))
 PRUNED = ((r"^ +\S+ +0 +(\S+%) +(\S+%) +(\S+%) +\S+ *(\S*)$", "pruned {0}: {1} before the cut, {2} after it, retrained {3}"),)
@@ -134,6 +140,16 @@ PARTS = (
         shows=tuple(map(paper_step.command, paper_step.CASES)),
     ),
     Part(
+        name="triton",
+        words=("benchmarks/device_step.py", "--only", "ProxAdam", "AdamHAPG"),
+        more=("--device", "{device}", "--out", "{out}/device_step.csv"),
+        dry=("--tiny", "--rounds", "1"),
+        share=0.4,
+        patterns=TRITON,
+        keeps=("device_step.csv",),
+        devices=("gpu",),
+    ),
+    Part(
         name="optimizers",
         words=("benchmarks/optimizer_step.py",),
         more=("--device", "{device}", "--out", "{out}/optimizer_step.csv"),
@@ -165,6 +181,15 @@ PARTS = (
         words=("-m", "pytest", "-m", "gpu"),
         more=("tests/gpu/test_gpu.py", "-o", "addopts=--strict-markers", "-v", "--tb=short", "{workers}"),
         dry=("-k", "scaler"),
+        patterns=TESTED,
+        counts=("PASSED", "FAILED", "ERROR", "SKIPPED"),
+        devices=("gpu",),
+    ),
+    Part(
+        name="triton tests",
+        words=("-m", "pytest", "-m", "gpu", "tests/gpu/test_triton_device.py"),
+        more=("-o", "addopts=--strict-markers", "-v", "--tb=short", "{workers}"),
+        dry=("-k", "nan"),
         patterns=TESTED,
         counts=("PASSED", "FAILED", "ERROR", "SKIPPED"),
         devices=("gpu",),

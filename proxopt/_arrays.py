@@ -94,6 +94,8 @@ def is_number(v: Any) -> bool:
 
 def widen(x: Array) -> Array:
     """Half precision in float32, everything else as it is."""
+    if is_numpy_array(x) and x.dtype.char in "fdFD":  # the name of a dtype costs more than the arithmetic on a small array
+        return x
     if "float16" in str(x.dtype):
         xp = namespace(x)
         return xp.astype(x, xp.float32)
@@ -260,6 +262,11 @@ def keeps(x: Array) -> bool:
 def full(shape: tuple[int, ...], fill: float, x: Array) -> Array:
     """An array of `shape` beside `x`, in its dtype."""
     return x.new_full(shape, fill) if is_torch_array(x) else namespace(x).full(shape, fill, dtype=x.dtype)
+
+
+def empty_like(x: Array) -> Array:
+    """A new array of NumPy or torch, in the shape and dtype of x, with its axes in the order of x in memory."""
+    return np.empty_like(x) if is_numpy_array(x) else sys.modules["torch"].empty_like(x)
 
 
 def _padded(values: Array, codes: np.ndarray, count: int) -> Array:

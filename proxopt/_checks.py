@@ -25,6 +25,8 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *,
             return
         worst: Any = number
     elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "fiu" and value.size and _all_in_range(value, low, high, open_low):
+            return
         good = np.isfinite(value) & (value > low if open_low else value >= low) & (value <= high)
         if good.all():
             return
@@ -36,6 +38,12 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = math.inf, *,
     else:
         domain = f"lie in {'(' if open_low else '['}{low:g}, {high:g}]"
     raise ValueError(f"{name} must {domain}, got {worst}")
+
+
+def _all_in_range(value: np.ndarray, low: float, high: float, open_low: bool) -> bool:
+    """Whether an array is in [low, high] and finite, by its extremes: NaN is neither above low nor below high."""
+    least, most = value.min(), value.max()
+    return bool((least > low if open_low else least >= low) and most <= high and most < math.inf)
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -257,12 +257,27 @@ class Groups:
         Entries are scaled by the largest of their group before they are squared, so that no square overflows or underflows.
         """
         xp = xp or _arrays.namespace(*xs)
+        if all(type(x) is np.ndarray and x.dtype.char in "fd" for x in xs):
+            found = self._unscaled_norms(xs, xp)
+            if found is not None:
+                return found
         largest = self.scale(xs, xp)
         scaled = [x / m for x, m in zip(xs, self.spread(largest, xs, xp))]
         square = self.total([_arrays.square(xp, x) for x in scaled], xp)
         zero = square == 0
         root = largest * xp.sqrt(xp.where(zero, xp.ones_like(square), square))
         return xp.where(zero, xp.zeros_like(root), root)
+
+    def _unscaled_norms(self, xs: Sequence[np.ndarray], xp: Any) -> np.ndarray | None:
+        """The L2 norm of each group; None where a square overflows, or loses digits to underflow."""
+        with np.errstate(over="ignore", under="ignore"):
+            square = self.total([x * x for x in xs], xp)
+        zero = square == 0
+        if zero.any() and any(((x != 0) & z).any() for x, z in zip(xs, self.spread(zero, xs, xp))):
+            return None
+        low, high = (1e-24, 1e36) if square.dtype.char == "f" else (1e-280, 1e300)
+        in_range = zero | ((square >= low) & (square <= high))
+        return np.sqrt(square) if in_range.all() else None
 
     def scale(self, xs: Sequence[Array], xp: Any) -> Array:
         """max|x_g| as a constant for automatic differentiation; 1 where it is 0 or not finite."""
@@ -451,7 +466,7 @@ class Groups:
         return kept[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_layout")}
 
 
 def _shapes(xs: Sequence[Array]) -> list[tuple[int, ...]]:

@@ -11,7 +11,8 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from proxopt import ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch import checkpoints, kernels, options, param_groups, stacks
+from proxopt_torch import checkpoints, compiled, kernels, options, param_groups, stacks
+from proxopt_torch.device import triton_steps
 from proxopt_torch.options import EVAL, GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup, Params, State
 from proxopt_torch.penalised import Penalised, warn
@@ -20,10 +21,12 @@ Tensors: TypeAlias = Tensor | list[Tensor]  # of one problem: a tensor, or in a 
 
 
 class _Work(NamedTuple):
-    """What a step does in one param group: the stacks with their gradients, and the entries that are updated alone."""
+    """What a step does in one param group: entries for Triton, batches for compiled loops, stacks, and entries updated alone."""
 
     group: ParamGroup
     penalty: ProxOperator | None
+    triton: list[Entry]
+    batches: list[compiled.Batch]
     stacks: list[tuple[stacks.Stack, Tensor]]
     alone: list[Entry]
 
@@ -99,6 +102,12 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     _kernel: kernels.Kernel | None = None
     """A fused implementation of ``update``, in place and equal to it up to rounding: see ``proxopt_torch.kernels``."""
+
+    _method: Callable[[ParamGroup], compiled.Method] | None = None
+    """The same for compiled loops on a CPU: see ``proxopt_torch.compiled``."""
+
+    _device_method: str | None = None
+    """The name of ``update`` among the methods of the Triton kernels: see ``proxopt_torch.device.triton_steps``."""
 
     def __init__(
         self,
@@ -239,7 +248,13 @@ class ProximalOptimizer(Penalised, Optimizer):
         # Everything that may raise comes before the first update, for all groups
         ready = [self._ready(group) for group in self.param_groups]
         work = [self._planned(group, penalty, present) for group, (penalty, present) in zip(self.param_groups, ready)]
+        by_triton = [triton_steps.Part(part.group, part.penalty, part.triton) for part in work if part.triton]
+        if by_triton:
+            triton_steps.step(self, by_triton)
         for part in work:
+            for batch in part.batches:
+                assert self._method is not None
+                batch.step(self, part.group, self._method(part.group))
             for stack, grad in part.stacks:
                 stacks.step(self, part.group, part.penalty, stack, grad)
             for entry in part.alone:
@@ -247,11 +262,29 @@ class ProximalOptimizer(Penalised, Optimizer):
         return loss
 
     def _planned(self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]) -> _Work:
-        """Divide the entries with gradients into stacks and single ones, and check the gradients."""
+        """Divide the entries with gradients among Triton, batches, stacks and single ones, and check the gradients."""
+        triton, present = triton_steps.split(self, group, penalty, present)
+        batches: list[compiled.Batch] = []
+        if self._method is not None:
+            batches, present = self._batches(group, penalty, present)
         stacked, alone = stacks.split(self, group, penalty, present)
         grads = [stacks.gather(stack) for stack in stacked]
-        self._check_finite(group, grads + [p.grad for e in alone for p in e if p.grad is not None])
-        return _Work(group, penalty, list(zip(stacked, grads)), alone)
+        others = [p.grad for e in triton + alone for p in e if p.grad is not None]
+        self._check_finite(group, grads + [g for batch in batches for g in batch.grads] + others)
+        return _Work(group, penalty, triton, batches, list(zip(stacked, grads)), alone)
+
+    def _batches(
+        self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]
+    ) -> tuple[list[compiled.Batch], list[Entry]]:
+        """The batches of a group, and the entries that are in none."""
+        found, rest = compiled.split(self, group, penalty, present)
+        batches = []
+        for batch in found:
+            if batch.collect(self, group):
+                batches.append(batch)
+            else:
+                rest = rest + batch.entries
+        return batches, rest
 
     def _step_entry(self, group: ParamGroup, penalty: ProxOperator | None, entry: Entry) -> None:
         states = self._states(group, entry)
@@ -366,7 +399,8 @@ class ProximalOptimizer(Penalised, Optimizer):
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
                 self._restore(group, p, state_dict["state"].get(index, {}))
-        self.__dict__.pop("_stacks", None)
+        for cached in ("_stacks", "_compiled", "_device_plans", "_device_splits"):
+            self.__dict__.pop(cached, None)
 
     def _restore(self, group: ParamGroup, p: Tensor, saved: State) -> None:
         """Repair what torch did to the state of one parameter: it casts to the parameter's dtype and keeps foreign strides."""

@@ -17,6 +17,7 @@ from torch.optim.sgd import sgd
 
 from proxopt import Groups, ProxOperator, updates
 from proxopt.penalties import declared
+from proxopt_torch.device.exact import exact_shrink_
 from proxopt_torch.param_groups import Entry, ParamGroup, State
 
 Kernel: TypeAlias = Callable[[ParamGroup, ProxOperator | None, Tensor, Tensor, State], None]
@@ -28,9 +29,11 @@ FLOATS = (torch.float32, torch.float64)
 
 
 def fits(group: ParamGroup, entry: Entry) -> bool:
-    """Whether the kernels can update this entry: one dense real tensor, in eager mode, with a step count that can be read."""
-    p = entry[0]
+    """Whether the kernels can update this entry: one dense real tensor, in eager mode, with step count and lr on the CPU."""
+    p, lr = entry[0], group["lr"]
     if group["joint"] or group["differentiable"] or group["capturable"] or not plain_tensor(p):
+        return False
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":  # reading it would wait for its device
         return False
     return type(p.grad) is Tensor and p.grad.dtype == p.dtype
 
@@ -194,8 +197,12 @@ def _exact_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) ->
         \sum_i \frac{z_i^2}{(\rho + h_i)^2} = b^2
 
     and 0 if :math:`\|z / h\| \le b`. Newton's method starts at the root for the step of the metric "support", is clamped to an
-    interval that contains the root, and stops when its next move would be below rounding.
+    interval that contains the root, and stops when its next move would be below rounding. That test waits for a device, where
+    the number of steps is therefore fixed.
     """
+    if z.device.type != "cpu":
+        exact_shrink_(z, h, bound, axes)
+        return
     ratio = z / h
     dual = torch.linalg.vector_norm(ratio, dim=axes, keepdim=True)
     zeroed = dual <= bound

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxopt import ProxOperator, updates
 from proxopt._checks import in_range
-from proxopt_torch import kernels
+from proxopt_torch import compiled, kernels
 from proxopt_torch.base import ProximalOptimizer, Tensors
 from proxopt_torch.options import check_flags
 from proxopt_torch.param_groups import ParamGroup, Params
@@ -48,7 +48,8 @@ class ProxSGD(ProximalOptimizer):
       weight_decay: a number >= 0; ``weight_decay * w`` is added to the gradient.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -73,6 +74,8 @@ class ProxSGD(ProximalOptimizer):
 
     state_names = ("velocity", "point")
     _kernel = staticmethod(kernels.prox_sgd)
+    _method = staticmethod(compiled.prox_sgd)
+    _device_method = "prox_sgd"
 
     def __init__(
         self,
@@ -152,7 +155,8 @@ class HAPG(ProximalOptimizer):
       weight_decay: a number >= 0; ``weight_decay * A`` is added to the gradient.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -179,6 +183,8 @@ class HAPG(ProximalOptimizer):
 
     state_names = ("point",)
     _kernel = staticmethod(kernels.hapg)
+    _method = staticmethod(compiled.hapg)
+    _device_method = "hapg"
 
     def __init__(
         self,
@@ -249,7 +255,8 @@ class ProxAdam(ProximalOptimizer):
       decoupled_weight_decay: multiply w by ``1 - lr * weight_decay`` before the step instead.
       penalty: penalty of the groups that have none of their own. ``metric=None`` in it means ``"exact"``.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -277,6 +284,8 @@ class ProxAdam(ProximalOptimizer):
     metric = "exact"
     state_names = ("exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.prox_adam)
+    _method = staticmethod(compiled.prox_adam)
+    _device_method = "prox_adam"
 
     def __init__(
         self,
@@ -357,7 +366,8 @@ class AdamHAPG(ProximalOptimizer):
         ``lr``. Pass ``"nesterov"`` to reproduce the paper, or where gradients are exact and the problem is ill-conditioned.
       penalty: penalty of the groups that have none of their own.
       maximize: ascend the gradient; the penalty still shrinks.
-      foreach: update tensors of equal shape as one stacked tensor. None: if they are small and at least four.
+      foreach: update tensors of equal shape as one stacked tensor, where compiled loops are not used. None: if they are small
+        and at least four.
       capturable: keep the step count on the device of the parameter, for CUDA graphs.
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
@@ -386,6 +396,8 @@ class AdamHAPG(ProximalOptimizer):
     metric = "median"
     state_names = ("point", "exp_avg", "exp_avg_sq")
     _kernel = staticmethod(kernels.adam_hapg)
+    _method = staticmethod(compiled.adam_hapg)
+    _device_method = "adam_hapg"
 
     def __init__(
         self,

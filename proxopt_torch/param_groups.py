@@ -39,6 +39,13 @@ def entries(group: ParamGroup) -> list[Entry]:
     return [group["params"]] if group["joint"] else [[p] for p in group["params"]]
 
 
+def with_gradient(group: ParamGroup) -> list[Entry]:
+    """The entries of a group in which every parameter has a gradient."""
+    if not group["joint"]:
+        return [[p] for p in group["params"] if p.grad is not None]
+    return [entry for entry in entries(group) if all(p.grad is not None for p in entry)]
+
+
 def normalise(group: ParamGroup) -> None:
     """Turn a penalty object in ``group`` into plain data, and its strength into ``group["strength"]``."""
     penalty = group["penalty"]

@@ -13,9 +13,9 @@ from torch.optim import SGD
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, kernels, param_groups
+from proxopt_torch import checkpoints, compiled, kernels, param_groups
 from proxopt_torch.options import GROUP_DEFAULTS
-from proxopt_torch.param_groups import Entry, ParamGroup, entries
+from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised, warn
 
 Step: TypeAlias = float | Tensor
@@ -192,10 +192,20 @@ class Proximal(Penalised, Optimizer):
         else:
             loss = base_step(self.base, checked_closure)
         for group, penalty, step in work:
-            for entry in entries(group) if penalty is not None else []:
-                if penalty is not None and all(p.grad is not None for p in entry):
-                    _prox_entry(group, penalty, entry, step)
+            if penalty is not None:
+                self._prox(group, penalty, step)
         return loss
+
+    def _prox(self, group: ParamGroup, penalty: ProxOperator, step: Step) -> None:
+        """Replace all parameters of a group that have a gradient by their prox."""
+        present = param_groups.with_gradient(group)
+        batches: list[compiled.Batch] = []
+        if _readable(step):
+            batches, present = compiled.split(self, group, penalty, present)
+        for batch in batches:
+            batch.prox(type(self).__name__, float(step))
+        for entry in present:
+            _prox_entry(group, penalty, entry, step)
 
     def _check_gradients(self) -> None:
         """Raise where a gradient does not allow a step, and prepare the groups of a fused base."""
@@ -203,8 +213,27 @@ class Proximal(Penalised, Optimizer):
         for group, present in zip(self.param_groups, ready):
             self._check_finite(group, [p.grad for entry in present for p in entry if p.grad is not None])
             if group.get("fused"):
-                for p in (p for entry in present for p in entry):
-                    _lay_out_for_fused(self, p)
+                self._lay_out(group, [p for entry in present for p in entry])
+
+    def _lay_out(self, group: ParamGroup, params: list[Tensor]) -> None:
+        """Give gradients and states the memory layout of their parameters, as torch's fused kernels require.
+
+        Nothing is to be done where the strides and the states are those of the last step.
+        """
+        if torch.compiler.is_compiling():  # traced tensors have no memory yet
+            return
+        state = self.state
+        values = [v for p in params for v in (state.get(p) or {}).values()]
+        strides = [p.stride() for p in params]
+        known = self.__dict__.setdefault("_laid_out", {}).get(id(group))
+        same = known is not None and known[0] == strides and known[1] == list(map(id, values))
+        if same and [p.grad.stride() for p in params if p.grad is not None] == strides:
+            return
+        for p in params:
+            _lay_out_for_fused(self, p)
+        values = [v for p in params for v in (state.get(p) or {}).values()]
+        # with the values, so that no other object gets the id of one of them
+        self.__dict__["_laid_out"][id(group)] = (strides, list(map(id, values)), values)
 
     def state_dict(self) -> dict[str, Any]:
         """The state_dict of the base, with penalties as plain data; it loads with ``weights_only=True``."""
@@ -248,15 +277,18 @@ def prox_step(base: Optimizer, group: ParamGroup) -> Step:
 
 def _prox_entry(group: ParamGroup, penalty: ProxOperator, entry: Entry, step: Step) -> None:
     """Replace the parameters of one entry by their prox."""
-    # a step on a device is not read, which would wait for it, and one that is traced cannot be
-    readable = not (isinstance(step, Tensor) and (step.device.type != "cpu" or torch.compiler.is_compiling()))
     differentiable = group.get("differentiable", False)
-    if not group["joint"] and not differentiable and kernels.plain_tensor(entry[0]) and readable:
+    if not group["joint"] and not differentiable and kernels.plain_tensor(entry[0]) and _readable(step):
         kernels.prox_(penalty, entry[0], float(step))
         return
     new = penalty.prox(entry if group["joint"] else entry[0], step)
     for p, q in zip(entry, new if group["joint"] else [new]):
         p.copy_(q)
+
+
+def _readable(step: Step) -> bool:
+    """Whether a step may be read: one on a device would make the host wait, and one that is traced has no value."""
+    return not (isinstance(step, Tensor) and (step.device.type != "cpu" or torch.compiler.is_compiling()))
 
 
 def _lay_out_for_fused(optimizer: Proximal, p: Tensor) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 PACKAGES = ("proxopt", "proxopt_torch", "proxopt_jax")
 
+OPTIONAL = {"proxopt_torch.device.triton_kernels": "triton"}  # what a module imports that need not be installed
+
 NO_EXAMPLE = ("Penalty", "Compacted", "SparsityReport", "ProximalState")  # a base, and what functions return
 
 WITHOUT_FRAMEWORKS = """
@@ -51,6 +53,8 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_the_examples_in_the_docstrings_run(name):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

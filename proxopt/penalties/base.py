@@ -11,6 +11,7 @@ import numpy as np
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array, ArrayOrList
 from proxopt.groups import Groups
+from proxopt.penalties import compiled
 from proxopt.penalties.dual import largest_scale, unpenalised_entries
 from proxopt.penalties.plain import KINDS, field_names, is_own, is_rebuilt_from_fields, kind, plain, restored, same_strength
 from proxopt.penalties.shrinkage import Shrinkage, constant, one_step_per_group
@@ -157,6 +158,9 @@ class Penalty:
         arrays, _ = _arrays.as_list(x)
         self._check(arrays)
         steps = match_steps(step, arrays)
+        fast = None if self.one_step_per_group or not self._has_form else compiled.prox(self.shrinkage, arrays, steps)
+        if fast is not None:
+            return _arrays.like_input(x, fast if out is None else _write(out, fast))
         if any(_arrays.size(a) for a in arrays):
             wide = [_arrays.widen(a) for a in arrays]
             result = self._prox(wide, self._matched([_arrays.like(s, a) for s, a in zip(steps, wide)], wide))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt.groups import WEIGHTS, Groups
@@ -133,7 +135,12 @@ def soft_threshold(x: Array, threshold: float | Array) -> Array:
     array([-2.,  0.,  1.])
     """
     _checks.in_range("threshold", threshold)
+    from proxopt.penalties import compiled  # it imports this module
+
     (x,), xp = _arrays.as_list(x)
+    fast = compiled.prox(lambda: Shrinkage(l1=threshold), [x], [1.0])
+    if fast is not None:
+        return fast[0]
     wide = _arrays.widen(x)
     return _arrays.cast(soft(xp, wide, _arrays.like(threshold, wide)), x)
 
@@ -151,6 +158,8 @@ def soft(xp: Any, x: Array, t: Any) -> Array:
         else:
             none = xp.zeros_like(clipped)
         clipped = xp.where(t > 0, clipped, none)
+    if type(clipped) is np.ndarray:  # memory that is allocated anew costs more than the subtraction
+        return np.subtract(x, clipped, out=clipped)
     return x - clipped
 
 
@@ -159,7 +168,8 @@ def shrink(xp: Any, xs: Sequence[Array], groups: Groups, threshold: Any) -> list
     if isinstance(threshold, float) and threshold == 0:
         return [x * 1 for x in xs]
     scale = share_left(xp, groups.norms(xs, xp), threshold)
-    return [x * s + 0.0 for x, s in zip(xs, groups.spread(scale, xs, xp))]  # + 0.0 turns -0 into 0
+    scaled = [x * s for x, s in zip(xs, groups.spread(scale, xs, xp))]
+    return [np.add(z, 0.0, out=z) if type(z) is np.ndarray else z + 0.0 for z in scaled]  # + 0.0 turns -0 into 0
 
 
 def share_left(xp: Any, size: Array, t: Any) -> Array:

@@ -20,7 +20,8 @@ from pretended_device import pretended
 from torch import nn
 from torch_cases import MAKERS, PENALTIES, groups_of, problem, train
 
-from proxopt_torch import ProxAdam
+from proxopt import GroupL2, Groups
+from proxopt_torch import ProxAdam, Proximal
 
 
 def test_mixing_devices_is_refused_and_waiting_is_counted():
@@ -56,19 +57,60 @@ def test_steps_on_the_device_are_those_of_the_cpu(name, penalty):
         assert torch.equal(a == 0, b == 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "penalty"),
-    [*((name, "sgl") for name in MAKERS), ("ProxSGD", "labels"), ("ProxAdam", "labels"), ("AdamHAPG", "labels")],
-)
-def test_a_capturable_step_waits_for_nothing(name, penalty):
+def waits(make, steps=2):
+    """How often steps after the first, and a change of the mode, read from the device and copied to it."""
     with pretended() as device:
         net, x, y = problem()
         net, x, y = net.cuda(), x.cuda(), y.cuda()
-        optimizer = MAKERS[name](groups_of(net, PENALTIES[penalty]), capturable=True)
+        optimizer = make(net)
         train(optimizer, net, x, y, 1)
         device.reads = device.uploads = 0
-        train(optimizer, net, x, y, 2)
-        assert (device.reads, device.uploads) == (0, 0)
+        train(optimizer, net, x, y, steps)
+        optimizer.eval()
+        optimizer.train()
+        return device.reads, device.uploads
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    ("name", "penalty"),
+    [*((name, "sgl") for name in MAKERS), *(("ProxAdam", p) for p in PENALTIES), ("ProxSGD", "labels"), ("AdamHAPG", "labels")],
+)
+def test_a_step_does_not_wait_for_the_device(name, penalty, capturable, foreach):
+    make = lambda net: MAKERS[name](groups_of(net, PENALTIES[penalty]), capturable=capturable, foreach=foreach)
+    assert waits(make) == (0, 0)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("name", ["ProxSGD", "ProxSGD tau", "HAPG", "ProxAdamW", "AdamHAPG"])
+def test_a_learning_rate_and_a_strength_on_the_device_are_not_read(name, capturable):
+    def make(net):
+        optimizer = MAKERS[name](groups_of(net, PENALTIES["sgl"]), capturable=capturable)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"]).cuda()
+        optimizer.param_groups[0]["strength"] = torch.tensor(0.02).cuda()
+        return optimizer
+
+    assert waits(make) == (0, 0)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_joint_group_does_not_wait_for_the_device(capturable):
+    def make(net):
+        joint = {"params": [net[0].weight, net[0].bias], "penalty": GroupL2(0.02, Groups.labels([range(5)] * 2)), "joint": True}
+        return ProxAdam([joint, {"params": [*net[2].parameters(), *net[4].parameters()]}], lr=0.01, capturable=capturable)
+
+    assert waits(make) == (0, 0)
+
+
+@pytest.mark.parametrize("lr", [0.1, "on the device"])
+def test_a_prox_behind_another_optimizer_does_not_wait_for_the_device(lr):
+    def make(net):
+        rate = torch.tensor(0.1).cuda() if lr == "on the device" else lr
+        return Proximal(torch.optim.Adam(groups_of(net, PENALTIES["sgl"]), lr=rate, capturable=lr != 0.1))
+
+    assert waits(make) == (0, 0)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch_cases import COLUMNS, MAKERS, PENALTIES, Foreign, groups_of, problem, snapshot, train
 
+import proxopt.kernels
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso, updates
 from proxopt.solvers import LeastSquares, fista
 from proxopt_torch import (
@@ -34,16 +35,18 @@ from proxopt_torch import (
 @pytest.mark.parametrize("name", MAKERS)
 def test_fused_steps_equal_the_pure_update(name, penalty, monkeypatch):
     points = []
-    for reference in (False, True):
-        if reference:
+    for path in ("compiled", "fused", "reference"):
+        if path == "reference":
             monkeypatch.setattr(kernels, "fits", lambda group, entry: False)
         net, x, y = problem()
         optimizer = MAKERS[name](groups_of(net, PENALTIES[penalty]), foreach=False)
-        train(optimizer, net, x, y, 30)
+        with proxopt.kernels.enabled(path == "compiled"):
+            train(optimizer, net, x, y, 30)
         points.append(snapshot(net, optimizer))
-    for fast, slow in zip(*points):
-        torch.testing.assert_close(fast, slow, rtol=1e-7, atol=1e-8)
-        assert torch.equal(fast == 0, slow == 0)
+    for compiled, fused, slow in zip(*points):
+        for fast in (compiled, fused):
+            torch.testing.assert_close(fast, slow, rtol=1e-7, atol=1e-8)
+            assert torch.equal(fast == 0, slow == 0)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -102,9 +105,10 @@ def test_blocks_do_not_change_the_step(monkeypatch):
         generator = torch.Generator().manual_seed(0)
         w = nn.Parameter(torch.randn(40, 7, 3, 3, generator=generator))
         optimizer = AdamHAPG([w], penalty=SparseGroupLasso(0.5, groups=Groups.along((1, 2, 3))), lr=0.1)
-        for _ in range(5):
-            w.grad = torch.randn(w.shape, generator=generator)
-            optimizer.step()
+        with proxopt.kernels.enabled(False):
+            for _ in range(5):
+                w.grad = torch.randn(w.shape, generator=generator)
+                optimizer.step()
         results.append(w.detach())
     torch.testing.assert_close(*results)
 
@@ -756,7 +760,8 @@ def test_stacks_follow_edits_of_the_state():
     def step():
         for p in params:
             p.grad = p.detach().clone()
-        optimizer.step()
+        with proxopt.kernels.enabled(False):
+            optimizer.step()
 
     step()
     assert len(stacks.split(optimizer, optimizer.param_groups[0], None, [[p] for p in params])[0]) == 1

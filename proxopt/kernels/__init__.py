@@ -1,0 +1,58 @@
+"""Compiled loops for a CPU, used where numba is installed: ``pip install "proxopt[fast]"``.
+
+They compute the same proxes and optimizer steps as the array code, in one pass over memory instead of one pass for each
+operation: values agree up to rounding, and the same groups are zeroed. Without numba, or for arrays that the loops cannot
+handle, the array code runs. numba is imported at the first use.
+
+``prox`` of an array uses them from 32768 entries on, and from 4096 on where each entry has a step of its own.
+
+The environment variable ``PROXOPT_KERNELS=0`` switches the loops off, and so does a ``with`` block:
+
+>>> import numpy as np
+>>> from proxopt import L1, kernels
+>>> with kernels.enabled(False):
+...     L1(1.0).prox(np.array([3.0, 0.5]))
+array([2., 0.])
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["available", "calls", "enabled"]
+
+calls: Counter[str] = Counter()
+"""How often each kernel was launched in this process, by its name."""
+
+_switch = os.environ.get("PROXOPT_KERNELS", "1") != "0"
+
+
+@contextmanager
+def enabled(flag: bool = True) -> Iterator[None]:
+    """A ``with`` block in which the compiled loops are used (True) or not (False), in all threads of the process."""
+    global _switch
+    before, _switch = _switch, bool(flag)
+    try:
+        yield
+    finally:
+        _switch = before
+
+
+def available() -> bool:
+    """Whether the compiled loops are switched on and numba is installed. Does not import numba."""
+    return _switch and _has_numba()
+
+
+@functools.cache
+def _has_numba() -> bool:
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return False
+    try:
+        return importlib.util.find_spec("numba") is not None
+    except (ImportError, ValueError):  # sys.modules["numba"] is None, or a module without a spec
+        return False
