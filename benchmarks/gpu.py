@@ -91,6 +91,10 @@ OPTIMIZERS = (
     (r"^(ResNet-18|\d+ tensors of 8),", "{0}, beside fused Adam"),
     (r"^(ProxSGD|HAPG|ProxAdam \(exact\)|AdamHAPG \(median\)) +\S+ +(\S+) ", "{0} {1}"),
 )
+OPTIMIZERS_JAX = (
+    (r"^(ResNet-18|\d+ leaves of \(4, 2\)),", "{0}, beside optax.adam"),
+    (r"^(chain\(adam, link\)|hapg|prox_sgd|prox_adam \(exact\)|adam_hapg \(median\)) +\S+ +(\S+) ", "{0} {1}"),
+)
 TRITON = (
     (r"^(ResNet-18|transformer of 124M),", "{0}, beside fused Adam"),
     (r"^(.*, Triton): first step \S+ s, largest difference (\S+), \d+ zeros, of which (\d+) differ", "{0}: {2} zeros differ"),
@@ -157,6 +161,15 @@ PARTS = (
         share=0.3,
         patterns=OPTIMIZERS,
         keeps=("optimizer_step.csv",),
+    ),
+    Part(
+        name="optimizers jax",
+        words=("benchmarks/optimizer_step.py", "--framework", "jax"),
+        more=("--device", "{device}", "--out", "{out}/optimizer_step_jax.csv"),
+        dry=("--rounds", "1", "--small", "4", "--only", "prox_sgd"),
+        share=0.3,
+        patterns=OPTIMIZERS_JAX,
+        keeps=("optimizer_step_jax.csv",),
     ),
     Part(
         name="steps",

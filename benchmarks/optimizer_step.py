@@ -6,7 +6,8 @@ its norm, and on ragged labels, about four rows each. torchao's pruning-aware tr
 the rows. Every optimizer steps in turn, round after round, in one process on one thread; the table gives CPU milliseconds a step
 (median), and the ratio to `torch.optim.Adam(fused=True)` of the same round as median and range. --kernels off measures without
 the compiled loops of `proxopt.kernels`, --kernels both with and without. With --device cuda: milliseconds between two events on
-an idle device, before and behind the step, the host's work included. --out writes the table, and a picture beside it.
+an idle device, before and behind the step, the host's work included. --framework jax measures the optimizers in JAX beside
+`optax.adam`, and their time to compile (jax_step.py). --out writes the table, and a picture beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax_step
 import torch
 from torch import nn
 
@@ -250,8 +252,11 @@ def draw(path: Path, rows: list[dict], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--framework", choices=("torch", "jax"), default="torch", help="jax: beside optax.adam, see jax_step.py")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--small", type=int, nargs="*", default=[2000, 10_000], help="how many small tensors of 8 entries")
+    parser.add_argument(
+        "--small", type=int, nargs="*", help="how many small tensors of 8 entries (default 2000 and 10000; in JAX 300)"
+    )
     parser.add_argument("--check-finite", action="store_true", help="with the check of the gradients, as is the default on CPU")
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the optimizers to run")
     parser.add_argument(
@@ -260,6 +265,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file for the table; a picture of it is written beside")
     args = parser.parse_args()
+    if args.framework == "jax":
+        jax_step.on_one_thread(args.device)
+        small = [300] if args.small is None else args.small
+        rows = jax_step.measured(resnet18_shapes(), small, args.only, args.rounds, args.device)
+        if args.out:
+            write_table(args.out, [{**row, "machine": machine(args.device)} for row in rows])
+        return
+    args.small = [2000, 10_000] if args.small is None else args.small
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("device must be cpu where torch finds no CUDA device, got cuda")
     torch.set_num_threads(1)

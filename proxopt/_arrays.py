@@ -157,6 +157,18 @@ def detach(x: Any) -> Any:
     return x
 
 
+def repeated(count: int, f: Callable[[Any], Any], state: Any) -> Any:
+    """f(f(...f(state))): a loop in JAX too, where it is compiled once and not ``count`` times."""
+    first = state[0] if isinstance(state, tuple) else state
+    if _is_jax(first):
+        import jax
+
+        return jax.lax.fori_loop(0, count, lambda _, value: f(value), state)
+    for _ in range(count):
+        state = f(state)
+    return state
+
+
 def modulus(xp: Any, x: Array) -> Array:
     """|x|, with slope 0 at x = 0, the symmetric subgradient: the slope of abs is 1 there in JAX."""
     if not _is_jax(x):

@@ -72,18 +72,20 @@ def _root(xp: Any, y: list[Array], a: list[Array], groups: Groups) -> Array:
     excess = groups.largest([xp.where(yi > ai, yi - ai, xp.zeros_like(yi)) for yi, ai in zip(y, a)], xp)
     low = xp.maximum(excess, high - groups.largest(a, xp))
 
-    def climb(point: Array) -> tuple[Array, Array]:
+    def climb(point: Array, low: Array, high: Array) -> tuple[Array, Array]:
         ahead = _newton(xp, point, y, a, groups)
         return xp.minimum(xp.maximum(ahead, low), high), ahead < point
 
-    low, _ = climb(xp.minimum(low, high))
-    for _ in range(BISECTIONS):
+    def halve(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
         middle = xp.sqrt(low * high)
-        low, beyond = climb(middle)
-        high = xp.where(beyond, middle, high)
-    for _ in range(NEWTON_STEPS):
-        low, _ = climb(low)
-    return low
+        low, beyond = climb(middle, low, high)
+        return low, xp.where(beyond, middle, high)
+
+    low, _ = climb(xp.minimum(low, high), low, high)
+    low, high = _arrays.repeated(BISECTIONS, halve, (low, high))
+    root: Array = _arrays.repeated(NEWTON_STEPS, lambda point: climb(point, point, high)[0], low)
+    return root
 
 
 def _newton(xp: Any, root: Array, y: list[Array], a: list[Array], groups: Groups) -> Array:
