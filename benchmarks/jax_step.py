@@ -1,7 +1,7 @@
-"""The steps of the optimizers in JAX beside optax.adam, and their time to compile: python benchmarks/optimizer_step.py --framework jax
+"""Steps in JAX beside optax.adam, and their time to compile: python benchmarks/optimizer_step.py --framework jax
 
-Each step is one jitted function with ``optax.apply_updates``, which receives the gradients as arguments and to which parameters and
-state are donated. The last links and the optimizers have the sparse group lasso on the rows (output channels) of the weights of
+A step is one jitted function with ``optax.apply_updates``. It receives the gradients as arguments; parameters and state are
+donated to it. The last links and the optimizers have the sparse group lasso on the rows (output channels) of the weights of
 ResNet-18, and of each of many leaves of shape (4, 2).
 """
 

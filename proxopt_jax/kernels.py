@@ -69,7 +69,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A penalty for separate problems of one shape, which it treats as one array: the time to compile one prox is that of many."""
+    """A penalty for separate problems of one shape, which it treats as one array, so that one prox is compiled for all."""
 
     penalty: Any
 
@@ -153,17 +153,18 @@ def _prox(x: jax.Array, step: Any, form: _Form) -> jax.Array:
         return x
     if not jnp.ndim(step):
         return _shrunk(x, _square_of_ratio(x, step * bound, form.axes))
-    x, step = jax.lax.optimization_barrier((x, step))  # or XLA stores the parts of step, to compute x / step differently
+    # without the barrier XLA also stores the parts of step = rate / scale, to compute x / step as x * scale / rate
+    x, step = jax.lax.optimization_barrier((x, step))  # type: ignore[no-untyped-call]
     if form.metric == "median":
         threshold = median(step, form.axes) * bound
         return _shrunk(x, _sum(jnp.square(x / _at_least_tiny(threshold)), form.axes))
     if not (isinstance(bound, float) and _is_moderate(bound, x)):
         step, bound = _at_least_tiny(step * bound), 1.0
-    moved = step[(slice(0, 1),) * step.ndim] > 0
+    still = step[(slice(0, 1),) * step.ndim] <= 0  # at learning rate 0; not where it is NaN
     if form.metric == "support":
-        return jnp.where(moved, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2), x)
+        return jnp.where(still, x, _shrunk(x, _sum(jnp.square(x / step), form.axes) / bound**2))
     root, zeroed = _root(form.axes, bound, x, step)
-    return jnp.where(moved, jnp.where(zeroed, 0.0, x * (root / (root + step))), x)
+    return jnp.where(still, x, jnp.where(zeroed, 0.0, x * (root / (root + step))))
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -179,12 +180,12 @@ def _soft(x: jax.Array, t: Any) -> jax.Array:
 
 def _at_least_tiny(t: jax.Array) -> jax.Array:
     """t, or the smallest normal number where it is smaller, by which any number may be divided."""
-    return jnp.maximum(t, float(jnp.finfo(t.dtype).smallest_normal))
+    return jnp.maximum(t, float(np.finfo(t.dtype).smallest_normal))
 
 
 def _is_moderate(t: Any, x: jax.Array) -> Any:
     """Whether a sum of squares of entries of x that over- or underflows is still on the right side of t^2."""
-    kind = jnp.finfo(x.dtype)
+    kind = np.finfo(x.dtype)
     return (float(kind.smallest_normal) ** 0.4 < t) & (t < float(kind.max) ** 0.3)
 
 
@@ -214,7 +215,9 @@ def _square_of_ratio(x: jax.Array, t: Any, axes: tuple[int, ...]) -> jax.Array:
 
     if isinstance(t, float):
         return plain() if _is_moderate(t, x) else scaled()
-    return jax.lax.cond(_is_moderate(t, x), plain, scaled) if jax.default_backend() == "cpu" else scaled()
+    if jax.default_backend() != "cpu":
+        return scaled()
+    return cast(jax.Array, jax.lax.cond(_is_moderate(t, x), plain, scaled))
 
 
 def _in_blocks(f: Callable[..., Any], axes: tuple[int, ...], *arrays: jax.Array) -> Any:
@@ -258,9 +261,9 @@ def _secant_root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array
 
         h(r) = \frac{b}{\sqrt{F(r)}} - 1, \qquad F(r) = \sum_i \frac{x_i^2}{(r + s_i)^2}
 
-    for b = ``bound``. h is increasing and concave. There is no root where h(0) >= 0. As the slope of h is b / ||x|| at least, that
-    of a line through (0, h(0)) with this slope is no smaller than the root. The secant method starts there. Where it would leave
-    the interval in which the root lies, it halves the interval on a logarithmic scale.
+    for b = ``bound``. h is increasing and concave. There is no root where h(0) >= 0. The slope of h is at least b / ||x||: the line
+    through (0, h(0)) with this slope meets 0 at the root or above it, where the secant method starts. Where the method would
+    leave the interval that contains the root, it halves the interval on a logarithmic scale.
     """
     ratio = jnp.sqrt(_sum(jnp.square(x / s), axes))
     zeroed = ratio <= bound
@@ -268,8 +271,8 @@ def _secant_root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
     norm = largest * jnp.sqrt(_sum(jnp.square(x / jnp.where(largest > 0, largest, 1)), axes))
     start = jnp.where(zeroed, 1, norm * -at_zero / bound)
-    done = zeroed | (s[(slice(0, 1),) * s.ndim] <= 0)
-    eps = float(jnp.finfo(x.dtype).eps)
+    done = zeroed | jnp.isnan(ratio) | (s[(slice(0, 1),) * s.ndim] <= 0)
+    eps = float(np.finfo(x.dtype).eps)
 
     def secant(state: Any) -> Any:
         count, _, low, high, before, h_before, point = state

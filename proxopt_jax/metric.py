@@ -145,7 +145,7 @@ def _estimated_rates(updates: list[Any], directions: list[jax.Array], each: bool
     squares = [jnp.sum(d * d) for _, d in pairs]
     inners = [-jnp.sum(u * d) for u, d in pairs]
     # a reduction behind a barrier: XLA would compile a chain of sums into the step of every leaf
-    total = jax.lax.optimization_barrier((jnp.stack(inners), jnp.stack(squares)))
+    total = jax.lax.optimization_barrier((jnp.stack(inners), jnp.stack(squares)))  # type: ignore[no-untyped-call]
     common = _ratio(jnp.sum(total[0]), jnp.sum(total[1]), 0)
     return [_ratio(a, b, common) for a, b in zip(inners, squares)] if each else [common] * len(pairs)
 

@@ -195,7 +195,13 @@ class Penalties:
 
 def _is_stackable(x: Any) -> bool:
     """Whether a leaf is small, and not on a mesh with explicit axes, where all arrays of a stack would need one sharding."""
-    return jnp.ndim(x) > 0 and 0 < jnp.size(x) <= SMALL and is_floating(jnp.asarray(x)) and not is_explicit(x) and not varying_axes(x)
+    return (
+        jnp.ndim(x) > 0
+        and 0 < jnp.size(x) <= SMALL
+        and is_floating(jnp.asarray(x))
+        and not is_explicit(x)
+        and not varying_axes(x)
+    )
 
 
 def _stacked(problems: list[Problem], leaves: list[Any]) -> list[Problem]:
