@@ -208,7 +208,7 @@ def _square_of_ratio(x: jax.Array, t: Any, axes: tuple[int, ...]) -> jax.Array:
     """
 
     def plain() -> jax.Array:
-        return _sum(jnp.square(x), axes) / (t * t)
+        return cast(jax.Array, _sum(jnp.square(x), axes) / (t * t))
 
     def scaled() -> jax.Array:
         return _sum(jnp.square(x / _at_least_tiny(jnp.asarray(t, x.dtype))), axes)
@@ -261,7 +261,7 @@ def _secant_root(axes: tuple[int, ...], bound: float, x: jax.Array, s: jax.Array
 
         h(r) = \frac{b}{\sqrt{F(r)}} - 1, \qquad F(r) = \sum_i \frac{x_i^2}{(r + s_i)^2}
 
-    for b = ``bound``. h is increasing and concave. There is no root where h(0) >= 0. The slope of h is at least b / ||x||: the line
+    for b = ``bound``. h is increasing and concave. There is no root where h(0) >= 0. The slope of h is at least b / ||x||: a line
     through (0, h(0)) with this slope meets 0 at the root or above it, where the secant method starts. Where the method would
     leave the interval that contains the root, it halves the interval on a logarithmic scale.
     """
