@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from libraries import jax_precision
 
 import proxopt_jax
 from proxopt import L1, GroupL2, Groups, SparseGroupLasso
@@ -32,7 +33,7 @@ def assert_same(found, expected, tolerance):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shape, axes", SHAPES, ids=str)
 def test_steps_for_each_entry(shape, axes, metric):
-    with jax.enable_x64(True):
+    with jax_precision():
         for penalty in (
             SparseGroupLasso(3.0, groups=Groups.along(axes), metric=metric),
             GroupL2(2.0, Groups.along(axes), "none", metric),
@@ -46,7 +47,7 @@ def test_steps_for_each_entry(shape, axes, metric):
 
 @pytest.mark.parametrize("step", [0.3, 0.0, 1e-30, 1e30])
 def test_a_single_step_also_if_it_is_traced(step):
-    with jax.enable_x64(True):
+    with jax_precision():
         for scale in (1.0, 1e-30, 1e30):
             x, _ = drawn((5, 8), 0, 1, scale=scale)
             for penalty in (L1(1.0), GroupL2(1.0, Groups.along(1)), SparseGroupLasso(1.0, groups=Groups.along(0))):
@@ -89,7 +90,7 @@ def test_steps_of_zero_leave_every_entry(metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_derivatives_are_those_of_the_penalty(metric):
     penalty = SparseGroupLasso(1.5, groups=Groups.along(1), metric=metric)
-    with jax.enable_x64(True):
+    with jax_precision():
         x, step = drawn((4, 5), 0.5, 6)
         weights = jnp.asarray(np.random.default_rng(7).normal(size=x.shape))
 
