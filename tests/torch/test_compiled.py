@@ -1,5 +1,6 @@
 """The compiled loops on a CPU take the steps of the reference: for any layout, groups, metric and number of threads."""
 
+import contextlib
 import copy
 import gc
 import io
@@ -265,6 +266,60 @@ def test_what_moves_between_steps_is_found(monkeypatch):
                 optimizer.step()
         for p, q in zip(params, others):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def of_state(p, optimizer):
+    return next(value for key, value in optimizer.state[p].items() if key != "step")
+
+
+@pytest.mark.parametrize("replaced", [lambda p, o: p, lambda p, o: p.grad, of_state], ids=["parameter", "gradient", "state"])
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_step_reads_beyond_a_tensor_that_was_made_smaller(name, on, replaced):
+    p, other = nn.Parameter(torch.randn(1 << 20)), nn.Parameter(torch.randn(3))
+    optimizer = OPTIONS[name]([p, other])
+    p.grad, other.grad = torch.randn_like(p), torch.randn_like(other)
+    with kernels.enabled(on):
+        optimizer.step()
+        replaced(p, optimizer).data = torch.randn(5)
+        with pytest.raises(RuntimeError, match="size"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_states_that_were_moved_to_another_device_are_not_read(name):
+    p = nn.Parameter(torch.randn(8))
+    optimizer = OPTIONS[name]([p])
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    p.data, p.grad.data = p.data.to("meta"), p.grad.data.to("meta")
+    for value in optimizer.state[p].values():
+        value.data = value.data.to("meta")
+    launches = kernels.calls[type(optimizer).__name__]
+    with contextlib.suppress(RuntimeError):  # reading the step count, which has no value on this device
+        optimizer.step()
+    assert kernels.calls[type(optimizer).__name__] == launches
+
+
+@pytest.mark.parametrize("name", ["ProxSGD", "ProxAdam"])
+def test_a_strength_may_change_between_an_array_and_a_number(name):
+    columns, rows = Groups.along(0), Groups.along(1)
+    penalties = [L1(torch.rand(6, 8)), L1(0.1), L1(torch.rand(1, 8)), L1(0.2)]
+    penalties += [GroupL2(torch.rand(6, 1), rows), GroupL2(0.3, rows), GroupL2(0.3, rows, weights=torch.rand(6))]
+    penalties += [GroupL2(0.3, columns, weights="none"), GroupL2(0.3, columns), GroupL2(0.4, columns)]
+    results = []
+    for on in (True, False):
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(6, 8))
+        optimizer = OPTIONS[name]([p])
+        for penalty in penalties:
+            optimizer.param_groups[0]["penalty"] = penalty
+            with kernels.enabled(on):
+                for _ in range(2):
+                    p.grad = torch.randn_like(p)
+                    optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results)
 
 
 def test_gradients_are_not_kept_and_changes_are_seen_by_autograd():
