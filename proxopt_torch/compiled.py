@@ -364,7 +364,7 @@ class Batch:
         return [t.shape for t in tensors] == self._shapes and [t.stride() for t in tensors] == self._strides
 
     def _are_unchanged(self, name: str, values: Sequence[Tensor]) -> bool:
-        """Whether states that were checked in an earlier step still fit: an assignment to ``.data`` may give them other memory."""
+        """Whether states that were checked in an earlier step still fit: assigning ``.data`` may give them other memory."""
         dtype = torch.float32 if name == "step" else self._tables.dtype
         if {v.dtype for v in values} != {dtype} or not all(v.is_cpu for v in values):
             return False
