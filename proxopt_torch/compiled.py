@@ -64,7 +64,7 @@ def split(
 ) -> tuple[list[Batch], list[Entry]]:
     """Divide entries of a param group into batches that one call each updates, and those that the loops cannot take."""
     form = _form(group, penalty) if present else None
-    if form is None:
+    if form is None or not kernels.usable():
         return [], present
     cache = optimizer.__dict__.setdefault("_compiled", {})
     found = cache.get(id(group))
@@ -168,7 +168,7 @@ def known_finite(grads: Sequence[Tensor]) -> bool:
     dtypes = {g.dtype for g in grads}
     if not _possible() or len(dtypes) != 1 or not dtypes <= DTYPES.keys() or not _ordinary(grads):
         return False
-    if not all(map(Tensor.is_contiguous, grads)) and not all(map(is_dense, grads)):
+    if (not all(map(Tensor.is_contiguous, grads)) and not all(map(is_dense, grads))) or not kernels.usable():
         return False
     from proxopt.kernels import steps
 

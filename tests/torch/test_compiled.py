@@ -306,6 +306,17 @@ def test_a_strength_may_change_between_an_array_and_a_number(name):
     torch.testing.assert_close(*results)
 
 
+def test_an_update_that_a_subclass_overrides_is_used():
+    class Backwards(ProxSGD):
+        def update(self, group, penalty, x, grad, state, count):
+            return x + group["lr"] * grad, state
+
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    Backwards([p], lr=0.5).step()
+    assert torch.equal(p.detach(), torch.full((4,), 0.5))
+
+
 def test_gradients_are_not_kept_and_changes_are_seen_by_autograd():
     w = nn.Parameter(torch.ones(4, 3))
     optimizer = ProxAdam([w], penalty=L1(0.1))
