@@ -341,7 +341,7 @@ class Batch:
         """Check the states that exist, and give them the layout of their parameters."""
         found: list[State] = [optimizer.state.get(p) or {} for p in self.params]
         for name in ("step", *names):
-            values = [s.get(name) for s in found]
+            values: list[Any] = [s.get(name) for s in found]
             if _same_objects(values, self._states.get(name, [])) and self._are_unchanged(name, values):
                 continue
             for p, state in zip(self.params, found):
