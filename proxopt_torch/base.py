@@ -142,6 +142,14 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     # -- what a subclass defines --------------------------------------------------------------
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Do without the fused implementations of ``update`` in a subclass that overrides it."""
+        super().__init_subclass__(**options)
+        if "update" in cls.__dict__:
+            for name in ("_kernel", "_method", "_device_method"):
+                if name not in cls.__dict__:
+                    setattr(cls, name, None)
+
     def update(
         self,
         group: ParamGroup,

@@ -64,7 +64,7 @@ def split(
 ) -> tuple[list[Batch], list[Entry]]:
     """Divide entries of a param group into batches that one call each updates, and those that the loops cannot take."""
     form = _form(group, penalty) if present else None
-    if form is None:
+    if form is None or not kernels.usable():
         return [], present
     cache = optimizer.__dict__.setdefault("_compiled", {})
     found = cache.get(id(group))
@@ -122,6 +122,7 @@ class _Compiled:
             and all(map(is_, params, self._params))
             and [p.dtype for p in params] == self._dtypes
             and [(p.shape, p.stride()) for p in self._dense] == self._shapes
+            and all(p.is_cpu for p in self._dense)
             and group["joint"] == self._joint
             and _same_groups(form, self._form)
         )
@@ -167,7 +168,7 @@ def known_finite(grads: Sequence[Tensor]) -> bool:
     dtypes = {g.dtype for g in grads}
     if not _possible() or len(dtypes) != 1 or not dtypes <= DTYPES.keys() or not _ordinary(grads):
         return False
-    if not all(map(Tensor.is_contiguous, grads)) and not all(map(is_dense, grads)):
+    if (not all(map(Tensor.is_contiguous, grads)) and not all(map(is_dense, grads))) or not kernels.usable():
         return False
     from proxopt.kernels import steps
 
@@ -218,7 +219,8 @@ class Tables:
                 owners.append(number)
         self.plan = Plan(numbered, DTYPES[self.dtype])
         self._owners = np.array(owners)
-        self._unit: np.ndarray | None = None  # the bounds of the groups at strength 1
+        self._unit: np.ndarray | None = None  # the bounds of the groups at strength 1 with these weights, if that is cached
+        self._unit_weights: str | None = None
         self._strengths: list[Any] = []
         self._regular = True
         self._l1 = 0.0
@@ -246,11 +248,12 @@ class Tables:
 
     def _read_l1(self, l1: Any) -> bool:
         self._each, self._l1 = [], 0.0
+        from proxopt.kernels import steps
+
+        self.plan.addresses[steps.L1] = 0  # of arrays that are freed now
         if l1 is None or is_number(l1):
             self._l1 = float(l1 or 0.0)
             return 0.0 <= self._l1 < math.inf
-        from proxopt.kernels import steps
-
         params = [p for entry in self.entries for p in entry]
         with torch.no_grad():
             value = torch.as_tensor(l1, dtype=self.dtype)
@@ -264,7 +267,8 @@ class Tables:
         from proxopt.kernels.plan import bounds_of
 
         plain = is_number(form.l2) and isinstance(form.weights, str)
-        if self._unit is None or not plain:
+        weights = form.weights if plain else None
+        if self._unit is None or weights is None or weights != self._unit_weights:
             strength = Shrinkage(l2=1.0 if plain else form.l2, groups=form.groups, weights=form.weights)
             known: dict[Any, np.ndarray] = {}
             parts = []
@@ -272,7 +276,7 @@ class Tables:
                 if id(layout) not in known:
                     known[id(layout)] = bounds_of(_per_group(strength, entry), layout)
                 parts.append(known[id(layout)])
-            self._unit = np.concatenate(parts)
+            self._unit, self._unit_weights = np.concatenate(parts), weights
         self.plan.bounds = self._unit * float(form.l2) if plain else self._unit
         return bool((self.plan.bounds >= 0).all()) and bool(np.isfinite(self.plan.bounds).all())
 
@@ -317,6 +321,7 @@ class Batch:
         self.grads: list[Tensor] = []
         self._active = tables.active(chosen)
         self._places = tables.places(chosen)
+        self._shapes = [p.shape for p in self.params]
         self._strides = [p.stride() for p in self.params]
         lengths = [len(entry) for entry in self.entries]
         self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # the first tensor of the entry of each tensor
@@ -327,7 +332,7 @@ class Batch:
         grads: list[Any] = [p.grad for p in self.params]
         if not _ordinary(grads) or {g.dtype for g in grads} != {self._tables.dtype}:
             return False
-        if [g.stride() for g in grads] != self._strides:
+        if not self._have_layout(grads):
             grads = [in_layout_of(p, g) for p, g in zip(self.params, grads)]
         self.grads = grads
         return self._check_states(optimizer, optimizer._state_names(group))
@@ -336,7 +341,8 @@ class Batch:
         """Check the states that exist, and give them the layout of their parameters."""
         found: list[State] = [optimizer.state.get(p) or {} for p in self.params]
         for name in ("step", *names):
-            if _same_objects([s.get(name) for s in found], self._states.get(name, [])):
+            values: list[Any] = [s.get(name) for s in found]
+            if _same_objects(values, self._states.get(name, [])) and self._are_unchanged(name, values):
                 continue
             for p, state in zip(self.params, found):
                 value = state.get(name)
@@ -352,6 +358,17 @@ class Batch:
                 else:
                     state[name] = in_layout_of(p, value)
         return True
+
+    def _have_layout(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors have the shapes and strides of the parameters."""
+        return [t.shape for t in tensors] == self._shapes and [t.stride() for t in tensors] == self._strides
+
+    def _are_unchanged(self, name: str, values: Sequence[Tensor]) -> bool:
+        """Whether states that were checked in an earlier step still fit: assigning ``.data`` may give them other memory."""
+        dtype = torch.float32 if name == "step" else self._tables.dtype
+        if {v.dtype for v in values} != {dtype} or not all(v.is_cpu for v in values):
+            return False
+        return all(v.numel() == 1 for v in values) if name == "step" else self._have_layout(values)
 
     def step(self, optimizer: ProximalOptimizer, group: ParamGroup, method: Method) -> None:
         """Update the parameters and their states."""

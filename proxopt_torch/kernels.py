@@ -73,8 +73,11 @@ def is_dense(x: Tensor) -> bool:
 
 
 def in_layout_of(x: Tensor, other: Tensor) -> Tensor:
-    """``other`` with the strides of the dense tensor x, as a copy unless it has them already."""
-    if other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous()):
+    """``other`` with the shape and strides of the dense tensor x, as a copy unless it has them already.
+
+    Raises RuntimeError where the shapes do not fit, after an assignment to ``x.data`` for example.
+    """
+    if other.shape == x.shape and (other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous())):
         return other
     return torch.empty_like(x, dtype=other.dtype, device=other.device).copy_(other)
 

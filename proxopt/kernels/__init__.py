@@ -18,13 +18,15 @@ array([2., 0.])
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["available", "calls", "enabled"]
+__all__ = ["available", "calls", "enabled", "usable"]
 
 calls: Counter[str] = Counter()
 """How often each kernel was launched in this process, by its name."""
@@ -46,6 +48,27 @@ def enabled(flag: bool = True) -> Iterator[None]:
 def available() -> bool:
     """Whether the compiled loops are switched on and numba is installed. Does not import numba."""
     return _switch and _has_numba()
+
+
+def usable() -> bool:
+    """Whether the compiled loops are switched on and could be imported, which is tried here and takes half a second.
+
+    Warns once where numba is installed, but fails to import, for example because NumPy is too new for it.
+    """
+    return available() and _imported()
+
+
+@functools.cache
+def _imported() -> bool:
+    try:
+        importlib.import_module("proxopt.kernels.steps")
+        importlib.import_module("proxopt.kernels.prox")
+    except Exception as error:  # of numba, which raises errors of several kinds, for example where its llvmlite is another one
+        warnings.warn(
+            f"proxopt runs without compiled loops, because importing numba failed: {error!r}", RuntimeWarning, stacklevel=4
+        )
+        return False
+    return True
 
 
 @functools.cache

@@ -35,6 +35,8 @@ def _compiled(function: F, fastmath: Any) -> F:
     # Without "_nrt" references to arrays are not counted, which would take longer than the arithmetic on a short row. Such code
     # cannot create arrays
     options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "nogil": True, "_nrt": False}
+    # Loops are never called through C, and those with private names by others only: without wrappers they compile faster
+    options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": function.__name__.startswith("_")}
     try:
         compiled = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder for the cache can be written: compile once in every process

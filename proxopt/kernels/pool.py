@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 _lock = threading.Lock()
@@ -37,10 +37,15 @@ def run(function: Callable[..., Any], parts: Sequence[tuple[Any, ...]], threads:
                 return
             function(*part)
 
-    helpers = [_workers(threads - 1).submit(work) for _ in range(threads - 1)]
+    helpers: list[Future[None]] = []
     try:
+        try:
+            for _ in range(threads - 1):
+                helpers.append(_workers(threads - 1).submit(work))
+        except RuntimeError:  # no more threads: the limit of the process is reached, or the interpreter is shutting down
+            pass
         work()
-    finally:
+    finally:  # the memory must stay until all have returned, also where the calling thread is interrupted
         errors = [helper.exception() for helper in helpers]
     for error in errors:
         if error is not None:

@@ -42,7 +42,7 @@ def prox(shrinkage: Callable[[], Shrinkage | None], xs: list[Array], steps: list
         return None
     if any(x.dtype != xs[0].dtype for x in xs):
         return None
-    problem = _problem(form, xs, steps)
+    problem = _problem(form, xs, steps) if kernels.usable() else None
     return None if problem is None else _solve(problem)
 
 

@@ -305,7 +305,7 @@ class Plan:
         grads = []
         for p in self.params:
             assert p.grad is not None
-            grads.append(p.grad if p.grad.stride() == p.stride() else in_layout_of(p.detach(), p.grad))
+            grads.append(in_layout_of(p.detach(), p.grad))
         return grads
 
     def _addresses(self, grads: list[Tensor], states: list[State]) -> np.ndarray:

@@ -1,5 +1,8 @@
 """The compiled prox of a row equals that of the array code, and its parts are right for any numbers."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -88,6 +91,33 @@ def test_the_switch_and_a_missing_numba(monkeypatch):
     assert kernels.available()
     monkeypatch.setattr(kernels, "_has_numba", lambda: False)
     assert not kernels.available()
+
+
+def test_a_numba_that_cannot_be_imported_is_done_without(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('numba needs another NumPy')")
+    code = """
+import warnings
+import numpy as np
+from proxopt import L1, kernels
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        assert L1(1.0).prox(np.full(100_000, 3.0)).sum() == 200_000
+assert ["another NumPy" in str(w.message) for w in found] == [True]
+assert not kernels.calls
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
+def test_the_calling_thread_does_all_the_work_where_no_other_can_be_started(monkeypatch):
+    def refuse(count):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pool, "_workers", refuse)
+    done = []
+    pool.run(done.append, [(i,) for i in range(5)], 3)
+    assert done == list(range(5))
 
 
 def test_the_pool_runs_every_part_once_and_raises_the_first_error():

@@ -267,6 +267,56 @@ def test_what_moves_between_steps_is_found(monkeypatch):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
+def of_state(p, optimizer):
+    return next(value for key, value in optimizer.state[p].items() if key != "step")
+
+
+@pytest.mark.parametrize("replaced", [lambda p, o: p, lambda p, o: p.grad, of_state], ids=["parameter", "gradient", "state"])
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_step_reads_beyond_a_tensor_that_was_made_smaller(name, on, replaced):
+    p, other = nn.Parameter(torch.randn(1 << 20)), nn.Parameter(torch.randn(3))
+    optimizer = OPTIONS[name]([p, other])
+    p.grad, other.grad = torch.randn_like(p), torch.randn_like(other)
+    with kernels.enabled(on):
+        optimizer.step()
+        replaced(p, optimizer).data = torch.randn(5)
+        with pytest.raises(RuntimeError, match="size"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["ProxSGD", "ProxAdam"])
+def test_a_strength_may_change_between_an_array_and_a_number(name):
+    columns, rows = Groups.along(0), Groups.along(1)
+    penalties = [L1(torch.rand(6, 8)), L1(0.1), L1(torch.rand(1, 8)), L1(0.2)]
+    penalties += [GroupL2(torch.rand(6, 1), rows), GroupL2(0.3, rows), GroupL2(0.3, rows, weights=torch.rand(6))]
+    penalties += [GroupL2(0.3, columns, weights="none"), GroupL2(0.3, columns), GroupL2(0.4, columns)]
+    results = []
+    for on in (True, False):
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(6, 8))
+        optimizer = OPTIONS[name]([p])
+        for penalty in penalties:
+            optimizer.param_groups[0]["penalty"] = penalty
+            with kernels.enabled(on):
+                for _ in range(2):
+                    p.grad = torch.randn_like(p)
+                    optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_an_update_that_a_subclass_overrides_is_used():
+    class Backwards(ProxSGD):
+        def update(self, group, penalty, x, grad, state, count):
+            return x + group["lr"] * grad, state
+
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    Backwards([p], lr=0.5).step()
+    assert torch.equal(p.detach(), torch.full((4,), 0.5))
+
+
 def test_gradients_are_not_kept_and_changes_are_seen_by_autograd():
     w = nn.Parameter(torch.ones(4, 3))
     optimizer = ProxAdam([w], penalty=L1(0.1))
