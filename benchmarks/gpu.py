@@ -95,6 +95,10 @@ OPTIMIZERS_JAX = (
     (r"^(ResNet-18|\d+ leaves of \(4, 2\)),", "{0}, beside optax.adam"),
     (r"^(chain\(adam, link\)|hapg|prox_sgd|prox_adam \(exact\)|adam_hapg \(median\)) +\S+ +(\S+) ", "{0} {1}"),
 )
+PROXES = (
+    (r"^(numpy|torch), (float\d+)$", "{0}, {1}, beside a copy"),
+    (r"^(L1|group L2|SGL|exact metric), \de\S+ (?:entries|groups of \d+) +proxopt +\S+ +(\S+) ", "{0} {1}"),
+)
 TRITON = (
     (r"^(ResNet-18|transformer of 124M),", "{0}, beside fused Adam"),
     (r"^(.*, Triton): first step \S+ s, largest difference (\S+), \d+ zeros, of which (\d+) differ", "{0}: {2} zeros differ"),
@@ -170,6 +174,15 @@ PARTS = (
         share=0.3,
         patterns=OPTIMIZERS_JAX,
         keeps=("optimizer_step_jax.csv",),
+    ),
+    Part(
+        name="proxes",
+        words=("benchmarks/prox_speed.py",),
+        more=("--device", "{device}", "--out", "{out}/prox_speed.csv"),
+        dry=("--rounds", "1", "--scale", "0.01", "--only", "group L2"),
+        share=0.2,
+        patterns=PROXES,
+        keeps=("prox_speed.csv",),
     ),
     Part(
         name="steps",

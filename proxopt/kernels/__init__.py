@@ -1,12 +1,18 @@
 """Compiled loops for a CPU, used where numba is installed: ``pip install "proxopt[fast]"``.
 
 They compute the same proxes and optimizer steps as the array code, in one pass over memory instead of one pass for each
-operation: values agree up to rounding, and the same groups are zeroed. Without numba, or for arrays that the loops cannot
-handle, the array code runs. numba is imported at the first use.
+operation. Values agree up to rounding, and the same groups are zeroed, except where a norm is within rounding of the threshold.
+Without numba, or for arrays that the loops cannot handle, the array code runs. numba is imported at the first use.
 
-``prox`` of an array uses them from 32768 entries on, and from 4096 on where each entry has a step of its own.
+``prox`` of an array uses them from 32768 entries on, and from 4096 on where each entry has a step of its own. The torch
+optimizers use them for all dense parameters in float32 and float64 whose penalty declares a ``Shrinkage``, but not inside of
+``torch.compile`` and ``torch.func``, nor with ``differentiable=True`` or ``capturable=True``.
 
-The environment variable ``PROXOPT_KERNELS=0`` switches the loops off, and so does a ``with`` block:
+The first use compiles the loops, which takes ten to fifteen seconds for an optimizer, and stores them in ``__pycache__`` beside
+this file, or in the folder that the environment variable ``NUMBA_CACHE_DIR`` names.
+
+The environment variable ``PROXOPT_KERNELS=0``, set before proxopt is imported, switches the loops off, and so does
+`enabled` in a ``with`` block. `calls` counts the launches of each loop, which shows whether they are used.
 
 >>> import numpy as np
 >>> from proxopt import L1, kernels
@@ -29,7 +35,7 @@ from contextlib import contextmanager
 __all__ = ["available", "calls", "enabled", "usable"]
 
 calls: Counter[str] = Counter()
-"""How often each kernel was launched in this process, by its name."""
+"""How often each loop was launched in this process, by its name: ``"ProxAdam"``, ``"shrink_rows"``, ..."""
 
 _switch = os.environ.get("PROXOPT_KERNELS", "1") != "0"
 

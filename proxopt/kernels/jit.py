@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit, types
-from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SMALL = 64
 
 # Without "nnan", "ninf" and "nsz": NaN must stay NaN, and zeroed entries must be +0
 REORDER = {"contract", "reassoc", "arcp"}
@@ -79,19 +76,6 @@ def _view(typing_context: Any, address: Any, offset: Any, length: Any, like: Any
 
 view: Any = intrinsic(_view)
 """``view(address, offset, length, like)``: entries from number ``offset`` on at an address, of the dtype of ``like``."""
-
-
-def _small(typing_context: Any) -> Any:
-    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        length = context.get_constant(types.intp, SMALL)
-        pointer = alloca_once(builder, context.get_data_type(types.int64), size=length)
-        return _array_at(context, builder, signature.return_type, pointer, length)
-
-    return types.Array(types.int64, 1, "C")(), make
-
-
-small: Any = intrinsic(_small)
-"""``small()``: a vector of `SMALL` integers on the stack, which ends with the function."""
 
 
 def _integer_type(float_type: Any) -> Any:

@@ -11,7 +11,7 @@ Groups are numbered in the order of memory, and those of labels in the order of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,14 +82,17 @@ def in_memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[in
 def _regular(shape: tuple[int, ...], strides: tuple[int, ...], inside: set[int]) -> Layout | None:
     """Groups along the axes ``inside`` in a regular layout; None where they alternate with other axes more often."""
     axes = in_memory_order(shape, strides)
-    kept, order = _reduced(shape, axes, inside)
-    lengths, kinds = _merged(shape, axes, inside)
+    regular = regular_shape(*merged(shape, axes, inside))
+    return None if regular is None else Layout(regular, *_reduced(shape, axes, inside))
+
+
+def regular_shape(lengths: Sequence[int], kinds: str) -> tuple[int, int, int, int] | None:
+    """The shape ``(outer, runs, inner, length)`` of axes as `merged` returns them; None where they have no such shape."""
     if kinds in ("", "g", "k", "kg"):
-        count = lengths[0] if kinds.startswith("k") else 1
-        return Layout((1, 1, count, lengths[-1] if kinds.endswith("g") else 1), kept, order)
+        return 1, 1, lengths[0] if kinds.startswith("k") else 1, lengths[-1] if kinds.endswith("g") else 1
     if kinds in ("gk", "kgk", "gkg", "kgkg"):
-        before, behind = ([] if kinds.startswith("k") else [1]), ([] if kinds.endswith("g") else [1])
-        return Layout((*before, *lengths, *behind), kept, order)
+        outer, runs, inner, length = [1] * kinds.startswith("g") + [*lengths] + [1] * kinds.endswith("k")
+        return outer, runs, inner, length
     return None
 
 
@@ -99,7 +102,7 @@ def _reduced(shape: tuple[int, ...], axes: list[int], inside: set[int]) -> tuple
     return tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes if a not in inside)
 
 
-def _merged(shape: tuple[int, ...], axes: list[int], inside: set[int]) -> tuple[list[int], str]:
+def merged(shape: Sequence[int], axes: Sequence[int], inside: Set[int]) -> tuple[list[int], str]:
     """Lengths and kinds, "g" inside a group or "k" kept, of the axes with neighbours of one kind merged, without length 1."""
     lengths: list[int] = []
     kinds = ""

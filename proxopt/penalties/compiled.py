@@ -1,6 +1,6 @@
 """The prox of a `Shrinkage` by the compiled loops of ``proxopt.kernels``, for NumPy arrays and plain torch tensors on a CPU.
 
-`prox` returns None for arrays that the loops cannot handle, and where a derivative may be asked of the result.
+`prox` returns None for arrays that the loops cannot handle, and where the result may be differentiated.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from proxopt import _arrays, kernels
 from proxopt._arrays import Array
 from proxopt.groups import Groups
+from proxopt.kernels.layout import merged, regular_shape
 from proxopt.penalties.shrinkage import Shrinkage, constant
 
 SMALLEST = 2**15  # entries; for fewer the array code is about as fast, and numba need not be imported
@@ -54,7 +55,7 @@ def _plain_numpy(x: Array) -> bool:
 
 
 def _plain_torch(xs: Sequence[Array], others: Sequence[Any]) -> bool:
-    """Whether all are ordinary torch tensors on a CPU, of which no derivative can be asked and which nobody traces."""
+    """Whether all are ordinary torch tensors on a CPU, and the operations on them are neither differentiated nor traced."""
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return False
@@ -100,7 +101,7 @@ class _Problem:
 
 
 def _problem(form: Shrinkage, xs: list[Array], steps: list[Any]) -> _Problem | None:
-    """The problem, or None where it is none that the loops can solve."""
+    """The problem in NumPy, or None where the loops cannot solve it."""
     steps = [_arrays.like(s, x) for s, x in zip(steps, xs)]
     l1 = [0.0 if form.l1 is None else _arrays.like(form.l1, x) for x in xs]
     if not all(_fits(v, x.shape) for x, *own in zip(xs, steps, l1) for v in own):
@@ -260,22 +261,9 @@ def _memory_order(x: np.ndarray) -> _Order:
 
 def _along(x: np.ndarray, inside: Sequence[int], order: _Order) -> _Regular | _Pieces:
     """The layout of groups along the axes ``inside``, which are negative, of an array with its axes in this order in memory."""
-    lengths: list[int] = []
-    kinds = ""  # of the axes, with neighbours of a kind as one: "g" inside the groups, "k" kept
-    for a in order:
-        kind = "g" if a - x.ndim in inside else "k"
-        if x.shape[a] == 1:
-            continue
-        if kinds.endswith(kind):
-            lengths[-1] *= x.shape[a]
-        else:
-            lengths.append(x.shape[a])
-            kinds += kind
-    if kinds in ("", "g", "k", "kg"):
-        count = lengths[0] if kinds.startswith("k") else 1
-        return _Regular(1, 1, count, x.size // count)
-    if kinds in ("gk", "kgk", "gkg", "kgkg"):
-        shape = [1] * kinds.startswith("g") + lengths + [1] * kinds.endswith("k")
+    lengths, kinds = merged(x.shape, order, {a % x.ndim for a in inside})
+    shape = regular_shape(lengths, kinds)
+    if shape is not None:
         return _Regular(*shape)
     strides = [math.prod(lengths[i + 1 :]) for i in range(len(lengths))]
     length = lengths[-1] if kinds.endswith("g") else 1

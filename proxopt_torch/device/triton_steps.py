@@ -8,9 +8,9 @@ have not run on a device. They are therefore off until they are switched on, by 
 ...     pass  # optimizer.step()
 
 They take dense CUDA parameters in float32, bfloat16 or float16 (with states in float32) whose penalty is None or declares a
-``Shrinkage`` with strengths that are numbers or tensors without axes: ``L1``, ``GroupL2`` and ``SparseGroupLasso`` with any
-groups and metric, in joint groups too. Groups of more than ``layout.MOST_ENTRIES`` entries or ``layout.MOST_PIECES`` pieces, and
-everything else, take the step that they take without the kernels.
+``Shrinkage`` with strengths that are numbers or tensors without axes, with any groups and metric, in joint groups too. Groups of
+more than ``layout.MOST_ENTRIES`` entries or ``layout.MOST_PIECES`` pieces, and everything else, take the step that they take
+without the kernels.
 
 With ``capturable=True`` the step may be captured in a CUDA graph. As with ``torch.optim``, a graph repeats the numbers at its
 capture; a learning rate or strength that is a tensor on the device is read at each replay. The first step, which compiles and

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from proxopt import L1, GroupL2, Groups, Nested, Penalty, Shrinkage, SparseGroupLasso, kernels, soft_threshold
 from proxopt.penalties import compiled
 
-pytest.importorskip("numba")
+if not kernels.available():
+    pytest.skip("numba is not installed, or PROXOPT_KERNELS=0", allow_module_level=True)
 
 METRICS = (None, "exact", "support", "median")
 EPS = {"float32": 2e-6, "float64": 4e-15}

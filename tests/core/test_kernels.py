@@ -10,7 +10,8 @@ import pytest
 
 from proxopt import GroupL2, kernels
 
-pytest.importorskip("numba")
+if not kernels.available():
+    pytest.skip("numba is not installed, or PROXOPT_KERNELS=0", allow_module_level=True)
 
 from proxopt.kernels import jit, pool, rows
 

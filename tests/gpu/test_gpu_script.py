@@ -88,6 +88,16 @@ SAID = {
         "ProxAdam (exact)                 0.78          2.70   1.98 - 3.41",
         "ResNet-18, beside fused Adam; ProxAdam (exact) 2.70",
     ),
+    "proxes": (
+        "NVIDIA H200, python 3.12.3, torch 2.13.0\n\ntorch, float32\n"
+        "case                                       program                   ms  / copy   range            target\n"
+        "L1, 1e+07 entries                          copy                  0.0310    1.00   1.00 - 1.00\n"
+        "L1, 1e+07 entries                          proxopt               0.0930    3.00   2.90 - 3.10      1.7 copies\n"
+        "SGL, 1e+04 groups of 100                   proxopt               0.0620    2.00   1.90 - 2.10      4 copies\n"
+        "SGL, 1e+04 groups of 100 in columns        proxopt               0.0620    2.10   1.90 - 2.10      4 copies\n"
+        "L1, 10 entries                             proxopt               0.0310    9.00   8.90 - 9.10",
+        "torch, float32, beside a copy; L1 3.00; SGL 2.00",
+    ),
     "triton": (
         "transformer of 124M, NVIDIA H200\n"
         "ProxAdam (exact), Triton: first step 9.1 s, largest difference 3.0e-08, 17 zeros, of which 0 differ\n"

@@ -18,7 +18,8 @@ from proxopt import L1, GroupL2, Groups, SparseGroupLasso, kernels
 from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD
 from proxopt_torch import kernels as fused
 
-pytest.importorskip("numba")
+if not kernels.available():
+    pytest.skip("numba is not installed, or PROXOPT_KERNELS=0", allow_module_level=True)
 
 FLOATS = (torch.float32, torch.float64)
 RAGGED = Groups.labels([0, 1, 1, 2, 0, 1])
