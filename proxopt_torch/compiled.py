@@ -361,7 +361,8 @@ class Batch:
 
     def _have_layout(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors have the shapes and strides of the parameters."""
-        return [t.shape for t in tensors] == self._shapes and [t.stride() for t in tensors] == self._strides
+        # one after the other: lists of thousands of tuples would start the garbage collector in every step
+        return all(t.shape == n and t.stride() == by for t, n, by in zip(tensors, self._shapes, self._strides))
 
     def _are_unchanged(self, name: str, values: Sequence[Tensor]) -> bool:
         """Whether states that were checked in an earlier step still fit: assigning ``.data`` may give them other memory."""
