@@ -29,7 +29,7 @@ from proxopt.penalties import declared
 
 BLOCK = 1 << 17  # entries of each array that are in the cache at once
 SECANT_STEPS = 40  # 17 suffice for steps that spread over 20 decades; usually 3 to 6 are taken
-SECANT_STEPS_GPU = 10  # all taken, because each look at a result would wait for the device
+SECANT_STEPS_GPU = 16  # all taken, because each look at a result would wait for the device
 SLICES = 32  # that one reduction returns: more make it slower to compile
 COUNTABLE = 1 << 24  # entries of a group that can be counted in float32
 

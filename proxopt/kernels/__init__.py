@@ -8,7 +8,7 @@ Without numba, or for arrays that the loops cannot handle, the array code runs. 
 optimizers use them for all dense parameters in float32 and float64 whose penalty declares a ``Shrinkage``, but not inside of
 ``torch.compile`` and ``torch.func``, nor with ``differentiable=True`` or ``capturable=True``.
 
-The first use compiles the loops, which takes ten to fifteen seconds for an optimizer, and stores them in ``__pycache__`` beside
+The first use compiles the loops, which takes about ten seconds for an optimizer, and stores them in ``__pycache__`` beside
 this file, or in the folder that the environment variable ``NUMBA_CACHE_DIR`` names.
 
 The environment variable ``PROXOPT_KERNELS=0``, set before proxopt is imported, switches the loops off, and so does
