@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from proxopt import _arrays, _checks
-from proxopt.penalties import declared
 from proxopt_jax import metric
 from proxopt_jax.kernels import fused
 from proxopt_jax.steps import (
@@ -194,8 +193,3 @@ def proximal(
 def _map_floating(f: Callable[[Any], Any], params: optax.Params) -> optax.Params:
     """Apply f to the leaves that are floating point."""
     return jax.tree.map(lambda x: f(x) if is_floating(as_array(x)) else x, params)
-
-
-def exact(penalty: Any) -> Any:
-    """The penalty with the exact metric, unless it specifies another."""
-    return declared.with_metric(penalty, "exact")
