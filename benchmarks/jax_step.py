@@ -8,10 +8,11 @@ ResNet-18, and of each of many leaves of shape (4, 2).
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+import timings
 
 BASELINE = "optax.adam"
 RATE, STRENGTH = 1e-3, 1e-4
@@ -21,6 +22,20 @@ def on_one_thread(device: str) -> None:
     """Confine this process to one core. XLA reads the number of cores when it starts."""
     if device == "cpu" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def backend() -> str:
+    """The platform on which JAX computes: cpu, gpu or tpu."""
+    import jax
+
+    return jax.default_backend()
+
+
+def device_name() -> str:
+    """The kind of the first device of JAX."""
+    import jax
+
+    return jax.devices()[0].device_kind
 
 
 def optimizers(params: list[Any]) -> dict[str, Callable[[], Any]]:
@@ -94,22 +109,16 @@ def measure(shapes: list[tuple[int, ...]], names: list[str], rounds: int, device
             step.run()
             if turn >= 2:
                 times[name].append(clock() - start)
-    rows = []
-    for name, step in steps.items():
-        ratios = [t / base for t, base in zip(times[name], times[BASELINE])]
-        rows.append(
-            {
-                "optimizer": name,
-                f"{device}_ms": 1e3 * statistics.median(times[name]),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "temporary_mib": step.temporary_mib,
-                "compile_s": step.compile_seconds,
-                "compile_ratio": step.compile_seconds / steps[BASELINE].compile_seconds,
-            }
-        )
-    return rows
+    compile_base = steps[BASELINE].compile_seconds
+    return [
+        {
+            **timings.summary(name, times[name], times[BASELINE], device),
+            "temporary_mib": step.temporary_mib,
+            "compile_s": step.compile_seconds,
+            "compile_ratio": step.compile_seconds / compile_base,
+        }
+        for name, step in steps.items()
+    ]
 
 
 def measured(shapes: list[tuple[int, ...]], small: list[int], only: list[str], rounds: int, device: str) -> list[dict]:

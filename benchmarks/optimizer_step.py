@@ -16,12 +16,12 @@ import argparse
 import csv
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax_step
+import timings
 import torch
 from torch import nn
 
@@ -162,19 +162,7 @@ def measure(shapes: list[tuple[int, ...]], names: list[str], rounds: int, check_
             seconds = seconds_of(optimizer.step, device)
             if turn >= 2:
                 times[name].append(seconds)
-    rows = []
-    for name in names:
-        ratios = [t / base for t, base in zip(times[name], times[BASELINE])]
-        rows.append(
-            {
-                "optimizer": name,
-                f"{device}_ms": 1e3 * statistics.median(times[name]),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-            }
-        )
-    return rows
+    return [timings.summary(name, times[name], times[BASELINE], device) for name in names]
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
@@ -266,11 +254,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV file for the table; a picture of it is written beside")
     args = parser.parse_args()
     if args.framework == "jax":
+        if args.check_finite or args.kernels != "on":
+            parser.error("--check-finite and --kernels are options of the optimizers in torch, got --framework jax")
         jax_step.on_one_thread(args.device)
+        if (args.device == "cuda") != (jax_step.backend() == "gpu"):
+            parser.error(f"device must be where JAX computes, which is {jax_step.backend()}, got {args.device}")
         small = [300] if args.small is None else args.small
         rows = jax_step.measured(resnet18_shapes(), small, args.only, args.rounds, args.device)
         if args.out:
-            write_table(args.out, [{**row, "machine": machine(args.device)} for row in rows])
+            where = machine("cpu") if args.device == "cpu" else jax_step.device_name()
+            write_table(args.out, [{**row, "machine": where} for row in rows])
         return
     args.small = [2000, 10_000] if args.small is None else args.small
     if args.device == "cuda" and not torch.cuda.is_available():
