@@ -31,6 +31,7 @@ from proxopt.kernels.rows import (
     shrink_support,
     soften,
     soften_by,
+    soften_into,
 )
 
 CONSTANT, MEDIAN, SUPPORT, EXACT = range(4)
@@ -51,21 +52,6 @@ def scale_into(x, z, factor):
     zero = x.dtype.type(0)
     for j in range(x.shape[0]):
         z[j] = x[j] * factor + zero
-
-
-@jit
-def soften_into(x, z, l1):
-    """Write the soft threshold of x to z; returns its sum of squares."""
-    below = -l1
-    total = x.dtype.type(0)
-    for j in range(x.shape[0]):
-        a = x[j]
-        c = l1 if a > l1 else a
-        c = below if c < below else c
-        a = a - c
-        z[j] = a
-        total += a * a
-    return total
 
 
 @jit

@@ -44,6 +44,21 @@ def soften(x, t):
 
 
 @jit
+def soften_into(x, z, t):
+    """Write the soft threshold of x to z; returns its sum of squares."""
+    below = -t
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        a = x[j]
+        c = t if a > t else a
+        c = below if c < below else c
+        a = a - c
+        z[j] = a
+        total += a * a
+    return total
+
+
+@jit
 def soften_by(x, h, l1):
     """Replace x by its soft threshold with the threshold ``h[j] * l1`` of entry j, for a number l1 >= 0."""
     for j in range(x.shape[0]):

@@ -56,19 +56,6 @@ def _descend(grad, x, sign, decay, out):
 
 
 @jit
-def _no_step(x, t, z):
-    total, below = z.dtype.type(0), -t
-    for j in range(x.shape[0]):
-        c = x[j]
-        c = t if c > t else c
-        c = below if c < below else c
-        a = x[j] - c
-        z[j] = a
-        total += a * a
-    return total
-
-
-@jit
 def _gradient(x, grad, lr, t, z):
     total, below = z.dtype.type(0), -t
     for j in range(x.shape[0]):
@@ -226,7 +213,7 @@ def _before(how, addresses, part, places, numbers, row, l1, spare, z, h):
     elif how == GRADIENT:
         total = _gradient(x, grad, kind(step), kind(step * t), z)
     else:
-        total = _no_step(x, kind(step * t), z)
+        total = rows.soften_into(x, z, kind(step * t))
     if each:
         strengths = view(_memory(np.int64(L1), addresses, part, places, spare, how >= NO_STEP, z), 0, length, z)
         if how == ADAM:
