@@ -8,6 +8,6 @@
     bilevel   searches with network weights on training data and architecture weights on validation data
     methods   search methods, a file each
 
-`space`, all files named `settings`, and of `engine` the files command_line, log, curves, report, results and bisection do not
+`space`, all files and folders named `settings`, and of `engine` the files command_line, log, curves, report, results and bisection do not
 import PyTorch, so that networks of another library can use them.
 """

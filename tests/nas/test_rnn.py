@@ -10,6 +10,7 @@ import pytest
 import torch
 from nas.bilevel.steps import TextSteps
 from nas.methods import darts, registry
+from nas.methods.settings import darts as darts_settings
 from nas.nets.torch import recurrent_kernels, rnn
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype, load_genotype
@@ -94,7 +95,7 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
         for p in net.parameters():
             p.mul_(0.2)
     naive = published_model(net)
-    settings = darts.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
+    settings = darts_settings.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
     with torch.no_grad():
@@ -121,7 +122,7 @@ def test_a_weight_step_is_the_published_one(monkeypatch):
     net = supernet(drops=EVERY)
     naive = published_model(net)
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
-    steps = TextSteps(net, method, darts.DartsTextSettings(batch=5, hidden=6, lr=2.0))
+    steps = TextSteps(net, method, darts_settings.DartsTextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
     loop = NaiveTextSearch(naive, 5)

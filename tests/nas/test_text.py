@@ -15,6 +15,7 @@ from nas.bilevel.search_text import TextSearch
 from nas.data import text
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import sparse_supernet
+from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.nets.torch import rnn
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
@@ -138,7 +139,7 @@ def test_every_option_of_a_search_runs(method, options, tmp_path, place):
 
 
 def searching(corpus, out, **own):
-    settings = sparse_supernet.SparseSupernetTextSettings(
+    settings = sparse_settings.SparseSupernetTextSettings(
         data_dir=corpus, hidden=6, batch=6, bptt=9, tokens=300, order="first", drop_embedding=0.0, drop_input=0.0,
         drop_hidden=0.0, drop_output=0.0, temporal=0.0, weight_decay=0.0, **own,
     )  # fmt: skip

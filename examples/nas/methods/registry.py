@@ -13,6 +13,10 @@ from ..bilevel.search_cifar import CifarSearch
 from ..bilevel.search_text import TextSearch
 from ..engine.run import Run, launch
 from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
+from .settings import darts as darts_settings
+from .settings import gsparsity as gsparsity_settings
+from .settings import ista as ista_settings
+from .settings import sparse_supernet as sparse_settings
 
 
 class SearchMethod(NamedTuple):
@@ -42,16 +46,16 @@ def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
 
 
 CIFAR = {
-    "darts": bilevel(CifarSearch, darts.Darts, darts.CIFAR_PRESETS),
-    "gsparsity": SearchMethod(gsparsity.CIFAR_PRESETS, gsparsity.search_or_bisect),
-    "ista": bilevel(CifarSearch, ista.Ista, ista.CIFAR_PRESETS),
-    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_supernet.CIFAR_PRESETS),
+    "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
+    "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search_or_bisect),
+    "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
 }
 ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
 TEXT = {
-    "darts": bilevel(TextSearch, darts.Darts, darts.TEXT_PRESETS),
-    "ista": bilevel(TextSearch, ista.Ista, ista.TEXT_PRESETS),
-    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_supernet.TEXT_PRESETS),
+    "darts": bilevel(TextSearch, darts.Darts, darts_settings.TEXT_PRESETS),
+    "ista": bilevel(TextSearch, ista.Ista, ista_settings.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS),
 }
 
 
