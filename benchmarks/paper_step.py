@@ -55,13 +55,13 @@ def command(case: str) -> str:
 def data_sets(tiny: bool) -> tuple[Any, Any]:
     """Random images and random words."""
     import torch
-    from nas.data import cifar, text
+    from nas.data import cifar, cifar_files, text
 
     draw = lambda n: cifar.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
-    source = cifar.SOURCES["cifar10"]
+    source = cifar_files.SOURCES["cifar10"]
     counts, lengths, words = ((64, 64), (600, 300, 300), 30) if tiny else (IMAGES, WORDS, VOCABULARY)
     images = cifar.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
-    parts = [torch.randint(words, (n,)) for n in lengths]
+    parts = [torch.randint(words, (n,)).numpy() for n in lengths]
     return images, text.Corpus("random words", tuple(map(str, range(words))), *parts, fingerprint="random")
 
 

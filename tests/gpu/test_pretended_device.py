@@ -9,7 +9,7 @@ import test_gpu
 import torch
 import train_ptb
 from nas.bilevel.steps import CifarSteps, TextSteps
-from nas.data import cifar
+from nas.data import cifar_files
 from nas.engine import report
 from nas.methods import gsparsity, registry
 from nas.methods.settings import gsparsity as gsparsity_settings
@@ -257,7 +257,7 @@ def test_batches_are_drawn_on_the_device():
 
 
 def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "SOURCES", dict(cifar.SOURCES))
+    monkeypatch.setattr(cifar_files, "SOURCES", dict(cifar_files.SOURCES))
     for module, name in ((report, "write"), (nas_cifar10, "describe")):  # which take longer than the search
         monkeypatch.setattr(module, name, lambda *args: None)
     fake_cifar(tmp_path)

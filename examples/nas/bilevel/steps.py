@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.text import Window
+from ..data.text import Window, perplexity
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..nets.torch.operations import frozen_statistics, norms_of
-from ..nets.torch.rnn import CELL, RecurrentSupernet, perplexity
+from ..nets.torch.rnn import CELL, RecurrentSupernet
 from ..space.spaces import Masks
 from . import gradients
 from .method import Method

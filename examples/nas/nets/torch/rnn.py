@@ -22,7 +22,6 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (cell, model, dropouts); Wu et al., 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -280,8 +279,3 @@ def mean_loss(model: LanguageModel, rows: Tensor, bptt: int, *args: Any) -> floa
         total += loss.double() * (len(words) - 1)
     model.train(training)
     return float(total) / len(rows)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite if that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
