@@ -1,0 +1,1 @@
+"""Bilevel searches in JAX: every step is one compiled function."""
