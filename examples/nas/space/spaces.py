@@ -40,6 +40,9 @@ class Space:
                 if unknown or len(set(names)) < len(names):
                     raise ValueError(f"{self.name}, {cell}, edge {edge}: {names!r} is not a set of known operations")
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.kind))  # the operations are a dict
+
     @property
     def layout(self) -> Layout:
         """The cells, nodes and edges."""

@@ -1,1 +1,1 @@
-"""Networks of cells in JAX: flax nnx modules for images (N, H, W, C)."""
+"""Networks in flax nnx."""

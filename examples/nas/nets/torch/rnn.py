@@ -23,7 +23,6 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (cell, model, dropouts); Wu et al., 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,40 +31,11 @@ from torch.nn import functional as F
 
 from ...space.genotype import RecurrentGenotype
 from ...space.spaces import Masks, Space, Weights
-from .recurrent_kernels import ACTIVATIONS, node, node_reference, product, vocabulary_loss
+from ..recurrent import CELL, RANGE, Dropped, Drops, NodePaths, genotype_paths, supernet_paths
+from ..recurrent import perplexity as perplexity
+from .recurrent_kernels import node, node_reference, product, vocabulary_loss
 
-CELL = "recurrent"
-RANGE = 0.04  # initial weights are uniform in [-RANGE, RANGE]
 KERNELS = 256  # limit of the kernels that torch.compile makes of a node
-NAMES = [name for name, _ in ACTIVATIONS]
-
-
-@dataclass(frozen=True)
-class Drops:
-    """Dropout probabilities: of words of the vocabulary, of entries of the embedded word, of the same entries as input of the
-    cell, of the states that enter a product, and of the output."""
-
-    words: float = 0.0
-    embedding: float = 0.0
-    input: float = 0.0
-    hidden: float = 0.0
-    output: float = 0.0
-
-    @classmethod
-    def of(cls, settings: Any) -> Drops:
-        """The probabilities in the settings of a language model."""
-        s = settings
-        return cls(s.drop_words, s.drop_embedding, s.drop_input, s.drop_hidden, s.drop_output)
-
-
-class Dropped(NamedTuple):
-    """Dropout masks of a batch as factors: (vocabulary, 1) for words, else (batch, hidden); None: no dropout."""
-
-    words: Tensor | None = None
-    embedding: Tensor | None = None
-    input: Tensor | None = None
-    hidden: Tensor | None = None
-    output: Tensor | None = None
 
 
 class LanguageModel(nn.Module):
@@ -174,7 +144,7 @@ class RecurrentSupernet(CellModel):
     def __init__(self, space: Space, vocabulary: int, hidden: int = 300, drops: Drops | None = None):
         super().__init__(space.layout.nodes, vocabulary, hidden, drops, norm=True)
         self.space = space
-        self._plans: dict[Any, list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]] = {}
+        self._plans: dict[Any, list[tuple[NodePaths, Tensor]]] = {}
 
     def recur(  # type: ignore[override]
         self, x: Tensor, state: Tensor, mask: Tensor | None, weights: Weights | None = None, active: Masks | None = None
@@ -185,28 +155,17 @@ class RecurrentSupernet(CellModel):
             raise ValueError(f"{CELL}: weights have shape ({paths},), got {tuple(w.shape)}")
         padded = F.pad(w, (0, 1))  # the last entry is the weight of paths that are inactive or not in the space
         active = None if active is None else tuple(active[CELL])
-        mixtures = [Mixture(n, sources, padded[places], used) for n, sources, places, used in self._plan(active)]
+        mixtures = [Mixture(to.node, to.sources, padded[places], to.used) for to, places in self._plan(active)]
         return super().recur(x, state, mask, mixtures)
 
-    def _plan(self, active: tuple[bool, ...] | None) -> list[tuple[int, tuple[int, ...], Tensor, tuple[int, ...]]]:
-        """For each active node: its sources, the indices of the weights of (source, operation), and the operations in use."""
+    def _plan(self, active: tuple[bool, ...] | None) -> list[tuple[NodePaths, Tensor]]:
+        """For each active node its paths, and the indices of the weights of (source, operation)."""
         if active not in self._plans:
-            paths = self.space.paths(CELL)
-            absent, plan, nodes = len(paths), [], list(self.space.layout.inputs)
-            for n in self.space.layout.nodes:
-                own = {
-                    (path.source, NAMES.index(path.operation)): i
-                    for i, path in enumerate(paths)
-                    if path.node == n and path.source in nodes and path.operation != "none" and (active is None or active[i])
-                }
-                if own:
-                    sources = tuple(sorted({source for source, _ in own}))
-                    places = [[own.get((source, o), absent) for o in range(len(NAMES))] for source in sources]
-                    used = tuple(sorted({o for _, o in own}))
-                    plan.append((n, sources, torch.tensor(places, device=self.embedding.device), used))
-                    nodes.append(n)
-            if not plan:
-                raise ValueError("no path is active in the recurrent cell")
+            absent = len(self.space.paths(CELL))
+            plan = []
+            for found in supernet_paths(self.space, active):
+                places = [[absent if path is None else path for path in row] for row in found.paths]
+                plan.append((found, torch.tensor(places, device=self.embedding.device)))
             self._plans = {active: plan, **dict(list(self._plans.items())[:7])}
         return self._plans[active]
 
@@ -215,24 +174,16 @@ class RecurrentNetwork(CellModel):
     """The language model of a genotype without its dead ends."""
 
     def __init__(self, genotype: RecurrentGenotype, vocabulary: int, hidden: int = 850, drops: Drops | None = None):
-        genotype = genotype.clean()
-        active = genotype.active_nodes(CELL)
-        if not active:
-            raise ValueError("no path of the genotype reaches the input of the recurrent cell")
-        super().__init__(active, vocabulary, hidden, drops)
-        self.into = []  # for each node: its number, its sources, its operations
-        for n in active:
-            own = [path for path in genotype.paths(CELL) if path.node == n]
-            sources = tuple(sorted({path.source for path in own}))
-            counts = torch.zeros(len(sources), len(NAMES))
-            for path in own:
-                counts[sources.index(path.source), NAMES.index(path.operation)] = 1
-            self.register_buffer(f"counts_{n}", counts, persistent=False)
-            self.into.append((n, sources, tuple(sorted({NAMES.index(path.operation) for path in own}))))
+        into = genotype_paths(genotype)
+        super().__init__([to.node for to in into], vocabulary, hidden, drops)
+        self.into = into
+        for to in into:
+            counts = torch.tensor([[float(path is not None) for path in row] for row in to.paths])
+            self.register_buffer(f"counts_{to.node}", counts, persistent=False)
 
     def recur(self, x: Tensor, state: Tensor, mask: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-        counts = [getattr(self, f"counts_{n}") for n, _, _ in self.into]
-        mixtures = [Mixture(n, sources, c / c.sum(), used) for (n, sources, used), c in zip(self.into, counts)]
+        counts = [getattr(self, f"counts_{to.node}") for to in self.into]
+        mixtures = [Mixture(to.node, to.sources, c / c.sum(), to.used) for to, c in zip(self.into, counts)]
         return super().recur(x, state, mask, mixtures)
 
 
