@@ -85,6 +85,6 @@ class CifarSearch(BilevelSearch):
         found = []
         for start in range(0, self.half, EVALUATED):
             part = valid.images[start : start + EVALUATED], valid.labels[start : start + EVALUATED]
-            found.append(self.steps.evaluate(self.search.params, kept, (valid, part), paths=self.buckets.every))
+            found.append(self.steps.evaluate(self.search.params, kept, (valid, part, self.key), paths=self.buckets.every))
         loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
         return loss / count, correct / count

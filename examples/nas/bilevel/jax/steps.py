@@ -193,7 +193,7 @@ class CifarData(NamedTuple):
 
 
 class CifarSteps(BilevelSteps):
-    """Steps on images. A batch is (images, labels)."""
+    """Steps on images. A batch is (images, labels, key of noise operations)."""
 
     def __init__(self, graph: Any, space: Space, method: Method, settings: Any, devices: Devices) -> None:
         self.momentum = settings.momentum
@@ -201,14 +201,17 @@ class CifarSteps(BilevelSteps):
 
     def batches(self, state: SearchState, data: CifarData, place: Place) -> tuple[Any, Any]:
         key = jax.random.fold_in(jax.random.fold_in(place.key, place.epoch), place.number)
-        draw = lambda pixels, order, stream: self.devices.split(
-            images.augmented(pixels, order, place.number, self.settings.batch, jax.random.fold_in(key, stream))
-        )
+
+        def draw(pixels: Pixels, order: Array, stream: int) -> tuple[Array, Array, Array]:
+            crops, noise = jax.random.split(jax.random.fold_in(key, stream))
+            found = images.augmented(pixels, order, place.number, self.settings.batch, crops)
+            return (*self.devices.split(found), noise)
+
         return draw(data.train, data.train_order, TRAIN), draw(data.valid, data.valid_order, VALID)
 
     def loss(self, net: Any, weights: Weights, batch: Any, paths: Paths | None, is_active: Weights) -> tuple[Array, Any]:
-        pixels, labels = batch
-        logits = net(pixels, weights, None if paths is None else dict(paths))
+        pixels, labels, key = batch
+        logits = net(pixels, weights, None if paths is None else dict(paths), key)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, jnp.stack(
@@ -220,9 +223,9 @@ class CifarSteps(BilevelSteps):
 
     def _evaluate(self, params: Any, weights: Weights, data: Any, paths: Paths | None = None) -> Any:
         """The sums of loss, correct answers and images of a batch, normalised by its own statistics."""
-        pixels, part = data
+        pixels, part, key = data
         batch = self.devices.split((images.normalised(pixels, part[0]), part[1]))
-        return self.loss(nnx.merge(self.graph, params), weights, batch, paths, {})[1]
+        return self.loss(nnx.merge(self.graph, params), weights, (*batch, key), paths, {})[1]
 
 
 class TextData(NamedTuple):

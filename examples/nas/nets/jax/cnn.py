@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
-from ...space.genotype import CELLS, NODES, Genotype, Path
+from ...space.genotype import CELLS, NODES, Path
 from ...space.spaces import Masks, Space, Weights
-from .convolution_kernels import convolve_p
 from .operations import (
     BatchNorm,
     ConvNorm,
@@ -123,7 +122,7 @@ class Cell(nnx.Module):
         terms: dict[int, list[Array]] = {node: [] for node in NODES}
         for group, stacks in zip(GROUPS, self.plan.stacks):
             for source in group:
-                if source in terms and terms[source]:
+                if terms.get(source):
                     sources[source] = _sum(terms[source])
             rectified = {source: nnx.relu(sources[source]) for source in group if source in sources}
             for stack in stacks:

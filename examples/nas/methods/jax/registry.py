@@ -1,0 +1,88 @@
+"""The search methods in JAX that scripts offer, by name. A new method is a module in this package and a row in a table below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from ...bilevel.jax.method import Method
+from ...bilevel.jax.search import BilevelSearch
+from ...bilevel.jax.search_cifar import CifarSearch
+from ...bilevel.jax.search_text import TextSearch
+from ...engine.jax.devices import Hosts, first_process
+from ...engine.jax.run import launch
+from ...nets.jax import cnn
+from ...nets.jax.rnn import RecurrentNetwork, parameter_count
+from ...space.genotype import Genotype, RecurrentGenotype
+from ..frameworks import SearchMethod
+from ..settings import darts as darts_settings
+from ..settings import ista as ista_settings
+from ..settings import sparse_supernet as sparse_settings
+from . import darts, ista, sparse_supernet
+
+__all__ = ["CIFAR", "ONE_STAGE", "TEXT", "cifar_size", "first_process", "join_hosts", "text_size"]
+OF_TORCH = {"threads": 0, "compiled": False}  # settings without effect in JAX, and their defaults
+
+
+def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
+    """Register a bilevel method."""
+
+    def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
+        refuse_settings_of_torch(settings)
+        return launch(partial(run, method, settings, seed, out), settings, out)
+
+    return SearchMethod(presets, search, method)
+
+
+def refuse_settings_of_torch(settings: Any) -> None:
+    """Raise ValueError for a setting that JAX would ignore."""
+    for name, default in OF_TORCH.items():
+        if getattr(settings, name, default) != default:
+            raise ValueError(
+                f"{name} must be {default} with --framework jax, where it has no effect, got {getattr(settings, name)}"
+            )
+
+
+CIFAR = {
+    "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
+    "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
+}
+ONE_STAGE: dict[str, SearchMethod] = {}
+TEXT = {
+    "darts": bilevel(TextSearch, darts.Darts, darts_settings.TEXT_PRESETS),
+    "ista": bilevel(TextSearch, ista.Ista, ista_settings.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS),
+}
+
+
+def join_hosts(coordinator: str | None, processes: str | None, process: str | None) -> None:
+    """Join the other hosts of a run, if a command line names a coordinator. Arguments as those of `Hosts`, as text."""
+    if coordinator is None:
+        if processes is not None or process is not None:
+            raise ValueError("--processes and --process belong to --coordinator, which is missing")
+        return
+    Hosts(
+        coordinator,
+        *(None if word is None else _count(name, word) for name, word in (("processes", processes), ("process", process))),
+    ).join()
+
+
+def _count(name: str, word: str) -> int:
+    if not word.isdigit():
+        raise ValueError(f"--{name} must be a number >= 0, got {word!r}")
+    return int(word)
+
+
+def cifar_size(found: Genotype) -> dict[str, int]:
+    """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
+    return cnn.network_size(found)
+
+
+def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:
+    """The parameters of the language model of a genotype."""
+    return parameter_count(nnx.eval_shape(lambda: RecurrentNetwork(found, vocabulary, hidden, rngs=nnx.Rngs(0))))
