@@ -9,8 +9,8 @@ an interrupted search; with --one-stage also train.png and network.pt, the train
 `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
 own, and a table compares them. Under torchrun the processes share every batch.
 
---framework jax runs sparse_supernet, darts, ista or gsparsity in JAX, on all devices that it finds (TPU, GPU or CPU), which share every
-batch; several hosts find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
+--framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
+find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
 """
 
 from __future__ import annotations

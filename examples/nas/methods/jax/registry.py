@@ -41,10 +41,9 @@ def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str
 def refuse_settings_of_torch(settings: Any) -> None:
     """Raise ValueError for a setting that JAX would ignore."""
     for name, default in OF_TORCH.items():
-        if getattr(settings, name, default) != default:
-            raise ValueError(
-                f"{name} must be {default} with --framework jax, where it has no effect, got {getattr(settings, name)}"
-            )
+        given = getattr(settings, name, default)
+        if given != default:
+            raise ValueError(f"{name} must be {default} with --framework jax, where it has no effect, got {given}")
 
 
 CIFAR = {
@@ -66,13 +65,12 @@ def join_hosts(coordinator: str | None, processes: str | None, process: str | No
         if processes is not None or process is not None:
             raise ValueError("--processes and --process belong to --coordinator, which is missing")
         return
-    Hosts(
-        coordinator,
-        *(None if word is None else _count(name, word) for name, word in (("processes", processes), ("process", process))),
-    ).join()
+    Hosts(coordinator, _count("processes", processes), _count("process", process)).join()
 
 
-def _count(name: str, word: str) -> int:
+def _count(name: str, word: str | None) -> int | None:
+    if word is None:
+        return None
     if not word.isdigit():
         raise ValueError(f"--{name} must be a number >= 0, got {word!r}")
     return int(word)
