@@ -12,7 +12,8 @@ from nas.engine import bisection, checkpoint
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import gsparsity
 from nas.methods import operation_pruning as pruning
-from nas.methods.gsparsity import GatedGroup, GSparsitySearch, OperationGroups, loss_free
+from nas.methods.group_sparsity import GatedGroup, loss_free
+from nas.methods.gsparsity import GSparsitySearch, OperationGroups
 from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.nets.torch import cnn
 from nas.nets.torch.flat import Flat

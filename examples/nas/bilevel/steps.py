@@ -84,7 +84,8 @@ class BilevelSteps:
         loss.backward()
         updated = [p for p in self.params if p.grad is not None]
         self.processes.average([p.grad for p in updated])  # type: ignore[misc]
-        nn.utils.clip_grad_norm_(updated, self.settings.clip)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(updated, self.settings.clip)
         self.sgd.step()
 
     def _direction(self, grads: Any) -> list[Tensor]:

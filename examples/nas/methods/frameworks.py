@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
 
 from ..engine.command_line import CommandLine, errors_in_one_line
 
 FRAMEWORKS = ("torch", "jax")
-
-
-class SearchMethod(NamedTuple):
-    """A method for scripts: presets by name, and a function of (settings, seed, folder) that returns the row of the result."""
-
-    presets: Mapping[str, Any]
-    search: Callable[[Any, int, Path], dict[str, Any]]
-    method: type | None = None  # None: not a bilevel method
 
 
 def registry_of(words: CommandLine) -> ModuleType:

@@ -20,25 +20,18 @@ published code and logs.
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
 from ..engine import report, results
-from ..engine.bisection import closest_strength, refuse_existing_runs
 from ..engine.distributed import Processes
-from ..engine.log import write_csv
 from ..engine.run import launch
 from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
@@ -48,47 +41,8 @@ from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
+from .group_sparsity import GatedGroup, search_or_bisect, strength_of_group
 from .settings.gsparsity import GSparsitySettings
-
-WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
-    "inverse_sqrt_size": lambda w: 1 / math.sqrt(w.numel()),
-    "none": lambda w: 1.0,
-    "sqrt_size": lambda w: math.sqrt(w.numel()),
-    "initial_norm": lambda w: float(w.norm()),
-}
-
-
-def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
-    """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
-
-        ||w_hat|| = max(||w|| - mu_k / tau, 0),   ||w|| <- ||w|| + lr (||w_hat|| - ||w||)
-
-    norm: ||w_k(0)||. strength: mu_k. One entry for each group.
-    """
-    for _ in range(steps):
-        norm = norm + lr * (np.maximum(norm - strength / tau, 0) - norm)
-    return norm
-
-
-class GatedGroup:
-    """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
-
-    def __init__(self, mu: float, gates: int):
-        self.mu, self.gates = mu, gates
-
-    def value(self, x: Tensor) -> Tensor:
-        return self._group.value(x)
-
-    def prox(self, x: Tensor, step: Any = 1.0) -> Tensor:
-        z = self._group.prox(x, step)
-        if not self.gates:
-            return z
-        weights, gates = z.split([len(z) - self.gates, self.gates])
-        return torch.cat([weights, gates.clamp(0, 1)])
-
-    @property
-    def _group(self) -> GroupL2:
-        return GroupL2(self.mu, weights="none")
 
 
 class OperationGroups:
@@ -122,7 +76,7 @@ class OperationGroups:
         """mu_k of a group."""
         if self.settings.gates == "free" and key in self.gates and len(self.flats[key].parts) == 1:
             return 0.0
-        return self.settings.mu * WEIGHTINGS[self.settings.weighting](self.flats[key].vector.detach())
+        return strength_of_group(self.settings.mu, self.settings.weighting, self.flats[key].vector.numel(), self.initial[key])
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameter groups: one for each operation, and an unpenalised one for stem, classifier and preprocessing."""
@@ -311,38 +265,10 @@ class GSparsitySearch(ImageTraining):
         self.sums.copy_(state["sums"])
 
 
-def search_or_bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
+def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
-    if settings.want_paths or settings.want_parameters:
-        return bisect(settings, seed, out)
-    return launch(partial(GSparsitySearch, settings, seed, out), settings, out)
-
-
-def bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
-    """Search in `out`/mu-... for each mu tried, and copy the files of the closest one to `out`; return its last row.
-
-    Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
-    """
-    refuse_existing_runs(out, settings.resume)
-    rows: dict[float, dict[str, Any]] = {}
-    want = settings.want_paths or settings.want_parameters
-
-    def left(mu: float) -> int:
-        at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
-        folder = out / f"mu-{mu:.6g}"
-        rows[mu] = launch(partial(GSparsitySearch, at, seed, folder), at, folder)
-        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
-        count = paths if settings.want_paths else genotype_parameters(genotype.load_genotype(folder / "genotype.json"))
-        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
-        rows[mu] = {"mu": mu, "left": count, **rows[mu]}
-        return count
-
-    mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
-    for file in (out / f"mu-{mu:.6g}").iterdir():
-        if file.is_file() and file.name != "checkpoint.pt":
-            shutil.copy(file, out / file.name)
-    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
-    return rows[mu]
+    run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
+    return search_or_bisect(settings, out, run, genotype_parameters)
 
 
 def genotype_parameters(found: genotype.Genotype) -> int:

@@ -19,7 +19,7 @@ from ..nets.torch import cnn
 from ..nets.torch.rnn import RecurrentNetwork, parameter_count
 from ..space.genotype import Genotype, RecurrentGenotype
 from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
-from .frameworks import SearchMethod
+from .search_method import SearchMethod
 from .settings import darts as darts_settings
 from .settings import gsparsity as gsparsity_settings
 from .settings import ista as ista_settings
@@ -48,7 +48,7 @@ def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
 
 CIFAR = {
     "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
-    "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search_or_bisect),
+    "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
     "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
     "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
 }

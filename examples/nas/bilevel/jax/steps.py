@@ -133,7 +133,7 @@ class BilevelSteps:
 
         variables = method.variables(state.method)
         if s.order == "first":
-            grads, found = gradients.first_order(variables, lambda v: on(valid)(v, state.params))
+            grads, found = gradients.first_order(variables, state.params, on(valid))
         else:
             direction = lambda g: self.sgd.update(g, state.momentum, state.params)[0]
             clip = s.clip if self.clips_inner_step else 0.0

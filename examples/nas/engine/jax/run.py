@@ -11,6 +11,8 @@ from . import checkpoint
 from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
 
+# settings without effect in JAX, or that the networks in JAX lack, and the only values that they may have
+WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
 MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
 
 
@@ -67,6 +69,14 @@ class Run(Loop):
             self.checkpoints().close()
 
 
+def refuse_other_settings(settings: Any) -> None:
+    """Raise ValueError for a setting that a search in JAX would ignore."""
+    for name, default in WITHOUT_EFFECT.items():
+        given = getattr(settings, name, default)
+        if given != default:
+            raise ValueError(f"{name} must be {default} with --framework jax, got {given}")
+
+
 def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str, Any]:
     """Build a run, resume it from its checkpoint if there is one, and run it to the end; return the row of its result.
 
@@ -79,6 +89,7 @@ def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str
       FileExistsError: `out` contains a run and `settings.resume` is off.
       ValueError: a setting outside its domain; a checkpoint of other settings or of PyTorch, or a damaged one.
     """
+    refuse_other_settings(settings)
     devices = join_devices(settings.device)
     there = checkpoint.exists(out)
     other = (out / "checkpoint.pt").exists()

@@ -18,36 +18,28 @@ from ...engine.jax.run import launch
 from ...nets.jax import cnn
 from ...nets.jax.rnn import RecurrentNetwork, parameter_count
 from ...space.genotype import Genotype, RecurrentGenotype
-from ..frameworks import SearchMethod
+from ..search_method import SearchMethod
 from ..settings import darts as darts_settings
+from ..settings import gsparsity as gsparsity_settings
 from ..settings import ista as ista_settings
 from ..settings import sparse_supernet as sparse_settings
-from . import darts, ista, sparse_supernet
+from . import darts, gsparsity, ista, sparse_supernet
 
 __all__ = ["CIFAR", "ONE_STAGE", "TEXT", "cifar_size", "first_process", "join_hosts", "text_size"]
-OF_TORCH = {"threads": 0, "compiled": False}  # settings without effect in JAX, and their defaults
 
 
 def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
     """Register a bilevel method."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
-        refuse_settings_of_torch(settings)
         return launch(partial(run, method, settings, seed, out), settings, out)
 
     return SearchMethod(presets, search, method)
 
 
-def refuse_settings_of_torch(settings: Any) -> None:
-    """Raise ValueError for a setting that JAX would ignore."""
-    for name, default in OF_TORCH.items():
-        given = getattr(settings, name, default)
-        if given != default:
-            raise ValueError(f"{name} must be {default} with --framework jax, where it has no effect, got {given}")
-
-
 CIFAR = {
     "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
+    "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
     "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
     "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
 }
