@@ -110,12 +110,14 @@ class OperationGroups:
             weights[cell] = jnp.stack(columns, 1) * flags[cell]
         return net(pixels, weights, None if paths is None else dict(paths), key)
 
-    def loss(self, state: SearchState, batch: Any, paths: Paths | None, flags: Mapping[str, Array]) -> tuple[Array, Array]:
-        """The training loss of a batch (images, labels, key), and the sums of loss, correct answers and images without smoothing."""
+    def loss(
+        self, state: SearchState, batch: Any, paths: Paths | None, flags: Mapping[str, Array], smoothing: float = 0.0
+    ) -> tuple[Array, Array]:
+        """The loss of a batch (images, labels, key), and the sums of loss, correct answers and images."""
         pixels, labels, key = batch
         logits = self.logits(state, pixels, paths, key, flags)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), self.settings.smoothing)
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         count = jnp.asarray(len(labels), loss.dtype)
         return loss, jnp.stack([loss * count, (logits.argmax(1) == labels).sum().astype(loss.dtype), count])
@@ -125,7 +127,7 @@ class OperationGroups:
         params = {"groups": state.groups, "rest": state.rest}
 
         def loss(params: Any) -> tuple[Array, Array]:
-            return self.loss(state._replace(**params), batch, paths, state.is_active)
+            return self.loss(state._replace(**params), batch, paths, state.is_active, self.settings.smoothing)
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
         grads, _ = gradients.clipped(grads, self.settings.clip)
@@ -172,11 +174,8 @@ class OperationGroups:
                         zeroed.append(self.names[cell, path])
         clear = lambda groups: {**groups, **{name: jnp.zeros_like(groups[name]) for name in zeroed}}
         # momentum would make them nonzero again
-        optimizer = jax.tree.map(
-            lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part,
-            state.optimizer,
-            is_leaf=is_params,
-        )
+        without = lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part
+        optimizer = jax.tree.map(without, state.optimizer, is_leaf=is_params)
         return state._replace(groups=clear(state.groups), optimizer=optimizer, is_active=flags)
 
 
