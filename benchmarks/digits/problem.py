@@ -52,9 +52,12 @@ class Settings:
             raise ValueError(f"curves must be among {', '.join(CURVES)}, got {', '.join(unknown)}")
 
     def strength_grid(self) -> list[float]:
-        if self.strengths == 1:
+        """From 1e-5 to 10^-3.7."""
+        low, high, last = -5.0, -3.7, self.strengths - 1
+        if not last:
             return [LARGEST]
-        return np.logspace(-5, -3.7, self.strengths).tolist()
+        step = (high - low) / last  # counted from the nearer end, as in torch.logspace, which has other last bits than NumPy's
+        return [10.0 ** (low + step * i if i < self.strengths // 2 else high - step * (last - i)) for i in range(last + 1)]
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"curves": list(self.curves)}
