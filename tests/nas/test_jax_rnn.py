@@ -14,6 +14,7 @@ from nas.nets.recurrent import Drops
 from nas.nets.torch import rnn as torch_rnn
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype, load_genotype
+from nas_jax_cases import as_torch, recurrent_like
 
 SPACE = spaces.get_space("recurrent", RecurrentGenotype)
 PATHS = SPACE.paths("recurrent")
@@ -38,30 +39,17 @@ def scaled(net):
     return net.double()
 
 
-def copied(net, like):
-    """The parameters of a JAX network with the weights of a torch one, and its graph."""
-    graph, params = nnx.split(like, nnx.Param)
-    values = {"embedding": net.embedding, "bias": net.bias, "entry": net.entry, "products": torch.stack([*net.products.values()])}
-    for name, value in values.items():
-        params[name] = params[name].replace(jnp.asarray(value.detach().numpy()))
-    return graph, params
-
-
 def supernets(space=SPACE, hidden=HIDDEN, drops=EVERY):
     torch.manual_seed(0)
     net = scaled(torch_rnn.RecurrentSupernet(space, WORDS, hidden, drops))
     like = rnn.RecurrentSupernet(space, WORDS, hidden, drops, rngs=nnx.Rngs(0), dtype=jnp.float64)
-    return net, *copied(net, like)
+    return net, *recurrent_like(net, like)
 
 
 def batch(seed=1):
     rng = np.random.default_rng(seed)
     words, targets = rng.integers(WORDS, size=(2, ROWS, BATCH))
     return words, targets, 0.1 * rng.normal(size=(BATCH, HIDDEN))
-
-
-def as_torch(tree):
-    return jax.tree.map(lambda x: torch.from_numpy(np.array(x)), tree)
 
 
 def close(ours, other, rtol=1e-10):
@@ -159,7 +147,7 @@ def test_zero_takes_a_share_of_the_softmax_and_nothing_else():
 def test_the_network_of_a_genotype_equals_that_in_torch(genotype):
     torch.manual_seed(0)
     net = scaled(torch_rnn.RecurrentNetwork(genotype, WORDS, HIDDEN))
-    graph, params = copied(net, rnn.RecurrentNetwork(genotype, WORDS, HIDDEN, rngs=nnx.Rngs(0), dtype=jnp.float64))
+    graph, params = recurrent_like(net, rnn.RecurrentNetwork(genotype, WORDS, HIDDEN, rngs=nnx.Rngs(0), dtype=jnp.float64))
     words, targets, state = batch()
     both = jax.jit(jax.value_and_grad(lambda params: nnx.merge(graph, params).loss(words, targets, state)[0]))
     loss, grads = both(params)

@@ -1,0 +1,1 @@
+"""Bilevel searches in JAX."""
