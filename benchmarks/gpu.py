@@ -411,10 +411,10 @@ def installed(name: str) -> bool:
 
 def random_images(file: Path, images: int = 64) -> Path:
     """A packed data set of random images."""
-    import torch
+    import numpy as np
 
-    cifar = nas_data()
-    draw = lambda: cifar.Images(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,)))
+    cifar, random = nas_data(), np.random.default_rng(0)
+    draw = lambda: cifar.Images(random.integers(256, size=(images, 3, 32, 32), dtype=np.uint8), random.integers(10, size=images))
     source = cifar.SOURCES["cifar10"]
     cifar.pack(cifar.Dataset("cifar10", draw(), draw(), source.classes, source.mean, source.std), 2 * images, file, test=images)
     return file
@@ -424,7 +424,7 @@ def pack(count: int, data_dir: Path, file: Path) -> None:
     """Write a part of CIFAR-10, an eighth of it test images."""
     cifar = nas_data()
     try:
-        cifar.pack(cifar.load_cifar("cifar10", data_dir), count, file, test=count // 8)
+        cifar.pack(cifar.read_cifar("cifar10", data_dir), count, file, test=count // 8)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{file}: {count - count // 8} images to train and {count // 8} to test, {file.stat().st_size / 2**20:.1f} MiB")
@@ -432,9 +432,9 @@ def pack(count: int, data_dir: Path, file: Path) -> None:
 
 def nas_data() -> Any:
     sys.path.insert(0, str(ROOT / "examples"))
-    from nas.data import cifar
+    from nas.data import cifar_files
 
-    return cifar
+    return cifar_files
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas.engine.log import write_csv
-from nas.methods.gsparsity import GSparsitySettings, OperationGroups, loss_free
+from nas.methods.group_sparsity import loss_free
+from nas.methods.gsparsity import OperationGroups
+from nas.methods.settings.gsparsity import GSparsitySettings
 from nas.nets.torch import cnn
 from nas.space import drawing, spaces
 from nas.space.drawing import COLORS, plt

@@ -55,13 +55,13 @@ def command(case: str) -> str:
 def data_sets(tiny: bool) -> tuple[Any, Any]:
     """Random images and random words."""
     import torch
-    from nas.data import cifar, text
+    from nas.data import cifar, cifar_files, text
 
     draw = lambda n: cifar.Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)))
-    source = cifar.SOURCES["cifar10"]
+    source = cifar_files.SOURCES["cifar10"]
     counts, lengths, words = ((64, 64), (600, 300, 300), 30) if tiny else (IMAGES, WORDS, VOCABULARY)
     images = cifar.Dataset("cifar10", *map(draw, counts), source.classes, source.mean, source.std)
-    parts = [torch.randint(words, (n,)) for n in lengths]
+    parts = [torch.randint(words, (n,)).numpy() for n in lengths]
     return images, text.Corpus("random words", tuple(map(str, range(words))), *parts, fingerprint="random")
 
 
@@ -75,6 +75,7 @@ def build(case: str, out: Path, device: str, tiny: bool) -> Any:
     from nas.data import cifar, text
     from nas.engine.distributed import SINGLE_PROCESS
     from nas.methods import gsparsity, ista_one_stage, operation_pruning, registry
+    from nas.methods.settings import gsparsity as gsparsity_settings
     from nas.space import genotype
     from nas.train import train_cifar, train_text
     from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS
@@ -92,7 +93,7 @@ def build(case: str, out: Path, device: str, tiny: bool) -> Any:
     if case == "images, ista one-stage":
         run: Any = ista_one_stage.OneStageSearch(at(ista_one_stage.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, gsparsity":
-        run = gsparsity.GSparsitySearch(at(gsparsity.CIFAR_PRESETS["paper"]), *end)
+        run = gsparsity.GSparsitySearch(at(gsparsity_settings.CIFAR_PRESETS["paper"]), *end)
     elif case == "images, training":
         run = train_cifar.GenotypeTraining(genotype.load_genotype("DARTS_V2"), at(CIFAR_TRAIN_PRESETS["paper"]), *end)
     elif case == "images, pruning":

@@ -111,11 +111,12 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
     import torch
     from naive_ista import NaiveIsta, NaiveIstaSearch
     from nas.methods import ista
+    from nas.methods.settings import ista as ista_settings
     from nas.space import spaces
 
     model = NaiveIsta()
     torch.manual_seed(1)
-    codes = ista.Codes(spaces.get_space("darts"), ista.IstaSettings(), torch.device("cpu"))
+    codes = ista.Codes(spaces.get_space("darts"), ista_settings.IstaSettings(), torch.device("cpu"))
     codes.recover()
     model.matrices = list(codes.matrices.values())
     for b, own in zip(model.b, codes.parameters):
@@ -129,7 +130,8 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 def gsparsity_step(case: str, train: tuple, device: str) -> Callable[[], object]:
     """A step of GSparsity, ours or the published one; for `dead` every other operation of each cell is zero."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
-    from nas.methods.gsparsity import GSparsitySettings, OperationGroups
+    from nas.methods.gsparsity import OperationGroups
+    from nas.methods.settings.gsparsity import GSparsitySettings
     from nas.nets.torch import cnn
     from nas.space import spaces
     from torch.nn import functional as F

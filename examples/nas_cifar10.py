@@ -8,17 +8,20 @@ Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv
 an interrupted search; with --one-stage also train.png and network.pt, the trained network.
 `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
 own, and a table compares them. Under torchrun the processes share every batch.
+
+--framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
+find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nas.engine import report
-from nas.engine.command_line import CommandLine, first_process, run_each_seed
-from nas.methods import registry
-from nas.nets.torch import cnn
+from nas.engine.command_line import CommandLine, run_each_seed
+from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
@@ -27,24 +30,26 @@ COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduc
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
     words = CommandLine(argv)
+    registry = registry_of(words)
     method = words.option("--method", registry.CIFAR, "sparse_supernet")
     chosen = registry.CIFAR[method]
     if words.flag("--one-stage"):
         if method not in registry.ONE_STAGE:
-            raise SystemExit(f"error: --one-stage belongs to --method {', '.join(registry.ONE_STAGE)}, got --method {method}")
+            able = ", ".join(registry.ONE_STAGE) or "ista of --framework torch"
+            raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
     settings = words.settings(chosen.presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
-        if first_process():
-            describe(method, row, out)
+        if registry.first_process():
+            describe(method, row, out, registry.cifar_size)
         return row
 
-    return run_each_seed(settings, search, COLUMNS)
+    return run_each_seed(settings, search, COLUMNS, registry.first_process)
 
 
-def describe(method: str, row: dict[str, Any], out: Path) -> None:
+def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
@@ -52,7 +57,7 @@ def describe(method: str, row: dict[str, Any], out: Path) -> None:
         print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
-    size = cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
+    size = size_of(found)
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
     for warning in report.warnings([row]):
         print(f"note: {warning}")

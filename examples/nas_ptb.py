@@ -8,18 +8,20 @@ Python.
 Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
 an interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. With several --seeds each search
 has a folder of its own, and a table compares them.
+
+--framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
+find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
-from nas.methods import registry
-from nas.nets.torch.rnn import RecurrentNetwork, parameter_count
+from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
 COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
@@ -28,26 +30,27 @@ COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "node
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
     words = CommandLine(argv)
+    registry = registry_of(words)
     method = words.option("--method", registry.TEXT, "sparse_supernet")
     settings = words.settings(registry.TEXT[method].presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = registry.TEXT[method].search(settings, seed, out)
-        describe(method, row, out)
+        if registry.first_process():
+            describe(method, row, out, registry.text_size)
         return row
 
-    return run_each_seed(settings, search, COLUMNS)
+    return run_each_seed(settings, search, COLUMNS, registry.first_process)
 
 
-def describe(method: str, row: dict[str, Any], out: Path) -> None:
+def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any, int, int], int]) -> None:
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json", genotype.RecurrentGenotype)
     print(f"\n{method}: {row['paths_recurrent']} paths into {row['nodes_recurrent']} nodes")
     print(
         f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its nonzero paths alone {row['restricted_perplexity']:.2f}"
     )
-    with torch.device("meta"):
-        size = parameter_count(RecurrentNetwork(found, vocabulary=10_000, hidden=850))
+    size = size_of(found, 10_000, 850)
     print(f"as a network of hidden size 850 with 10 000 words: {size / 1e6:.2f} M parameters")
     for warning in report.warnings([row]):
         print(f"note: {warning}")

@@ -31,14 +31,14 @@ def autograd_library(request: pytest.FixtureRequest) -> Iterator[Library]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A --data-dir with a small CIFAR-10 of fake images, which `nas.data.cifar` takes for the real one."""
-    from nas.data import cifar
+    """A --data-dir with a small CIFAR-10 of fake images, which `nas.data.cifar_files` takes for the real one."""
+    from nas.data import cifar_files
     from nas_cases import fake_cifar
 
-    real, folder = dict(cifar.SOURCES), tmp_path_factory.mktemp("images")
+    real, folder = dict(cifar_files.SOURCES), tmp_path_factory.mktemp("images")
     fake_cifar(folder)
     yield folder
-    cifar.SOURCES.update(real)
+    cifar_files.SOURCES.update(real)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nas.data import cifar
+from nas.data import cifar_files
 from nas.engine import checkpoint
 from nas.nets.torch import cnn
 from nas.space import spaces
@@ -30,8 +30,8 @@ def fake_images(name: str, images: int) -> dict[bytes, Any]:
 
 
 def fake_cifar(root: Path, images: int = 32) -> None:
-    """Write a small data set in the layout of CIFAR-10, and register its checksums in `nas.data.cifar`."""
-    source = cifar.SOURCES["cifar10"]
+    """Write a small data set in the layout of CIFAR-10, and register its checksums in `nas.data.cifar_files`."""
+    source = cifar_files.SOURCES["cifar10"]
     folder = root / source.folder
     folder.mkdir(parents=True, exist_ok=True)
     known = {}
@@ -44,7 +44,7 @@ def fake_cifar(root: Path, images: int = 32) -> None:
             os.replace(partial, file)
         known[name] = hashlib.md5(file.read_bytes()).hexdigest()
     own = lambda files: tuple((name, known[name]) for name, _ in files)
-    cifar.SOURCES["cifar10"] = replace(
+    cifar_files.SOURCES["cifar10"] = replace(
         source, train=own(source.train), test=own(source.test), url="http://localhost:9/none.tar.gz"
     )
 

@@ -8,6 +8,7 @@
     bilevel   searches with network weights on training data and architecture weights on validation data
     methods   search methods, a file each
 
-`space`, all files named `settings`, and of `engine` the files command_line, log, curves, report, results and bisection do not
-import PyTorch, so that networks of another library can use them.
+Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
+shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `text`), `bilevel.outcome`, and of
+`engine` the files command_line, loop, log, curves, report, results and bisection import neither of the two.
 """

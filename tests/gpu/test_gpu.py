@@ -12,8 +12,9 @@ import torch
 from nas.bilevel.steps import CifarSteps, TextSteps
 from nas.data import cifar
 from nas.engine import checkpoint
-from nas.methods import gsparsity, registry
+from nas.methods import registry
 from nas.methods.gsparsity import OperationGroups
+from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.nets.torch import cnn, rnn
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype
@@ -224,7 +225,7 @@ def test_groups_of_operations_step_on_the_device():
         torch.manual_seed(0)
         net = cnn.Supernet(spaces.get_space("darts"), 4, 3)
         x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
-        operations = OperationGroups(net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
+        operations = OperationGroups(net.to(device), gsparsity_settings.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
         sides.append(list(operations.norms().values()))

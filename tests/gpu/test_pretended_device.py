@@ -9,9 +9,10 @@ import test_gpu
 import torch
 import train_ptb
 from nas.bilevel.steps import CifarSteps, TextSteps
-from nas.data import cifar
+from nas.data import cifar_files
 from nas.engine import report
 from nas.methods import gsparsity, registry
+from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.nets.torch import cnn, rnn
 from nas.space import drawing, spaces
 from nas.space.genotype import RecurrentGenotype
@@ -226,7 +227,7 @@ def test_groups_of_operations():
         net = cnn.Supernet(spaces.get_space("S2"), 2, 3)
         x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
         operations = gsparsity.OperationGroups(
-            net.to(device), gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05, space="S2")
+            net.to(device), gsparsity_settings.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05, space="S2")
         )
         nn.functional.cross_entropy(net(x.to(device), operations.weights()), y.to(device)).backward()
         operations.step()
@@ -256,7 +257,7 @@ def test_batches_are_drawn_on_the_device():
 
 
 def test_a_search_on_images_and_its_resumption(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "SOURCES", dict(cifar.SOURCES))
+    monkeypatch.setattr(cifar_files, "SOURCES", dict(cifar_files.SOURCES))
     for module, name in ((report, "write"), (nas_cifar10, "describe")):  # which take longer than the search
         monkeypatch.setattr(module, name, lambda *args: None)
     fake_cifar(tmp_path)

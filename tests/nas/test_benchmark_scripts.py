@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 from nas.engine import report
-from nas.methods import ista, ista_one_stage, sparse_supernet
+from nas.methods import ista_one_stage
+from nas.methods.settings import ista as ista_settings
+from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.space import genotype
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS, CifarTrainSettings
@@ -27,7 +29,7 @@ def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monke
     monkeypatch.setattr(report, "write", lambda *args: None)
     monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
     out = ["--out", str(tmp_path / "out"), *place]
-    monkeypatch.setitem(sparse_supernet.CIFAR_PRESETS, "small", replace(sparse_supernet.CIFAR_PRESETS["small"], space="cherry"))
+    monkeypatch.setitem(sparse_settings.CIFAR_PRESETS, "small", replace(sparse_settings.CIFAR_PRESETS["small"], space="cherry"))
     options = ["--values", "0.01", "0.5", *SIZES, "--train"]
     nas_sweeps.main([*out, *options])
     rows = rows_of(tmp_path / "out" / "sweep.csv")
@@ -44,7 +46,7 @@ def test_kendalls_tau_compares_search_and_evaluation(stages, tmp_path, place, ca
 
     monkeypatch.setattr(report, "write", lambda *args: None)
     monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
-    monkeypatch.setitem(ista.CIFAR_PRESETS, "small", replace(ista.CIFAR_PRESETS["small"], space="cherry"))
+    monkeypatch.setitem(ista_settings.CIFAR_PRESETS, "small", replace(ista_settings.CIFAR_PRESETS["small"], space="cherry"))
     seeds = ["0", "1", "3"] if stages == "two" else ["0", "1"]
     options = [*SIZES, "--seeds", *seeds]
     if stages == "one":

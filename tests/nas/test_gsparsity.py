@@ -12,7 +12,9 @@ from nas.engine import bisection, checkpoint
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import gsparsity
 from nas.methods import operation_pruning as pruning
-from nas.methods.gsparsity import GatedGroup, GSparsitySearch, OperationGroups, loss_free
+from nas.methods.group_sparsity import GatedGroup, loss_free
+from nas.methods.gsparsity import GSparsitySearch, OperationGroups
+from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.nets.torch import cnn
 from nas.nets.torch.flat import Flat
 from nas.space import genotype, spaces
@@ -27,7 +29,7 @@ TINY = {"channels": 2, "layers": 3, "batch": 8, "images": 16, "valid_images": 16
 
 
 def search(images, out, **options):
-    settings = gsparsity.GSparsitySettings(**{**TINY, "data_dir": images, "out": out, **options})
+    settings = gsparsity_settings.GSparsitySettings(**{**TINY, "data_dir": images, "out": out, **options})
     out.mkdir(exist_ok=True)
     return GSparsitySearch(settings, 0, out, SINGLE_PROCESS, CPU)
 
@@ -58,7 +60,7 @@ def zero_some(optimizer, flats, share=0.5):
 def published():
     """The groups of the supernet of the papers."""
     torch.manual_seed(0)
-    return OperationGroups(cnn.Supernet(spaces.get_space("darts")), gsparsity.GSparsitySettings())
+    return OperationGroups(cnn.Supernet(spaces.get_space("darts")), gsparsity_settings.GSparsitySettings())
 
 
 def test_groups_have_the_published_sizes_and_strengths(published):
@@ -111,7 +113,7 @@ def test_the_regulariser_falls_as_published_without_any_loss(published):
 
 
 def test_the_optimizer_alone_moves_norms_as_predicted():
-    settings = gsparsity.GSparsitySettings(mu=3.0, lr=0.02, lr_min=0.02)
+    settings = gsparsity_settings.GSparsitySettings(mu=3.0, lr=0.02, lr_min=0.02)
     operations = OperationGroups(supernet("S1"), settings)
     norm = np.array(list(operations.initial.values()))
     strength = np.array([operations.strength(key) for key in operations.flats])
@@ -133,7 +135,9 @@ def test_the_optimizer_alone_moves_norms_as_predicted():
 
 def test_a_step_is_that_of_the_paper():
     torch.manual_seed(0)
-    operations = OperationGroups(supernet("S2"), gsparsity.GSparsitySettings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5))
+    operations = OperationGroups(
+        supernet("S2"), gsparsity_settings.GSparsitySettings(mu=2.0, lr=0.1, lr_min=0.1, momentum=0.2, tau=1.5)
+    )
     key = next(k for k in operations.flats if k[1].operation == "sep_conv_3x3")
     flat, mu = operations.flats[key], operations.strength(key)
     w, v = flat.vector.detach().double().numpy().copy(), 0.0
@@ -159,7 +163,7 @@ def test_the_search_takes_the_steps_of_the_published_one():
     published = NaiveGSparsitySearch(naive, mu=5.0, lr=0.05)
     net = supernet("darts", 2, 3).double()
     copy_weights(naive.net, net)
-    operations = OperationGroups(net, gsparsity.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
+    operations = OperationGroups(net, gsparsity_settings.GSparsitySettings(mu=5.0, lr=0.05, lr_min=0.05))
     net.train()
     for _ in range(3):
         x, y = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))
@@ -184,10 +188,10 @@ def test_weightings_and_free_gates_are_as_described():
         ("sqrt_size", lambda w: math.sqrt(w.numel())),
         ("initial_norm", lambda w: float(w.norm())),
     ):
-        operations = OperationGroups(net, gsparsity.GSparsitySettings(mu=2.0, weighting=weighting))
+        operations = OperationGroups(net, gsparsity_settings.GSparsitySettings(mu=2.0, weighting=weighting))
         for key, flat in list(operations.flats.items())[::7]:
             assert operations.strength(key) == pytest.approx(2 * of(flat.vector.detach()))
-    free = OperationGroups(supernet(), gsparsity.GSparsitySettings(gates="free"))
+    free = OperationGroups(supernet(), gsparsity_settings.GSparsitySettings(gates="free"))
     zero = {key[1].operation for key in free.flats if free.strength(key) == 0}
     assert zero == {"max_pool_3x3", "avg_pool_3x3", "skip_connect"}
     assert free.strength(next(k for k in free.flats if k[0] == "reduce" and k[1].operation == "skip_connect")) > 0
@@ -314,7 +318,7 @@ def test_bisection_brackets_and_halves():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        gsparsity.GSparsitySettings(**options)
+        gsparsity_settings.GSparsitySettings(**options)
 
 
 # -- operation pruning ------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import pytest
 import torch
 from nas.bilevel.steps import CifarSteps
 from nas.engine.distributed import SINGLE_PROCESS
-from nas.methods import ista, ista_one_stage, registry
+from nas.methods import ista_one_stage, registry
 from nas.methods.ista import Codes, largest_entries
+from nas.methods.settings import ista as ista_settings
 from nas.nets.torch import cnn
 from nas.nets.torch.operations import BatchNorm
 from nas.space import genotype, spaces
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def moved_codes(seed=0, space="darts", **options):
     """Codes whose variables have left their start, recovered."""
     torch.manual_seed(seed)
-    codes = Codes(spaces.get_space(space), ista.IstaSettings(**options), CPU)
+    codes = Codes(spaces.get_space(space), ista_settings.IstaSettings(**options), CPU)
     with torch.no_grad():
         for b in codes.parameters:
             b.add_(0.1 * torch.randn_like(b))
@@ -76,7 +77,7 @@ def published_and_ours(channels=2, layers=3):
     naive = NaiveIsta(channels, layers).double()
     net = supernet("darts", channels, layers).double()
     copy_weights(naive.net, net)
-    method = registry.build("ista", net, ista.IstaSettings(lr=0.1))
+    method = registry.build("ista", net, ista_settings.IstaSettings(lr=0.1))
     codes = method.codes
     with torch.no_grad():
         for number, (cell, b, p) in enumerate(zip(CELLS, naive.b, method.parameters)):
@@ -119,7 +120,7 @@ def test_the_search_takes_the_steps_of_the_published_one(exact_kernels):
 
 def test_only_the_supported_operations_run_and_learn():
     net = supernet()
-    method = registry.build("ista", net, ista.IstaSettings())
+    method = registry.build("ista", net, ista_settings.IstaSettings())
     method.begin_epoch(0)
     ran = []
     for cell in net.cells:
@@ -143,7 +144,7 @@ def test_only_the_supported_operations_run_and_learn():
 
 def test_supports_change_between_epochs_only_unless_asked_for_more():
     for every, changes in ((0, False), (2, True)):
-        method = registry.build("ista", supernet(), ista.IstaSettings(arch_lr=0.3, recover_every=every))
+        method = registry.build("ista", supernet(), ista_settings.IstaSettings(arch_lr=0.3, recover_every=every))
         method.begin_epoch(0)
         before = method.active_paths()
         for _ in range(4):
@@ -181,7 +182,7 @@ def test_spaces_with_few_paths_are_searched_or_refused():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        ista.IstaSettings(**options)
+        ista_settings.IstaSettings(**options)
 
 
 # -- one stage --------------------------------------------------------------------------------

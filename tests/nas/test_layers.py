@@ -13,8 +13,9 @@ ROOT = Path(nas.__file__).parent
 LAYERS = re.findall(r"^    (\w+)  ", nas.__doc__, flags=re.M)  # in the order of the docstring
 FILES = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in ROOT.rglob("*.py")}
 WITHOUT_TORCH = [
-    *(name for name in FILES if name.startswith("nas.space") or name.endswith(".settings")),
-    *(f"nas.engine.{name}" for name in ("command_line", "log", "curves", "report", "results", "bisection")),
+    *(name for name in FILES if name.startswith("nas.space") or "settings" in name.split(".")),
+    *(f"nas.engine.{name}" for name in ("command_line", "loop", "log", "curves", "report", "results", "bisection")),
+    *("nas.data.cifar_files", "nas.data.text", "nas.bilevel.outcome", "nas.methods.group_sparsity", "nas.methods.frameworks"),
 ]
 
 

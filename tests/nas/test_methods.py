@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from nas.bilevel.steps import CifarSteps
-from nas.methods import darts, registry, sparse_supernet
+from nas.methods import registry
+from nas.methods.settings import darts as darts_settings
+from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.methods.sparse_supernet import Guard
 from nas.space import spaces
 from nas.space.genotype import CELLS, Genotype, Path
@@ -16,7 +18,7 @@ from proxopt import Groups, SparseGroupLasso, updates
 @pytest.mark.parametrize(("optimizer", "rate"), [("hapg", 0.1), ("adamhapg", 0.001)])
 def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimizer, rate):
     net = supernet()
-    settings = sparse_supernet.SparseSupernetSettings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
+    settings = sparse_settings.SparseSupernetSettings(optimizer=optimizer, strength_step=0.01, epochs=4, arch_lr=rate)
     method = registry.build("sparse_supernet", net, settings)
     assert {group["extrapolation"] for group in method.optimizer.param_groups} == {"nesterov"}, "the published rule"
     x = [p.detach().double().numpy().copy() for p in method.parameters]
@@ -40,7 +42,7 @@ def test_the_architecture_follows_the_pure_update_under_the_strength_path(optimi
 
 
 def test_a_growing_strength_never_empties_a_cell():
-    settings = sparse_supernet.SparseSupernetSettings(strength_step=5.0, arch_lr=0.05)
+    settings = sparse_settings.SparseSupernetSettings(strength_step=5.0, arch_lr=0.05)
     method = registry.build("sparse_supernet", supernet(), settings)
     for epoch in range(6):
         method.begin_epoch(epoch)
@@ -85,7 +87,7 @@ def test_paths_that_lead_nowhere_do_not_count_as_life():
 
 
 def test_the_architecture_rests_at_the_target():
-    settings = sparse_supernet.SparseSupernetSettings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
+    settings = sparse_settings.SparseSupernetSettings(strength_step=1.0, arch_lr=0.05, target_paths=150, order="first")
     net = supernet()
     method = registry.build("sparse_supernet", net, settings)
     method.begin_epoch(1)
@@ -109,7 +111,7 @@ def test_the_architecture_rests_at_the_target():
 def test_a_relative_cut_removes_small_weights_from_the_genotype():
     net = supernet()
     for cut, paths in ((0.0, 98), (0.5, 1)):
-        method = registry.build("sparse_supernet", net, sparse_supernet.SparseSupernetSettings(cut=cut))
+        method = registry.build("sparse_supernet", net, sparse_settings.SparseSupernetSettings(cut=cut))
         with torch.no_grad():
             for a in method.parameters:
                 a.fill_(0.1)
@@ -119,7 +121,7 @@ def test_a_relative_cut_removes_small_weights_from_the_genotype():
 
 @pytest.mark.parametrize(("ratio", "whole"), [(1.0, False), (0.0, True)], ids=["lasso", "group lasso"])
 def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
-    settings = sparse_supernet.SparseSupernetSettings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
+    settings = sparse_settings.SparseSupernetSettings(l1_ratio=ratio, strength_step=0.05, arch_lr=0.01)
     method = registry.build("sparse_supernet", supernet(), settings)
     method.begin_epoch(1)
     nodes = torch.tensor(method.space.nodes("normal"))
@@ -134,7 +136,7 @@ def test_lasso_and_group_lasso_are_the_ends_of_the_ratio(ratio, whole):
 
 
 def test_darts_takes_the_two_strongest_edges_of_each_node():
-    method = registry.build("darts", supernet("darts_zero"), darts.DartsSettings())
+    method = registry.build("darts", supernet("darts_zero"), darts_settings.DartsSettings())
     space = method.space
     with torch.no_grad():
         for a in method.parameters:
@@ -150,7 +152,7 @@ def test_darts_takes_the_two_strongest_edges_of_each_node():
 
 
 def test_dead_paths_can_be_probed_now_and_then():
-    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings(probe_every=3))
+    method = registry.build("sparse_supernet", supernet(), sparse_settings.SparseSupernetSettings(probe_every=3))
     assert [method.needs_zeroed_paths(i) for i in range(4)] == [True, False, False, True]
     assert method.active_paths() is None
     with torch.no_grad():
@@ -172,11 +174,11 @@ def test_dead_paths_can_be_probed_now_and_then():
 )
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        sparse_supernet.SparseSupernetSettings(**options)
+        sparse_settings.SparseSupernetSettings(**options)
 
 
 def test_the_genotype_of_a_search_state_is_its_living_paths():
-    method = registry.build("sparse_supernet", supernet(), sparse_supernet.SparseSupernetSettings())
+    method = registry.build("sparse_supernet", supernet(), sparse_settings.SparseSupernetSettings())
     with torch.no_grad():
         for a in method.parameters:
             a.zero_()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from nas.bilevel.steps import TextSteps
+from nas.data import text
 from nas.methods import darts, registry
+from nas.methods.settings import darts as darts_settings
 from nas.nets.torch import recurrent_kernels, rnn
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype, load_genotype
@@ -94,7 +96,7 @@ def test_the_architecture_gradient_is_the_published_one(order, monkeypatch):
         for p in net.parameters():
             p.mul_(0.2)
     naive = published_model(net)
-    settings = darts.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
+    settings = darts_settings.DartsTextSettings(batch=5, hidden=6, order=order, space="recurrent")
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
     steps = TextSteps(net, method, settings)
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_a_weight_step_is_the_published_one(monkeypatch):
     net = supernet(drops=EVERY)
     naive = published_model(net)
     method = registry.build("sparse_supernet", net, registry.TEXT["sparse_supernet"].presets["paper"])
-    steps = TextSteps(net, method, darts.DartsTextSettings(batch=5, hidden=6, lr=2.0))
+    steps = TextSteps(net, method, darts_settings.DartsTextSettings(batch=5, hidden=6, lr=2.0))
     with torch.no_grad():
         method.parameters[0].data = naive.weights.flatten().clone()
     loop = NaiveTextSearch(naive, 5)
@@ -325,7 +327,7 @@ def test_the_perplexity_is_that_of_the_published_loop():
     net.train()
     assert rnn.mean_loss(net, rows, 5) == pytest.approx(naive / 23, rel=1e-10)
     assert net.training
-    assert rnn.perplexity(1e4) == float("inf") and np.isnan(rnn.perplexity(float("nan")))
+    assert text.perplexity(1e4) == float("inf") and np.isnan(text.perplexity(float("nan")))
 
 
 BUILDS = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")

@@ -11,6 +11,7 @@ from nas.data import cifar
 from nas.engine import report
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import darts, registry
+from nas.methods.settings import darts as darts_settings
 from nas.space import genotype
 from nas_cases import TINY, fake_cifar, rows_of
 
@@ -70,7 +71,7 @@ def test_every_option_of_a_search_runs(method, options, tmp_path, place):
 
 
 def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypatch):
-    settings = darts.DartsSettings(
+    settings = darts_settings.DartsSettings(
         data_dir=images, images=32, batch=8, channels=2, layers=3, space="cherry", epochs=4, pick_below=20
     )
     run = CifarSearch(darts.Darts, settings, 0, tmp_path, SINGLE_PROCESS, torch.device("cpu"))
@@ -100,7 +101,7 @@ def test_a_new_method_is_a_class_and_a_row_of_the_registry(tmp_path, place, monk
         def update(self, grads):
             pass
 
-    monkeypatch.setitem(registry.CIFAR, "fixed", registry.bilevel(CifarSearch, Fixed, darts.CIFAR_PRESETS))
+    monkeypatch.setitem(registry.CIFAR, "fixed", registry.bilevel(CifarSearch, Fixed, darts_settings.CIFAR_PRESETS))
     (row,) = nas_cifar10.main(["--method", "fixed", "--space", "cherry", "--out", str(tmp_path), *TINY, *place, "--epochs", "1"])
     assert row["paths_normal"] > 0 and json.loads((tmp_path / "settings.json").read_text())["method"] == "fixed"
 

@@ -15,6 +15,7 @@ from nas.bilevel.search_text import TextSearch
 from nas.data import text
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import sparse_supernet
+from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.nets.torch import rnn
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
@@ -81,10 +82,10 @@ def test_what_is_wrong_with_a_text_is_said(tmp_path):
 
 
 def test_columns_are_pieces_of_the_text_side_by_side():
-    found = text.text_columns(torch.arange(14), 3)
-    assert found.t().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    found = text.text_columns(np.arange(14), 3)
+    assert found.T.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(ValueError, match=r"batch must lie in \[1, 4\], a third of the 14 words, got 5"):
-        text.text_columns(torch.arange(14), 5)
+        text.text_columns(np.arange(14), 5)
 
 
 @pytest.mark.parametrize("spread", [0.0, 5.0])
@@ -138,7 +139,7 @@ def test_every_option_of_a_search_runs(method, options, tmp_path, place):
 
 
 def searching(corpus, out, **own):
-    settings = sparse_supernet.SparseSupernetTextSettings(
+    settings = sparse_settings.SparseSupernetTextSettings(
         data_dir=corpus, hidden=6, batch=6, bptt=9, tokens=300, order="first", drop_embedding=0.0, drop_input=0.0,
         drop_hidden=0.0, drop_output=0.0, temporal=0.0, weight_decay=0.0, **own,
     )  # fmt: skip

@@ -16,22 +16,22 @@ from typing import Any
 import torch
 
 from ..data import text
-from ..data.text import Window, window
+from ..data.text import Window, perplexity, window
 from ..engine.distributed import Processes, require_single_process
-from ..nets.torch.rnn import Drops, RecurrentSupernet, mean_loss, perplexity
+from ..nets.torch.rnn import Drops, RecurrentSupernet, mean_loss
 from ..space import spaces
 from ..space.genotype import RecurrentGenotype
 from ..space.spaces import Masks
 from .method import Method
+from .outcome import TextOutcome
 from .search import BilevelSearch
 from .settings import TextSearchSettings
 from .steps import TextSteps
 
 
-class TextSearch(BilevelSearch):
+class TextSearch(TextOutcome, BilevelSearch):
     """A bilevel search on text."""
 
-    measure = "perplexity"
     steps: TextSteps
 
     def __init__(
@@ -40,9 +40,9 @@ class TextSearch(BilevelSearch):
         super().__init__(method, settings, seed, out, processes, device)
         require_single_process(processes)
         space = spaces.get_space(settings.space, RecurrentGenotype)
-        self.corpus = text.load_corpus(settings.data_dir).to(device)
-        self.train_rows = text.text_columns(self.corpus.train[: settings.tokens or None], settings.batch)
-        self.valid_rows = text.text_columns(self.corpus.valid, settings.batch)
+        self.corpus = text.load_corpus(settings.data_dir)
+        columns = lambda words: torch.from_numpy(text.text_columns(words, settings.batch)).to(device)
+        self.train_rows, self.valid_rows = columns(self.corpus.train[: settings.tokens or None]), columns(self.corpus.valid)
         net = RecurrentSupernet(space, len(self.corpus.vocabulary), settings.hidden, Drops.of(settings))
         if settings.compiled:
             net.fuse()
@@ -69,12 +69,6 @@ class TextSearch(BilevelSearch):
         """Compute loss and perplexity on the validation text, with the batch size of the search, on which batch norms depend."""
         loss = mean_loss(self.net, self.valid_rows, self.settings.bptt, weights, active)
         return loss, perplexity(loss)
-
-    def selection_loss(self, row: dict[str, Any]) -> float:
-        return row["restricted_loss"]
-
-    def headline(self, row: dict[str, Any]) -> str:
-        return f"valid perplexity {row['valid_perplexity']:.1f}"
 
     def identity(self) -> dict[str, Any]:
         return {"data": self.corpus.name, "text": self.corpus.fingerprint, **super().identity()}

@@ -26,7 +26,7 @@ class BilevelSettings(RunSettings):
     weight_decay: float = 3e-4
     """Weight decay of the network weights."""
     clip: float = 5.0
-    """Gradient clipping threshold (norm) of the network weights."""
+    """Gradient clipping threshold (norm) of the network weights; 0: no clipping."""
     order: Literal["first", "second"] = "second"
     """Order of the architecture gradient; second differentiates through one step of the network weights."""
     hessian: Literal["difference", "exact"] = "difference"
@@ -88,7 +88,7 @@ class TextSearchSettings(LanguageSettings, BilevelSettings):
     """Learning rate of SGD for network weights and windows of bptt words; it is scaled with the length of the window."""
     weight_decay: float = 5e-7
     clip: float = 0.25
-    """Gradient clipping threshold (norm) of the network weights."""
+    """Gradient clipping threshold (norm) of the network weights; 0: no clipping."""
     arch_clip: float = 0.0
     """Gradient clipping threshold (norm) of the architecture; 0: no clipping, as published. Backpropagation through nine batch
     norms for each word sometimes explodes, and Adam's second moment keeps such a gradient for about a thousand steps."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.text import Window
+from ..data.text import Window, perplexity
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..nets.torch.operations import frozen_statistics, norms_of
-from ..nets.torch.rnn import CELL, RecurrentSupernet, perplexity
+from ..nets.torch.rnn import CELL, RecurrentSupernet
 from ..space.spaces import Masks
 from . import gradients
 from .method import Method
@@ -84,7 +84,8 @@ class BilevelSteps:
         loss.backward()
         updated = [p for p in self.params if p.grad is not None]
         self.processes.average([p.grad for p in updated])  # type: ignore[misc]
-        nn.utils.clip_grad_norm_(updated, self.settings.clip)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(updated, self.settings.clip)
         self.sgd.step()
 
     def _direction(self, grads: Any) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Text as word indices: Penn Treebank, any other plain text, or the documentation that comes with Python.
 
     corpus = load_corpus("data/ptb")              # or another folder; None: Python's language topics
-    rows = text_columns(corpus.train, batch=64)   # (rows, 64): 64 parts of the text, one in each column
+    rows = text_columns(corpus.train, batch=64)   # (rows, 64): 64 parts of the text, one in each column; NumPy
     for start, words in windows(len(rows), bptt=35, seed=0, epoch=3):
         inputs, targets = window(rows, start, words)
 
@@ -11,17 +11,17 @@ The windows of an epoch depend on (seed, epoch) only: a resumed run continues wi
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-Window = tuple[Tensor, Tensor]  # inputs and targets, the words that follow them: (T, batch) each
+Window = tuple[Any, Any]  # inputs and targets, the words that follow them: arrays (T, batch) of any library
 PARTS = ("train", "valid", "test")
 END, RARE = "<eos>", "<unk>"
 # Penn Treebank as prepared by Mikolov (the text belongs to the Linguistic Data Consortium and is not downloaded).
@@ -39,13 +39,10 @@ class Corpus:
 
     name: str
     vocabulary: tuple[str, ...]
-    train: Tensor
-    valid: Tensor
-    test: Tensor
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
     fingerprint: str
-
-    def to(self, device: torch.device | str) -> Corpus:
-        return replace(self, **{part: getattr(self, part).to(device) for part in PARTS})
 
 
 def load_corpus(data_dir: str | Path | None = None) -> Corpus:
@@ -133,19 +130,19 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
         words = [word for line in lines for word in (*line.split(), END)]
         if len(words) < 2:
             raise ValueError(f"the {part} part of {name} must have at least two words, got {len(words)}")
-        made.append(torch.tensor([numbers.setdefault(word, len(numbers)) for word in words]))
+        made.append(np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int64))
     digest = hashlib.md5("\n".join(numbers).encode())
-    for tensor in made:
-        digest.update(tensor.numpy().tobytes())
+    for indices in made:
+        digest.update(indices.tobytes())
     return Corpus(name, tuple(numbers), *made, fingerprint=digest.hexdigest())
 
 
-def text_columns(words: Tensor, batch: int, name: str = "batch") -> Tensor:
+def text_columns(words: np.ndarray, batch: int, name: str = "batch") -> np.ndarray:
     """Cut the text into `batch` parts of equal length, the columns of the result (rows, batch); the remainder is dropped."""
     rows = len(words) // batch
     if batch < 1 or rows < 3:
         raise ValueError(f"{name} must lie in [1, {len(words) // 3}], a third of the {len(words)} words, got {batch}")
-    return words[: rows * batch].view(batch, rows).t().contiguous()
+    return np.ascontiguousarray(words[: rows * batch].reshape(batch, rows).T)
 
 
 def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) -> list[tuple[int, int]]:
@@ -164,6 +161,11 @@ def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) ->
     return found
 
 
-def window(rows: Tensor, start: int, words: int) -> Window:
+def window(rows: Any, start: int, words: int) -> Window:
     """The inputs and targets of a window."""
     return rows[start : start + words], rows[start + 1 : start + 1 + words]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite if that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan

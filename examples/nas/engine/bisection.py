@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from .loop import refuse_existing
+
 FACTOR = 4.0  # ratio of successive strengths, until two of them enclose the wanted size
 
 
@@ -28,5 +30,4 @@ def closest_strength(size: Callable[[float], int], want: int, start: float, runs
 
 def refuse_existing_runs(out: Path, resume: bool) -> None:
     """Raise FileExistsError if `out` contains runs for several strengths and `resume` is off."""
-    if not resume and any(out.glob("mu-*")):
-        raise FileExistsError(f"{out} already contains a run: continue it with --resume, or choose another --out")
+    refuse_existing(any(out.glob("mu-*")), out, resume)

@@ -38,17 +38,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise ValueError(f"{path} must be a complete checkpoint, but could not be read: {error}") from None
 
 
-def refuse_other(kind: str, wanted: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Raise ValueError, with every difference, unless a checkpoint was written with the same settings.
-
-    defaults: values of settings that the checkpoint of an earlier release lacks.
-    """
-    found = {**defaults, **found}
-    other = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
-    if other:
-        raise ValueError(f"--resume must continue with the settings of the {kind}: in the checkpoint {'; '.join(other)}")
-
-
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of the global random generators, which drop path and similar operations use."""
     states = {"cpu": torch.get_rng_state()}

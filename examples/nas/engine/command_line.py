@@ -24,19 +24,22 @@ class CommandLine:
 
     def option(self, name: str, known: Collection[str], default: str) -> str:
         """Remove ``--name VALUE`` or ``--name=VALUE`` and return the value; SystemExit unless it is known."""
-        value = default
+        value = self.value(name)
+        if value is not None and value not in known:
+            raise SystemExit(f"error: {name} must be one of {', '.join(known)}, got {value!r}")
+        return default if value is None else value
+
+    def value(self, name: str) -> str | None:
+        """Remove ``--name VALUE`` or ``--name=VALUE`` and return the value, or None."""
         for i, word in enumerate(self.words):
             if word == name and i + 1 < len(self.words):
                 value = self.words[i + 1]
                 del self.words[i : i + 2]
-                break
+                return value
             if word.startswith(name + "="):
-                value = word.partition("=")[2]
                 del self.words[i]
-                break
-        if value not in known:
-            raise SystemExit(f"error: {name} must be one of {', '.join(known)}, got {value!r}")
-        return value
+                return word.partition("=")[2]
+        return None
 
     def flag(self, name: str) -> bool:
         """Remove ``--name`` and return whether it was there."""
@@ -66,8 +69,16 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_each_seed(settings: Any, run: Callable[[int, Path], dict[str, Any]], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return ``run(seed, folder)`` for every seed of the settings; with several, print a table of these columns."""
+def run_each_seed(
+    settings: Any,
+    run: Callable[[int, Path], dict[str, Any]],
+    columns: Sequence[str] = (),
+    first: Callable[[], bool] = first_process,
+) -> list[dict[str, Any]]:
+    """Return ``run(seed, folder)`` for every seed of the settings; with several, print a table of these columns.
+
+    first: whether this process prints.
+    """
     if not settings.seeds:
         raise SystemExit("error: --seeds must name at least one seed, got none")
     rows = []
@@ -75,7 +86,7 @@ def run_each_seed(settings: Any, run: Callable[[int, Path], dict[str, Any]], col
         out = settings.out if len(settings.seeds) == 1 else settings.out / f"seed-{seed}"
         with errors_in_one_line():
             rows.append({"seed": seed, **run(seed, out)})
-    if columns and len(rows) > 1 and first_process():
+    if columns and len(rows) > 1 and first():
         print("\n" + table(rows, columns))
     return rows
 

@@ -8,48 +8,15 @@ Source: Liu, Simonyan, Yang, "DARTS", 2019.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
-from ..engine.settings import CheckedSettings, check
 from ..space.genotype import AnyGenotype, Path
 from ..space.spaces import Masks, Space, Weights
+from .settings.darts import LogitSettings
 
-
-@dataclass(frozen=True)
-class LogitSettings(CheckedSettings):
-    """Settings of the architecture logits."""
-
-    arch_lr: float = 3e-4
-    """Learning rate of Adam for the architecture logits."""
-    arch_decay: float = 1e-3
-    """Weight decay of the logits."""
-    arch_beta1: float = 0.5
-    """Adam's beta1, the decay of its mean gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, amounts=("arch_lr", "arch_decay"), shares=("arch_beta1",))
-
-
-@dataclass(frozen=True)
-class DartsSettings(LogitSettings, CifarSearchSettings):
-    space: str = "darts_zero"
-
-
-@dataclass(frozen=True)
-class DartsTextSettings(LogitSettings, TextSearchSettings):
-    space: str = "recurrent_zero"
-    arch_lr: float = 3e-3
-    arch_beta1: float = 0.9
-
-
-CIFAR_PRESETS = {"paper": DartsSettings(), "small": small_cifar(DartsSettings, arch_lr=3e-3)}
-TEXT_PRESETS = {"paper": DartsTextSettings(), "small": small_text(DartsTextSettings, arch_lr=1e-2)}
 KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 
 

@@ -20,27 +20,19 @@ published code and logs.
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxopt import GroupL2
 from proxopt_torch import ProxSGD
 
 from ..engine import report, results
-from ..engine.bisection import closest_strength, refuse_existing_runs
 from ..engine.distributed import Processes
-from ..engine.log import write_csv
 from ..engine.run import launch
-from ..engine.settings import check
 from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
 from ..nets.torch.operations import Identity, Noise, Pool, frozen_statistics, repeated_noise
@@ -48,118 +40,9 @@ from ..space import genotype, spaces
 from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
-from ..train.settings import ImageTrainSettings
 from ..train.train_cifar import ImageTraining
-
-Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
-WEIGHTINGS: dict[str, Callable[[Tensor], float]] = {
-    "inverse_sqrt_size": lambda w: 1 / math.sqrt(w.numel()),
-    "none": lambda w: 1.0,
-    "sqrt_size": lambda w: math.sqrt(w.numel()),
-    "initial_norm": lambda w: float(w.norm()),
-}
-
-
-@dataclass(frozen=True)
-class GSparsitySettings(ImageTrainSettings):
-    channels: int = 16
-    layers: int = 8
-    epochs: int = 100
-    batch: int = 64
-    lr: float = 1e-3
-    lr_min: float = 1e-3
-    momentum: float = 0.2
-    """Weight of the last direction: 1 - rho of ProxSGD."""
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    cutout: int = 0
-    auxiliary: float = 0.0
-    drop_path: float = 0.0
-    space: str = "darts"
-    """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
-    mu: float = 60.0
-    """Strength of the penalty."""
-    weighting: Weighting = "inverse_sqrt_size"
-    """Factor of mu in mu_k; see the docstring of the module."""
-    gates: Literal["penalised", "free"] = "penalised"
-    """Whether operations without parameters are penalised (free: unpenalised)."""
-    tau: float | Literal["direct"] = 1.0
-    """Curvature of ProxSGD's model. direct: prox steps of length lr on the weights themselves, which are then exactly sparse, not
-    only their prox point."""
-    vanish: float = 1e-6
-    """Groups that are 0 at the prox point and have a norm below this are set to 0 and not computed any more; 0: never."""
-    cut: float = 0.0
-    """Remove groups whose norm at the prox point is at most this; 0: exact zeros only, which changes no logit."""
-    # the searches of a bisection differ in mu only
-    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "want_paths", "want_parameters", "bisect_runs")
-    want_paths: int = 0
-    """Find by bisection the mu with so many paths in both cells together; 0: use --mu."""
-    want_parameters: int = 0
-    """Find by bisection the mu with so many parameters of the resulting network (20 cells, 36 channels); 0: use --mu."""
-    bisect_runs: int = 6
-    """Maximal number of searches of a bisection."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, amounts=("mu", "vanish", "cut"), shares=("momentum",))
-        for name, least in (("want_paths", 0), ("want_parameters", 0), ("bisect_runs", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if self.want_paths and self.want_parameters:
-            raise ValueError(f"want_paths and want_parameters exclude each other, got {self.want_paths}, {self.want_parameters}")
-        if self.tau != "direct" and not 0 < self.tau < math.inf:
-            raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
-
-
-CIFAR_PRESETS = {
-    "paper": GSparsitySettings(),
-    "small": GSparsitySettings(
-        channels=8,
-        layers=5,
-        epochs=10,
-        batch=32,
-        images=4096,
-        valid_images=2000,
-        lr=0.02,
-        lr_min=0.02,
-        tau="direct",
-        mu=0.05,
-        weighting="initial_norm",
-    ),
-}
-
-
-def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
-    """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
-
-        ||w_hat|| = max(||w|| - mu_k / tau, 0),   ||w|| <- ||w|| + lr (||w_hat|| - ||w||)
-
-    norm: ||w_k(0)||. strength: mu_k. One entry for each group.
-    """
-    for _ in range(steps):
-        norm = norm + lr * (np.maximum(norm - strength / tau, 0) - norm)
-    return norm
-
-
-class GatedGroup:
-    """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
-
-    def __init__(self, mu: float, gates: int):
-        self.mu, self.gates = mu, gates
-
-    def value(self, x: Tensor) -> Tensor:
-        return self._group.value(x)
-
-    def prox(self, x: Tensor, step: Any = 1.0) -> Tensor:
-        z = self._group.prox(x, step)
-        if not self.gates:
-            return z
-        weights, gates = z.split([len(z) - self.gates, self.gates])
-        return torch.cat([weights, gates.clamp(0, 1)])
-
-    @property
-    def _group(self) -> GroupL2:
-        return GroupL2(self.mu, weights="none")
+from .group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from .settings.gsparsity import GSparsitySettings
 
 
 class OperationGroups:
@@ -193,7 +76,7 @@ class OperationGroups:
         """mu_k of a group."""
         if self.settings.gates == "free" and key in self.gates and len(self.flats[key].parts) == 1:
             return 0.0
-        return self.settings.mu * WEIGHTINGS[self.settings.weighting](self.flats[key].vector.detach())
+        return strength_of_group(self.settings.mu, self.settings.weighting, self.flats[key].vector.numel(), self.initial[key])
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameter groups: one for each operation, and an unpenalised one for stem, classifier and preprocessing."""
@@ -382,38 +265,10 @@ class GSparsitySearch(ImageTraining):
         self.sums.copy_(state["sums"])
 
 
-def search_or_bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
+def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
-    if settings.want_paths or settings.want_parameters:
-        return bisect(settings, seed, out)
-    return launch(partial(GSparsitySearch, settings, seed, out), settings, out)
-
-
-def bisect(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
-    """Search in `out`/mu-... for each mu tried, and copy the files of the closest one to `out`; return its last row.
-
-    Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
-    """
-    refuse_existing_runs(out, settings.resume)
-    rows: dict[float, dict[str, Any]] = {}
-    want = settings.want_paths or settings.want_parameters
-
-    def left(mu: float) -> int:
-        at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
-        folder = out / f"mu-{mu:.6g}"
-        rows[mu] = launch(partial(GSparsitySearch, at, seed, folder), at, folder)
-        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
-        count = paths if settings.want_paths else genotype_parameters(genotype.load_genotype(folder / "genotype.json"))
-        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
-        rows[mu] = {"mu": mu, "left": count, **rows[mu]}
-        return count
-
-    mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
-    for file in (out / f"mu-{mu:.6g}").iterdir():
-        if file.is_file() and file.name != "checkpoint.pt":
-            shutil.copy(file, out / file.name)
-    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
-    return rows[mu]
+    run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
+    return search_or_bisect(settings, out, run, genotype_parameters)
 
 
 def genotype_parameters(found: genotype.Genotype) -> int:

@@ -13,8 +13,7 @@ published code, which recovers once in each epoch, while the paper does in each 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,66 +21,9 @@ from torch import Tensor, nn
 
 from proxopt import sparse_code
 
-from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
-from ..engine.settings import CheckedSettings, check
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
-
-
-@dataclass(frozen=True)
-class CodeSettings(CheckedSettings):
-    """Settings of the compressed variables and their recovery."""
-
-    arch_lr: float = 6e-4
-    """Learning rate of Adam for the compressed variables."""
-    arch_decay: float = 1e-3
-    """Weight decay of the compressed variables."""
-    rows: int = 7
-    """Size of each compressed variable: the number of rows of its measurement matrix."""
-    sparsity: int = 2
-    """Number of paths into each node."""
-    matrix: Literal["uniform", "gaussian"] = "uniform"
-    """Distribution of the measurement matrix: entries in [0, 1), as published, or normalised Gaussian columns, which recover more
-    sparse codes."""
-    strength: float = 1e-5
-    """Strength of the L1 penalty in the recovery."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, counts=("rows", "sparsity"), amounts=("arch_lr", "arch_decay"))
-        if not 0 < self.strength < float("inf"):
-            raise ValueError(f"strength must be finite and > 0, got {self.strength}")
-
-
-@dataclass(frozen=True)
-class TwoStageSettings(CodeSettings):
-    recover_every: int = 0
-    """Recover after every n-th architecture step; 0: at the start of each epoch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, amounts=("recover_every",))
-
-
-@dataclass(frozen=True)
-class IstaSettings(TwoStageSettings, CifarSearchSettings):
-    batch: int = 256
-    lr: float = 0.1
-    order: Literal["first", "second"] = "first"
-
-
-@dataclass(frozen=True)
-class IstaTextSettings(TwoStageSettings, TextSearchSettings):
-    order: Literal["first", "second"] = "first"
-    sparsity: int = 1
-
-
-# A step costs a tenth of that of a dense supernet: the small preset has four times the images and twice the epochs.
-CIFAR_PRESETS = {
-    "paper": IstaSettings(),
-    "small": replace(small_cifar(IstaSettings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
-}
-TEXT_PRESETS = {"paper": IstaTextSettings(), "small": small_text(IstaTextSettings, arch_lr=3e-3)}
+from .settings.ista import CodeSettings, TwoStageSettings
 
 
 class Codes:

@@ -27,7 +27,8 @@ from ..space import drawing, spaces
 from ..space.genotype import CELLS, NODES
 from ..train.settings import ImageTrainSettings
 from ..train.train_cifar import ImageTraining
-from .ista import Codes, CodeSettings, code_optimizer
+from .ista import Codes, code_optimizer
+from .settings.ista import CodeSettings
 
 
 @dataclass(frozen=True)

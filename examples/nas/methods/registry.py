@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
 
 from ..bilevel.method import Method
 from ..bilevel.search import BilevelSearch
 from ..bilevel.search_cifar import CifarSearch
 from ..bilevel.search_text import TextSearch
+from ..engine.command_line import first_process
 from ..engine.run import Run, launch
+from ..nets.torch import cnn
+from ..nets.torch.rnn import RecurrentNetwork, parameter_count
+from ..space.genotype import Genotype, RecurrentGenotype
 from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
+from .search_method import SearchMethod
+from .settings import darts as darts_settings
+from .settings import gsparsity as gsparsity_settings
+from .settings import ista as ista_settings
+from .settings import sparse_supernet as sparse_settings
 
-
-class SearchMethod(NamedTuple):
-    """A method for scripts: presets by name, and a function of (settings, seed, folder) that returns the row of the result."""
-
-    presets: Mapping[str, Any]
-    search: Callable[[Any, int, Path], dict[str, Any]]
-    method: type[Method] | None = None  # None: not a bilevel method
+__all__ = ["CIFAR", "ONE_STAGE", "TEXT", "build", "cifar_size", "first_process", "text_size"]
 
 
 def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
@@ -42,16 +47,16 @@ def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
 
 
 CIFAR = {
-    "darts": bilevel(CifarSearch, darts.Darts, darts.CIFAR_PRESETS),
-    "gsparsity": SearchMethod(gsparsity.CIFAR_PRESETS, gsparsity.search_or_bisect),
-    "ista": bilevel(CifarSearch, ista.Ista, ista.CIFAR_PRESETS),
-    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_supernet.CIFAR_PRESETS),
+    "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
+    "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
+    "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
 }
 ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
 TEXT = {
-    "darts": bilevel(TextSearch, darts.Darts, darts.TEXT_PRESETS),
-    "ista": bilevel(TextSearch, ista.Ista, ista.TEXT_PRESETS),
-    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_supernet.TEXT_PRESETS),
+    "darts": bilevel(TextSearch, darts.Darts, darts_settings.TEXT_PRESETS),
+    "ista": bilevel(TextSearch, ista.Ista, ista_settings.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS),
 }
 
 
@@ -62,3 +67,14 @@ def build(name: str, net: Any, settings: Any) -> Method:
     if method is None:
         raise ValueError(f"name must be a bilevel method, got {name!r}")
     return method(net.space, settings, next(net.parameters()).device)
+
+
+def cifar_size(found: Genotype) -> dict[str, int]:
+    """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
+    return cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
+
+
+def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:
+    """The parameters of the language model of a genotype."""
+    with torch.device("meta"):
+        return parameter_count(RecurrentNetwork(found, vocabulary, hidden))

@@ -13,9 +13,7 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,68 +21,8 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
-from ..bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
-from ..engine.settings import CheckedSettings, check
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
-
-
-@dataclass(frozen=True)
-class PenaltySettings(CheckedSettings):
-    """Settings of the architecture weights and their penalty."""
-
-    optimizer: Literal["adamhapg", "hapg"] = "adamhapg"
-    arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 3e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg."""
-    l1_ratio: float = 0.5
-    """Share of the L1 part: 1 is the lasso, 0 the group lasso."""
-    strength_step: float = 0.01
-    """Increase of the strength in each epoch."""
-    metric: Literal["median", "support", "exact"] = "median"
-    """Metric of the group prox with Adam's step sizes, for adamhapg only; the median is the published rule."""
-    init: float = 1 / 7
-    """Initial architecture weights, to which noise of size 1e-3 is added."""
-    target_paths: int = 0
-    """Freeze the architecture at its prox point as soon as all cells together have at most so many paths, and train only the
-    network weights from then on; 0: never."""
-    probe_every: int = 1
-    """Compute the gradient of zero weights, without which they stay zero, in every n-th architecture step only: an
-    approximation that makes the other steps cheaper."""
-    cut: float = 0.0
-    """Remove paths from the genotype whose weight is at most this share of the largest one of their cell; 0: exact zeros only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("l1_ratio", "cut"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        check(self, counts=("probe_every",), amounts=("strength_step", "target_paths"))
-        if self.optimizer == "hapg" and self.metric != "median":
-            raise ValueError(f"metric belongs to adamhapg; hapg has one step size for all, got metric={self.metric!r}")
-
-
-@dataclass(frozen=True)
-class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
-    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "hapg": 0.025}
-
-
-@dataclass(frozen=True)
-class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
-    arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which
-    diverges on text."""
-    init: float = 1 / 4
-    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "hapg": 0.025}
-
-
-CIFAR_PRESETS = {
-    "paper": SparseSupernetSettings(),
-    "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
-}
-TEXT_PRESETS = {
-    "paper": SparseSupernetTextSettings(),
-    "small": small_text(SparseSupernetTextSettings, strength_step=0.0025, target_paths=20),
-}
 
 
 class SparseSupernet:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import cifar, image_folder
+from ..data import cifar, cifar_files, image_folder
 from ..engine import checkpoint, curves
 from ..engine.distributed import Processes
 from ..engine.run import Run
@@ -41,7 +41,7 @@ def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[s
     if isinstance(settings, ImageNetTrainSettings):
         classes, pixels = 1000, settings.pixels
     else:
-        classes, pixels = cifar.SOURCES[settings.data].classes, 32
+        classes, pixels = cifar_files.SOURCES[settings.data].classes, 32
     net = image_network(genotype, replace(settings, auxiliary=0.0), settings.classes or classes)
     return cnn.network_size(net, (3, pixels, pixels))
 

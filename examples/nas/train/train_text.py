@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from ..data import text
-from ..data.text import Window, window
+from ..data.text import Window, perplexity, window
 from ..engine import checkpoint, curves
 from ..engine.distributed import Processes, require_single_process
 from ..engine.run import Run
-from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameter_count, perplexity
+from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameter_count
 from ..space import drawing
 from ..space.genotype import RecurrentGenotype
 from .settings import TextTrainSettings
@@ -67,11 +67,12 @@ class TextTraining(Run):
         super().__init__(settings, seed, out, processes, device)
         require_single_process(processes)
         s, self.cell = settings, cell
-        self.corpus = text.load_corpus(s.data_dir).to(device)
+        self.corpus = text.load_corpus(s.data_dir)
+        columns = lambda *args: torch.from_numpy(text.text_columns(*args)).to(device)
         self.rows_of = {
-            "train": text.text_columns(self.corpus.train[: s.tokens or None], s.batch),
-            "valid": text.text_columns(self.corpus.valid, s.valid_batch, "valid_batch"),
-            "test": text.text_columns(self.corpus.test, s.test_batch, "test_batch"),
+            "train": columns(self.corpus.train[: s.tokens or None], s.batch),
+            "valid": columns(self.corpus.valid, s.valid_batch, "valid_batch"),
+            "test": columns(self.corpus.test, s.test_batch, "test_batch"),
         }
         self.net = language_model(cell, len(self.corpus.vocabulary), s).to(device)
         if s.compiled and isinstance(self.net, CellModel):

@@ -1,1 +1,1 @@
-"""Bilevel searches in JAX."""
+"""Bilevel searches in JAX: every step is one compiled function."""

@@ -1,0 +1,126 @@
+"""The loop of a bilevel search in JAX, for any data and network. Files as those of `bilevel.search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...engine.jax.devices import Devices
+from ...engine.jax.run import Run
+from ...space.spaces import Masks, Space
+from ..outcome import Outcome
+from ..settings import BilevelSettings
+from .buckets import Buckets, Paths, paths_of
+from .method import Method
+from .steps import BilevelSteps, SearchState
+
+
+class BilevelSearch(Outcome, Run):
+    """A search by one method with one seed. Subclasses define the data, the supernet, and the measure of quality."""
+
+    settings: BilevelSettings
+    method: Method
+    steps: BilevelSteps
+    data: Any  # arrays of every step
+    search: SearchState
+
+    def __init__(self, method: type[Method], settings: BilevelSettings, seed: int, out: Path, devices: Devices) -> None:
+        super().__init__(settings, seed, out, devices)
+        self.name, self.make = method.name, method
+        self.points: list[dict[str, Any]] = []
+        self.key = jax.random.key(seed)
+
+    def prepare(self, graph: Any, params: Any, space: Space, steps: type[BilevelSteps], steps_per_epoch: int) -> None:
+        """Build the method and the steps, and copy the state to the devices."""
+        self.devices.check_divisible("batch", self.settings.batch)
+        self.space = space
+        self.method = self.make(space, self.settings, steps_per_epoch)
+        self.steps = steps(graph, space, self.method, self.settings, self.devices)
+        self.search = self.devices.replicate(self.steps.start(params, jax.random.fold_in(self.key, 0)))
+        self.buckets = Buckets({cell: len(space.paths(cell)) for cell in space.layout.cells})
+
+    def place(self, batch: Any) -> Any:
+        """The numbers that locate a batch, for the compiled steps."""
+        raise TypeError(f"{type(self).__name__} must define place")
+
+    def rate(self) -> float:
+        """The learning rate of this epoch."""
+        return self.settings.lr
+
+    def begin_epoch(self) -> None:
+        if self.step == 0:
+            method = self.method.begin_epoch(self.search.method, self.epoch)
+            self.search = self.search._replace(method=self.devices.replicate(method))
+        self._read_architecture(self.method.is_active(self.search.method))
+
+    def _read_architecture(self, is_active: Any) -> None:
+        """Wait for the architecture, on which the program of the next step depends."""
+        self.active: Paths = paths_of({cell: np.asarray(flags).tolist() for cell, flags in is_active.items()})
+        self.frozen = self.method.is_frozen(self.search.method)
+
+    def train_step(self, batch: Any) -> None:
+        place = self.place(batch)
+        if not self.frozen:
+            probes = self.method.needs_zeroed_paths(self.step)
+            paths = self.buckets.every if probes else self.buckets.choose(self.active)
+            self.search, is_active = self.steps.architecture(self.search, self.data, place, probes, paths=paths)
+            if self.method.changes_paths:
+                self._read_architecture(is_active)
+        paths = self.buckets.choose(self.active)
+        self.search = self.steps.weights(self.search, self.data, place, paths=paths)
+
+    def end_epoch(self) -> dict[str, Any]:
+        trained, state = self.means(), self.search.method
+        variables = jax.tree.leaves(self.method.variables(state))
+        largest = max(float(abs(np.asarray(v)).max()) for v in variables)
+        self.check_finite("train", trained[0], largest)
+        genotype = self.method.genotype(state)
+        weights = on_host(self.method.weights(self.method.variables(state), state))
+        point, masks = on_host(self.method.point(state)), self.space.masks(genotype)
+        valid = restricted = self.measured(weights, dict(self.active))
+        if dict(self.active) != masks or not all(np.array_equal(weights[cell], p) for cell, p in point.items()):
+            restricted = self.measured(point, masks)  # else both are the same network
+        self.check_finite("valid", valid[0], largest)
+        row = self.epoch_row(self.rate(), trained, valid, restricted, genotype, point)
+        self.points[-1] = {cell: p.tolist() for cell, p in point.items()}  # a checkpoint keeps them as JSON
+        return row | self.method.log(state) | {"compilations": len(self.buckets.sets)}
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and measure of the weight steps since the last call."""
+        raise TypeError(f"{type(self).__name__} must define means")
+
+    def take_sums(self) -> list[float]:
+        """The sums of the weight steps since the last call."""
+        sums = np.asarray(self.search.sums, np.float64).tolist()
+        self.search = self.search._replace(sums=self.devices.replicate(np.zeros_like(self.search.sums)))
+        return sums
+
+    def measured(self, weights: Any, active: Masks) -> tuple[float, float]:
+        """Compute loss and measure of the supernet on the validation data, with these paths alone."""
+        raise TypeError(f"{type(self).__name__} must define measured")
+
+    def finish(self) -> None:
+        self.points = [{cell: np.array(p) for cell, p in point.items()} for point in self.points]
+        super().finish()
+
+    def state(self) -> SearchState:
+        return self.search
+
+    def plain(self) -> dict[str, Any]:
+        return {"points": self.points, "programs": self.buckets.plain()}
+
+    def restore(self, state: SearchState, plain: dict[str, Any]) -> None:
+        self.search, self.points = state, plain["points"]
+        self.buckets.restore(plain["programs"])
+
+
+def on_host(weights: Any) -> dict[str, np.ndarray]:
+    return {cell: np.asarray(w) for cell, w in weights.items()}
+
+
+def only(weights: Any, active: Masks) -> dict[str, np.ndarray]:
+    """The weights of these paths, and 0 for the others."""
+    return {cell: np.where(np.array(active[cell], bool), w, 0).astype(w.dtype) for cell, w in weights.items()}

@@ -1,0 +1,90 @@
+"""Bilevel search of convolutional cells in JAX.
+
+row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ...data import cifar_files
+from ...data.jax import Pixels, epoch_order
+from ...engine.jax.devices import Devices
+from ...nets.jax import cnn
+from ...space import spaces
+from ...space.spaces import Masks
+from ..settings import CifarSearchSettings
+from .method import Method
+from .search import BilevelSearch, only
+from .steps import TRAIN, VALID, CifarData, CifarSteps, Place
+
+EVALUATED = 500  # images of a batch in evaluations, whose statistics normalise it
+
+
+class CifarSearch(BilevelSearch):
+    """A bilevel search on images."""
+
+    settings: CifarSearchSettings
+    data: CifarData
+
+    def __init__(self, method: type[Method], settings: CifarSearchSettings, seed: int, out: Path, devices: Devices) -> None:
+        super().__init__(method, settings, seed, out, devices)
+        space = spaces.get_space(settings.space)
+        dataset = cifar_files.read_cifar(settings.data, settings.data_dir)
+        if settings.images > len(dataset.train.labels):
+            raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
+        half = settings.images // 2
+        parts = [cifar_files.Images(*(x[i * half : (i + 1) * half] for x in dataset.train)) for i in (0, 1)]
+        self.pixels = [devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts]
+        dtype = jnp.bfloat16 if settings.amp else jnp.float32
+        rngs = nnx.Rngs(jax.random.fold_in(self.key, 1))
+        net = cnn.Supernet(space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
+        graph, params = nnx.split(net, nnx.Param)
+        self.half = half
+        self.prepare(graph, params, space, CifarSteps, len(self))
+        self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
+
+    def __len__(self) -> int:
+        return self.half // self.settings.batch
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 2), self.epoch)
+        orders = [self.order(jax.random.fold_in(key, stream), self.half) for stream in (TRAIN, VALID)]
+        self.data = CifarData(*self.pixels, *orders)
+
+    def batches(self) -> Iterator[int]:
+        return iter(range(self.step, len(self)))
+
+    def place(self, batch: int) -> Place:
+        return Place(np.int32(self.epoch), np.int32(batch), np.float32(self.rate()), self.key)
+
+    def rate(self) -> float:
+        s = self.settings
+        return s.lr_min + (s.lr - s.lr_min) * (1 + math.cos(math.pi * self.epoch / s.epochs)) / 2
+
+    def means(self) -> tuple[float, float]:
+        loss, correct, count = self.take_sums()
+        return loss / count, correct / count
+
+    def measured(self, weights: Any, active: Masks) -> tuple[float, float]:
+        """Compute loss and accuracy of the supernet on the validation half.
+
+        Batch norms use the statistics of each batch of 500: the supernet has no running ones.
+        """
+        valid = self.pixels[1]
+        kept = self.devices.replicate(only(weights, active))
+        found = []
+        for start in range(0, self.half, EVALUATED):
+            part = valid.images[start : start + EVALUATED], valid.labels[start : start + EVALUATED]
+            found.append(self.steps.evaluate(self.search.params, kept, (valid, part, self.key), paths=self.buckets.every))
+        loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
+        return loss / count, correct / count

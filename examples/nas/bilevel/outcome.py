@@ -1,0 +1,91 @@
+"""What a bilevel search reports and leaves, whatever library computes it: the row of an epoch, the epoch chosen, the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..engine import report, results
+from ..engine.loop import Loop
+from ..space.genotype import AnyGenotype
+from ..space.spaces import Space
+from .settings import BilevelSettings
+
+Measured = tuple[float, float]  # mean loss, and the measure of quality
+
+
+class Outcome(Loop):
+    """The part of a bilevel search that no library computes. measure: of quality, reported in addition to the loss.
+
+    points: by epoch, for each cell the weights at the prox point, on the host. name: of the method.
+    """
+
+    kind, table = "search", "search.csv"
+    measure = "accuracy"
+    name: str
+    space: Space
+    settings: BilevelSettings
+    points: list[dict[str, Any]]
+
+    def epoch_row(
+        self,
+        lr: float,
+        trained: Measured,
+        valid: Measured,
+        restricted: Measured,
+        genotype: AnyGenotype,
+        point: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The columns of an epoch, and its genotype as a file.
+
+        Args:
+          trained, valid, restricted: of the weight steps, of the supernet, and of its nonzero paths alone.
+          point: the weights at the prox point; kept for the report.
+        """
+        row: dict[str, Any] = {"lr": lr}
+        for part, found in (("train", trained), ("valid", valid), ("restricted", restricted)):
+            row |= dict(zip((f"{part}_loss", f"{part}_{self.measure}"), found))
+        self.points.append(dict(point))
+        if self.processes.first:
+            results.save_epoch(self.out, self.epoch, genotype)
+        return row | report.architecture_columns(genotype, point)
+
+    def check_finite(self, part: str, loss: float, largest: float) -> None:
+        """Raise ValueError for a loss that is infinite or NaN, from which the search cannot recover.
+
+        largest: the largest architecture weight, for the message.
+        """
+        if not loss < float("inf"):
+            raise ValueError(
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; the largest architecture weight"
+                f" is {largest:.3g}: a lower lr or arch_lr may help"
+            )
+
+    def result(self) -> dict[str, Any]:
+        limit, cells = self.settings.pick_below, self.space.layout.cells
+        sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
+        return min(sparse, key=self.selection_loss) if sparse else self.rows[-1]
+
+    def selection_loss(self, row: dict[str, Any]) -> float:
+        """The quantity that `pick_below` minimises over the epochs."""
+        return -row["restricted_accuracy"]
+
+    def finish(self) -> None:
+        epoch = self.result()["epoch"]
+        results.select_epoch(self.out, epoch, self.space.kind)
+        results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": self.name, **super().identity()}
+
+
+class TextOutcome(Outcome):
+    """The outcome of a search on text, by perplexity."""
+
+    measure = "perplexity"
+
+    def selection_loss(self, row: dict[str, Any]) -> float:
+        return row["restricted_loss"]
+
+    def headline(self, row: dict[str, Any]) -> str:
+        return f"valid perplexity {row['valid_perplexity']:.1f}"

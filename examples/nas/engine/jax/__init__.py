@@ -1,0 +1,1 @@
+"""Devices, checkpoints and the loop in JAX."""

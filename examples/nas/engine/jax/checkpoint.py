@@ -1,0 +1,77 @@
+"""Checkpoints of trees of arrays with plain data, by Orbax. A process that is killed leaves the last complete checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+FOLDER = "checkpoint"
+KEPT = 2  # the last one, and one more for the case that the disk damages it
+
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
+
+
+class Checkpoints:
+    """The checkpoints of a run in `out`/checkpoint, numbered by steps. All processes must call the methods."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out.absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, state: Any, plain: dict[str, Any]) -> None:
+        """Write a checkpoint, unless there is one of this step.
+
+        state: a tree of arrays. plain: data of JSON.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), plain=ocp.args.JsonSave(plain))
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=args, force=True)
+            self._manager.wait_until_finished()
+
+    def plain(self) -> dict[str, Any]:
+        """The plain data of the last checkpoint. ValueError if it is damaged."""
+        return self._read(plain=ocp.args.JsonRestore())["plain"]
+
+    def state(self, like: Any) -> Any:
+        """The tree of the last checkpoint. ValueError if it is damaged, or of another structure than `like`.
+
+        like: a tree with arrays of the same shapes and dtypes, on the same devices.
+        """
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
+        found = self._read(state=ocp.args.StandardRestore(wanted))["state"]
+        leaves = [_wrap(found[name], x) for name, x in zip(_named(like), jax.tree.leaves(like))]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, **what: Any) -> Any:
+        try:
+            return self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**what))
+        except Exception as error:
+            raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read: {error}") from None
+
+
+def exists(out: Path) -> bool:
+    """Whether `out` contains a complete checkpoint."""
+    folder = out / FOLDER
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """The leaves by their paths, random keys as the numbers in them."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): jax.random.key_data(x) if _is_key(x) else x for path, x in found}
+
+
+def _wrap(found: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(found) if _is_key(like) else found
+
+
+def _is_key(x: jax.Array) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

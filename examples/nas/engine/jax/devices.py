@@ -1,0 +1,122 @@
+"""The devices of a run in JAX: every batch is split over all of them, and everything else is the same on each.
+
+devices = join_devices("auto")
+images = devices.replicate(images)                 # in the memory of every device
+batch = devices.split(batch)                       # inside of jax.jit: the first axis is divided over the devices
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PLATFORMS = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "tpu": "tpu"}
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """How the processes of a run on several hosts find each other: the arguments of `jax.distributed.initialize`.
+
+    coordinator: HOST:PORT of process 0, or "auto" where JAX finds it, as on Cloud TPU and under Slurm. processes, process: their
+    number and that of this one; not needed with "auto".
+    """
+
+    coordinator: str
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.coordinator == "auto":
+            if self.processes is not None or self.process is not None:
+                raise ValueError("processes and process are found by JAX with coordinator=auto, and must be left out")
+            return
+        if self.processes is None or self.process is None or not 0 <= self.process < self.processes:
+            raise ValueError(
+                "process must lie in [0, processes) with a coordinator that is not auto,"
+                f" got process {self.process} of {self.processes}"
+            )
+
+    def join(self) -> None:
+        """Wait for the other processes. Must come before anything else that uses JAX."""
+        if self.coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(self.coordinator, self.processes, self.process)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """All devices of all processes, in a mesh with one axis, "data"."""
+
+    mesh: Mesh
+
+    @property
+    def count(self) -> int:
+        return self.mesh.devices.size
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return jax.process_count()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process shows progress and writes tables and reports."""
+        return first_process()
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The same on all devices."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def replicate(self, tree: Any) -> Any:
+        """Copy arrays to every device. All processes must have the same ones."""
+        if self.world == 1:
+            return jax.device_put(tree, self.replicated)
+        put = lambda x: jax.make_array_from_callback(np.shape(x), self.replicated, lambda part: np.asarray(x)[part])
+        return jax.tree.map(lambda x: x if _is_key(x) else put(x), tree)
+
+    def split(self, tree: Any) -> Any:
+        """Divide the first axis of arrays over the devices; inside of ``jax.jit``."""
+        split = NamedSharding(self.mesh, PartitionSpec("data"))
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), tree)
+
+    def check_divisible(self, name: str, count: int) -> None:
+        """Raise ValueError unless every device gets the same part of a batch."""
+        if count % self.count:
+            raise ValueError(f"{name} must be a multiple of the {self.count} devices, got {count}")
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.world > 1:
+            multihost_utils.sync_global_devices("wait")
+
+
+def first_process() -> bool:
+    """Whether this process prints and writes tables: the only one, or number 0."""
+    return jax.process_index() == 0
+
+
+def join_devices(device: str) -> Devices:
+    """The devices of this kind: auto (the fastest that JAX finds), cpu, cuda, gpu or tpu.
+
+    Raises:
+      ValueError: an unknown kind, or one that is not there.
+    """
+    if device not in PLATFORMS:
+        raise ValueError(f"device must be one of {', '.join(PLATFORMS)}, got {device!r}")
+    try:
+        found = jax.devices(PLATFORMS[device])
+    except RuntimeError as error:
+        there = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise ValueError(f"device must be one that JAX finds on this machine ({there}), got {device!r}: {error}") from None
+    return Devices(Mesh(np.array(found), ("data",)))
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,104 @@
+"""Searches in JAX: the loop with its checkpoints, on one device or many, on one host or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..loop import Loop, refuse_existing, refuse_other
+from . import checkpoint
+from .checkpoint import Checkpoints
+from .devices import Devices, join_devices
+
+# settings without effect in JAX, or that the networks in JAX lack, and the only values that they may have
+WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
+MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
+
+
+class Run(Loop):
+    """A loop in JAX. Subclasses define the state in a checkpoint as well.
+
+    Every process runs the same steps. The first one writes tables and reports; all of them take part in a checkpoint, in a folder
+    that all can read.
+    """
+
+    processes: Devices
+
+    def __init__(self, settings: Any, seed: int, out: Path, devices: Devices) -> None:
+        super().__init__(settings, seed, out, devices)
+        self.devices = devices
+        self._checkpoints: Checkpoints | None = None
+
+    def state(self) -> Any:
+        """The tree of arrays that `restore` needs."""
+        return {}
+
+    def plain(self) -> dict[str, Any]:
+        """The data that `restore` needs besides, as JSON has them."""
+        return {}
+
+    def restore(self, state: Any, plain: dict[str, Any]) -> None:
+        """Restore what `state` and `plain` returned."""
+
+    def identity(self) -> dict[str, Any]:
+        # sums over a batch are rounded in another order when more devices share it
+        return {**super().identity(), "framework": "jax", "devices": self.devices.count}
+
+    def checkpoints(self) -> Checkpoints:
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(self.out)
+        return self._checkpoints
+
+    def save(self) -> None:
+        plain = {"identity": self.identity(), "progress": self.progress(), "own": self.plain()}
+        self.checkpoints().save(self.epoch * MOST_STEPS + self.step, self.state(), plain)
+
+    def continue_from_checkpoint(self) -> None:
+        """Restore the state of the checkpoint. ValueError if it is damaged or was written with other settings."""
+        plain = self.checkpoints().plain()
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in plain["identity"].items()}
+        refuse_other(self.kind, self.identity(), found, {**type(self.settings)().plain()})
+        self.set_progress(plain["progress"])
+        self.restore(self.checkpoints().state(self.state()), plain["own"])
+
+    def run(self) -> dict[str, Any]:
+        try:
+            return super().run()
+        finally:
+            self.checkpoints().close()
+
+
+def refuse_other_settings(settings: Any) -> None:
+    """Raise ValueError for a setting that a search in JAX would ignore."""
+    for name, default in WITHOUT_EFFECT.items():
+        given = getattr(settings, name, default)
+        if given != default:
+            raise ValueError(f"{name} must be {default} with --framework jax, got {given}")
+
+
+def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str, Any]:
+    """Build a run, resume it from its checkpoint if there is one, and run it to the end; return the row of its result.
+
+    On several hosts every process calls this, after `Hosts.join`.
+
+    Args:
+      make: builds the run for its devices.
+
+    Raises:
+      FileExistsError: `out` contains a run and `settings.resume` is off.
+      ValueError: a setting outside its domain; a checkpoint of other settings or of PyTorch, or a damaged one.
+    """
+    refuse_other_settings(settings)
+    devices = join_devices(settings.device)
+    there = checkpoint.exists(out)
+    other = (out / "checkpoint.pt").exists()
+    refuse_existing(there or other, out, settings.resume)
+    if other:
+        raise ValueError(f"--resume must continue a run of --framework jax, but {out} contains one of --framework torch")
+    run = make(devices)
+    out.mkdir(parents=True, exist_ok=True)
+    if there:
+        run.continue_from_checkpoint()
+    devices.wait()
+    return run.run()

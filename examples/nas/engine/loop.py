@@ -1,0 +1,146 @@
+"""The loop of a search or training: epochs of steps with a progress bar, a table, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from .log import Log
+
+
+class Processes(Protocol):
+    """The processes of a run as the loop sees them. first: whether this one shows progress and writes tables and reports."""
+
+    @property
+    def first(self) -> bool: ...
+
+    world: int
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+
+
+class Loop:
+    """Epochs of steps, whatever library computes them. Subclasses define a step, a row of the table, and how a checkpoint is
+    written."""
+
+    kind = "run"
+    table = "run.csv"
+
+    def __init__(self, settings: Any, seed: int, out: Path, processes: Processes) -> None:
+        self.settings, self.seed, self.out, self.processes = settings, seed, out, processes
+        self.epoch = self.step = 0
+        self.seconds = 0.0
+        self.rows: list[dict[str, Any]] = []
+
+    # -- defined by subclasses ----------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """The number of steps of an epoch."""
+        raise TypeError(f"{type(self).__name__} must define __len__, the number of steps of an epoch")
+
+    def epochs(self) -> int:
+        """The number of epochs, as far as it is known at this time."""
+        return self.settings.epochs
+
+    def begin_epoch(self) -> None:
+        """Prepare an epoch that starts or is resumed: set everything that depends on its number only."""
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of this epoch from number `self.step` on."""
+        raise TypeError(f"{type(self).__name__} must define batches")
+
+    def train_step(self, batch: Any) -> None:
+        """Take one step."""
+        raise TypeError(f"{type(self).__name__} must define train_step")
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Evaluate, and return the columns of this epoch without its number and time."""
+        return {}
+
+    def headline(self, row: dict[str, Any]) -> str:
+        """The summary of the last epoch in the progress bar."""
+        return f"valid {100 * row['valid_accuracy']:.2f} %"
+
+    def finish(self) -> None:
+        """Write pictures and reports after the last epoch; called in the first process only."""
+
+    def result(self) -> dict[str, Any]:
+        """The row of the epoch that is the result of the run."""
+        return self.rows[-1]
+
+    def identity(self) -> dict[str, Any]:
+        """What the run computes, as plain data. A checkpoint can be resumed by runs with the same identity only."""
+        return {"seed": self.seed, "processes": self.processes.world, **self.settings.plain()}
+
+    def save(self) -> None:
+        """Write a checkpoint, atomically, from which the run can be continued."""
+        raise TypeError(f"{type(self).__name__} must define save")
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run has come, as plain data: a part of every checkpoint."""
+        return {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "rows": self.rows}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Continue from what `progress` returned."""
+        self.epoch, self.step, self.seconds, self.rows = (progress[k] for k in ("epoch", "step", "seconds", "rows"))
+
+    def run(self) -> dict[str, Any]:
+        """Run to the last epoch; return the row of `result`."""
+        first = self.processes.first
+        log = Log(self.out, self.table) if first else None
+        patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
+        done = self.epoch * len(self) + self.step
+        with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
+            while self.epoch < self.epochs():
+                self._steps(bar)
+                row = {"epoch": self.epoch, "seconds": round(self.seconds, 1), **self.end_epoch()}
+                self.rows.append(row)
+                self.epoch, self.step = self.epoch + 1, 0
+                self.save()
+                bar.total = self.epochs() * len(self)
+                if log is not None:
+                    log.write(self.rows)
+                    bar.set_postfix_str(self.headline(row), refresh=False)
+        if first:
+            self.finish()
+        self.processes.wait()
+        return self.result()
+
+    def _steps(self, bar: tqdm) -> None:
+        self.begin_epoch()
+        last = saved = time.monotonic()
+        for batch in self.batches():
+            self.train_step(batch)
+            self.step += 1
+            bar.update()
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            if now - saved > 60 * self.settings.checkpoint_minutes:
+                self.save()
+                saved = now
+
+
+def refuse_existing(there: bool, out: Path, resume: bool) -> None:
+    """Raise FileExistsError if `out` contains a checkpoint (`there`) and `resume` is off."""
+    if there and not resume:
+        raise FileExistsError(f"{out} already contains a run: continue it with --resume, or choose another --out")
+
+
+def refuse_other(kind: str, wanted: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise ValueError, with every difference, unless a checkpoint was written with the same settings.
+
+    defaults: values of settings that the checkpoint of an earlier release lacks.
+    """
+    found = {**defaults, **found}
+    other = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    if other:
+        raise ValueError(f"--resume must continue with the settings of the {kind}: in the checkpoint {'; '.join(other)}")

@@ -1,0 +1,99 @@
+"""What GSparsity is in every library: the weighting and the prox of its groups, their decay, and the bisection for a size."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from proxopt import GroupL2
+
+from ..engine.bisection import closest_strength, refuse_existing_runs
+from ..engine.log import write_csv
+from ..space.genotype import Genotype, load_genotype
+from .settings.gsparsity import GSparsitySettings, Weighting
+
+
+def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -> float:
+    """mu_k of a group with so many entries and this initial norm."""
+    factors = {"inverse_sqrt_size": 1 / math.sqrt(size), "none": 1.0, "sqrt_size": math.sqrt(size), "initial_norm": norm}
+    return mu * factors[weighting]
+
+
+def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
+    """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
+
+        ||w_hat|| = max(||w|| - mu_k / tau, 0),   ||w|| <- ||w|| + lr (||w_hat|| - ||w||)
+
+    norm: ||w_k(0)||. strength: mu_k. One entry for each group.
+    """
+    for _ in range(steps):
+        norm = norm + lr * (np.maximum(norm - strength / tau, 0) - norm)
+    return norm
+
+
+class GatedGroup:
+    """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
+
+    def __init__(self, mu: float, gates: int):
+        self.mu, self.gates = mu, gates
+
+    def value(self, x: Any) -> Any:
+        return self._group.value(x)
+
+    def prox(self, x: Any, step: Any = 1.0) -> Any:
+        z = self._group.prox(x, step)
+        if not self.gates:
+            return z
+        xp, weights = array_namespace(z), z.shape[0] - self.gates
+        return xp.concat([z[:weights], xp.clip(z[weights:], 0, 1)])
+
+    @property
+    def _group(self) -> GroupL2:
+        return GroupL2(self.mu, weights="none")
+
+
+def search_or_bisect(
+    settings: GSparsitySettings,
+    out: Path,
+    run: Callable[[GSparsitySettings, Path], dict[str, Any]],
+    parameters: Callable[[Genotype], int],
+) -> dict[str, Any]:
+    """Search with one mu, or find the mu with the wanted size by bisection; return the last row.
+
+    A bisection searches in `out`/mu-... for each mu tried, and copies the files of the closest one to `out`.
+
+    Args:
+      run: searches with settings in a folder, and returns the last row.
+      parameters: of the network of 20 cells and 36 channels of a genotype.
+
+    Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
+    """
+    if not settings.want_paths and not settings.want_parameters:
+        return run(settings, out)
+    refuse_existing_runs(out, settings.resume)
+    rows: dict[float, dict[str, Any]] = {}
+    want = settings.want_paths or settings.want_parameters
+
+    def left(mu: float) -> int:
+        at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
+        folder = out / f"mu-{mu:.6g}"
+        rows[mu] = run(at, folder)
+        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
+        count = paths if settings.want_paths else parameters(load_genotype(folder / "genotype.json"))
+        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
+        rows[mu] = {"mu": mu, "left": count, **rows[mu]}
+        return count
+
+    mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
+    for file in (out / f"mu-{mu:.6g}").iterdir():
+        if file.is_file() and file.name != "checkpoint.pt":
+            shutil.copy(file, out / file.name)
+    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
+    return rows[mu]

@@ -1,0 +1,1 @@
+"""Search methods in JAX, a file each."""

@@ -1,0 +1,334 @@
+"""GSparsity in JAX: group sparsity on the weights of the operations themselves, by ProxSGD. Equations: `methods.gsparsity`.
+
+The parameters of a group, one operation on one edge in all cells of a type, and its gates are one vector, so that the prox acts
+on one leaf for each group. Supernets in JAX have no running statistics: all evaluations normalise each batch by its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+import proxopt_jax
+
+from ...bilevel.jax import gradients
+from ...bilevel.jax.buckets import Buckets, Paths, paths_of
+from ...data import cifar_files
+from ...data import jax as images
+from ...data.jax import Pixels, epoch_order
+from ...engine import report, results
+from ...engine.jax.devices import Devices
+from ...engine.jax.run import Run, launch
+from ...nets.jax import cnn
+from ...space import spaces
+from ...space.genotype import CELLS, Genotype
+from ...space.genotype import Path as CellPath
+from ...space.spaces import Masks
+from ..group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from ..settings.gsparsity import GSparsitySettings
+
+EVALUATED = 500  # images of a batch in evaluations
+GATED = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "noise")  # operations without parameters, and strided skip connections
+Key = tuple[str, CellPath]
+
+
+class SearchState(NamedTuple):
+    """All arrays of a search. groups: by name the weights and gates of a group. rest: all other parameters."""
+
+    groups: dict[str, Array]
+    rest: dict[str, Array]
+    optimizer: Any
+    is_active: dict[str, Array]
+    sums: Array
+
+
+class OperationGroups:
+    """The groups of a supernet, and steps on them. Everything here is a pure function of a `SearchState`."""
+
+    def __init__(self, net: cnn.Supernet, settings: GSparsitySettings):
+        self.settings, self.net, self.space = settings, net, net.space
+        self.graph, params = nnx.split(net, nnx.Param)
+        self.count = {cell: net.kinds.count(cell) for cell in CELLS}
+        vectors, rest = cnn.split_paths(net, params)
+        self.names: dict[Key, str] = {}
+        self.sizes: dict[Key, tuple[int, int]] = {}  # of the weights, and of the gates
+        groups = {}
+        for cell in CELLS:
+            for path in (p for p in net.space.paths(cell) if p.operation != "none"):
+                vector = vectors.get((cell, path), jnp.zeros(0, jnp.float32))
+                gates = self.count[cell] if path.operation in GATED else 0
+                name = f"{cell} {path.source}-{path.node} {path.operation}"
+                self.names[cell, path], self.sizes[cell, path] = name, (vector.size, gates)
+                groups[name] = jnp.concatenate([vector, jnp.ones(gates, vector.dtype)])
+        self.initial = {key: float(jnp.linalg.norm(groups[name])) for key, name in self.names.items()}
+        penalties = [(name, GatedGroup(self.strength(key), self.sizes[key][1])) for key, name in self.names.items()]
+        self.penalty = [*((f"groups/{name}", penalty) for name, penalty in penalties), ("*", None)]
+        self.tau = None if settings.tau == "direct" else settings.tau
+        self.rest_names = {"/".join(name): name for name in rest}
+        self.first = groups, {"/".join(name): leaf for name, leaf in rest.items()}
+
+    def strength(self, key: Key) -> float:
+        """mu_k of a group."""
+        weights, gates = self.sizes[key]
+        if self.settings.gates == "free" and gates and not weights:
+            return 0.0
+        return strength_of_group(self.settings.mu, self.settings.weighting, weights + gates, self.initial[key])
+
+    def optimizer(self, lr: Any) -> optax.GradientTransformation:
+        return proxopt_jax.prox_sgd(lambda count: lr, self.penalty, 1 - self.settings.momentum, self.tau)
+
+    def start(self) -> SearchState:
+        groups, rest = self.first
+        state = self.optimizer(self.settings.lr).init({"groups": groups, "rest": rest})
+        flags = {cell: jnp.array([(cell, path) in self.names for path in self.space.paths(cell)]) for cell in CELLS}
+        return SearchState(groups, rest, state, flags, jnp.zeros(3, jnp.float32))
+
+    def logits(self, state: SearchState, pixels: Array, paths: Paths | None, key: Array, flags: Mapping[str, Array]) -> Array:
+        """The logits of the supernet with the paths of `flags`. paths: those that are computed."""
+        vectors = {k: state.groups[name][: self.sizes[k][0]] for k, name in self.names.items() if self.sizes[k][0]}
+        rest = {name: state.rest[joined] for joined, name in self.rest_names.items()}
+        net = nnx.merge(self.graph, cnn.join_paths(self.net, vectors, rest))
+        weights = {}
+        for cell in CELLS:
+            columns = [
+                state.groups[self.names[cell, path]][self.sizes[cell, path][0] :]
+                if (cell, path) in self.names and self.sizes[cell, path][1]
+                else jnp.ones(self.count[cell])
+                for path in self.space.paths(cell)
+            ]
+            # weight 0 also stops gradients, which the norm of an operation of zero weights would enlarge
+            weights[cell] = jnp.stack(columns, 1) * flags[cell]
+        return net(pixels, weights, None if paths is None else dict(paths), key)
+
+    def loss(self, state: SearchState, batch: Any, paths: Paths | None, flags: Mapping[str, Array]) -> tuple[Array, Array]:
+        """The training loss of a batch (images, labels, key), and the sums of loss, correct answers and images without smoothing."""
+        pixels, labels, key = batch
+        logits = self.logits(state, pixels, paths, key, flags)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), self.settings.smoothing)
+        loss = optax.softmax_cross_entropy(logits, smooth).mean()
+        count = jnp.asarray(len(labels), loss.dtype)
+        return loss, jnp.stack([loss * count, (logits.argmax(1) == labels).sum().astype(loss.dtype), count])
+
+    def step(self, state: SearchState, batch: Any, lr: Any, paths: Paths | None = None) -> SearchState:
+        """Take a step of ProxSGD. paths: those that are computed, the active ones among them."""
+        params = {"groups": state.groups, "rest": state.rest}
+
+        def loss(params: Any) -> tuple[Array, Array]:
+            return self.loss(state._replace(**params), batch, paths, state.is_active)
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        grads, _ = gradients.clipped(grads, self.settings.clip)
+        decay = self.settings.weight_decay
+        grads["rest"] = jax.tree.map(lambda g, w: g + decay * w, grads["rest"], state.rest)
+        updates, optimizer = self.optimizer(lr).update(grads, state.optimizer, params)
+        moved = optax.apply_updates(params, updates)
+        return state._replace(**moved, optimizer=optimizer, sums=state.sums + sums)
+
+    def at_prox_point(self, state: SearchState) -> SearchState:
+        """The state with the prox point for parameters, which is exactly sparse."""
+        return state._replace(**proxopt_jax.prox_point(state.optimizer, {"groups": state.groups, "rest": state.rest}))
+
+    # -- on the host --------------------------------------------------------------------------
+
+    def norms(self, state: SearchState) -> dict[Key, float]:
+        """The norm of each group."""
+        return {key: float(np.linalg.norm(np.asarray(state.groups[name]))) for key, name in self.names.items()}
+
+    def genotype(self, norms: Mapping[Key, float]) -> Genotype:
+        """The operations whose norms at the prox point are not 0, without dead ends."""
+        kept = {cell: [path for (c, path), n in norms.items() if c == cell and n > self.settings.cut] for cell in CELLS}
+        return Genotype.from_paths(**kept).clean()
+
+    def point(self, norms: Mapping[Key, float]) -> dict[str, np.ndarray]:
+        """||w_hat_k|| / ||w_k(0)|| of each path, for pictures."""
+        share = lambda key: norms[key] / self.initial[key] if key in norms else 0.0
+        return {cell: np.array([share((cell, path)) for path in self.space.paths(cell)], np.float32) for cell in CELLS}
+
+    def drop_zeroed(self, state: SearchState, points: Mapping[Key, float]) -> SearchState:
+        """Set groups to 0 that are 0 at the prox point and have decayed below `vanish`; they are not computed any more.
+
+        A cell that would lose its last connection keeps all its groups. points: the norms at the prox point.
+        """
+        small = {key for key, norm in self.norms(state).items() if points[key] == 0 and norm < self.settings.vanish}
+        flags = {cell: np.array(found) for cell, found in state.is_active.items()}
+        zeroed = []
+        for cell in CELLS:
+            left = [path for c, path in self.names if c == cell and (c, path) not in small]
+            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
+                for i, path in enumerate(self.space.paths(cell)):
+                    if (cell, path) in small and flags[cell][i]:
+                        flags[cell][i] = False
+                        zeroed.append(self.names[cell, path])
+        clear = lambda groups: {**groups, **{name: jnp.zeros_like(groups[name]) for name in zeroed}}
+        # momentum would make them nonzero again
+        optimizer = jax.tree.map(
+            lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part,
+            state.optimizer,
+            is_leaf=is_params,
+        )
+        return state._replace(groups=clear(state.groups), optimizer=optimizer, is_active=flags)
+
+
+def is_params(part: Any) -> bool:
+    """Whether a part of the state of the optimizer has the form of the parameters."""
+    return isinstance(part, dict) and part.keys() == {"groups", "rest"}
+
+
+class GSparsitySearch(Run):
+    """A search by GSparsity with one seed."""
+
+    kind, table = "search", "search.csv"
+    settings: GSparsitySettings
+
+    def __init__(self, settings: GSparsitySettings, seed: int, out: Path, devices: Devices) -> None:
+        super().__init__(settings, seed, out, devices)
+        devices.check_divisible("batch", settings.batch)
+        dataset = cifar_files.read_cifar(settings.data, settings.data_dir)
+        first = lambda part, count: cifar_files.Images(*(x[: count or None] for x in part))
+        parts = first(dataset.train, settings.images), first(dataset.test, settings.valid_images)
+        self.train, self.valid = (devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts)
+        if not 0 < settings.batch <= len(self.train.labels):
+            raise ValueError(f"batch must lie in [1, {len(self.train.labels)}], the number of images, got {settings.batch}")
+        self.key = jax.random.key(seed)
+        self.space = spaces.get_space(settings.space)
+        dtype = jnp.bfloat16 if settings.amp else jnp.float32
+        rngs = nnx.Rngs(jax.random.fold_in(self.key, 1))
+        net = cnn.Supernet(self.space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
+        self.operations = OperationGroups(net, settings)
+        self.search = devices.replicate(self.operations.start())
+        self.buckets = Buckets({cell: len(self.space.paths(cell)) for cell in CELLS})
+        self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
+        self.weights = jax.jit(self._step, static_argnames="paths", donate_argnames="state")
+        self.evaluation = jax.jit(self._evaluate, static_argnames="paths")
+
+    def __len__(self) -> int:
+        return len(self.train.labels) // self.settings.batch
+
+    def _step(
+        self, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array, paths: Paths
+    ) -> SearchState:
+        crops, noise = jax.random.split(jax.random.fold_in(key, number))
+        found = images.augmented(pixels, order, number, self.settings.batch, crops)
+        return self.operations.step(state, (*self.devices.split(found), noise), lr, paths)
+
+    def _evaluate(self, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any, paths: Paths) -> Array:
+        batch = self.devices.split((images.normalised(pixels, part[0]), part[1]))
+        return self.operations.loss(state, (*batch, key), paths, flags)[1]
+
+    def begin_epoch(self) -> None:
+        self.epoch_key = jax.random.fold_in(jax.random.fold_in(self.key, 2), self.epoch)
+        self.epoch_order = self.order(jax.random.fold_in(self.epoch_key, len(self)), len(self.train.labels))
+        self.paths = self.buckets.choose(paths_of({c: np.asarray(f).tolist() for c, f in self.search.is_active.items()}))
+
+    def batches(self) -> Iterator[int]:
+        return iter(range(self.step, len(self)))
+
+    def train_step(self, batch: int) -> None:
+        lr = np.float32(self.settings.rate(self.epoch))
+        place = self.epoch_order, np.int32(batch), lr, self.epoch_key
+        self.search = self.weights(self.search, self.train, *place, paths=self.paths)
+
+    def end_epoch(self) -> dict[str, Any]:
+        operations = self.operations
+        loss, correct, count = np.asarray(self.search.sums, np.float64).tolist()
+        self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
+        at_point = operations.at_prox_point(self.search)
+        norms = operations.norms(at_point)
+        genotype, point = operations.genotype(norms), operations.point(norms)
+        sizes = {key: sum(operations.sizes[key]) for key in norms}
+        regulariser = sum(n / math.sqrt(sizes[key]) for key, n in operations.norms(self.search).items())
+        valid_loss, valid_accuracy = self.measured(self.search, self.search.is_active)
+        restricted = (float("nan"), float("nan"))
+        if all(genotype.active_nodes(cell) for cell in CELLS):
+            restricted = self.measured(at_point, self.space.masks(genotype))
+        if self.settings.vanish:
+            self.search = self.devices.replicate(operations.drop_zeroed(self.search, norms))
+        if self.devices.first:
+            results.save_epoch(self.out, self.epoch, genotype)
+        return {
+            "lr": self.settings.rate(self.epoch),
+            "train_loss": loss / count,
+            "train_accuracy": correct / count,
+            "valid_loss": valid_loss,
+            "valid_accuracy": valid_accuracy,
+            "restricted_loss": restricted[0],
+            "restricted_accuracy": restricted[1],
+            "regulariser": regulariser,
+            **report.architecture_columns(genotype, point),
+            "vanished": sum(not self.search.is_active[cell][i] for cell, i in self._places()),
+            "compilations": len(self.buckets.sets),
+        }
+
+    def _places(self) -> list[tuple[str, int]]:
+        """The cell and the index of the path of each group."""
+        return [
+            (cell, i) for cell in CELLS for i, path in enumerate(self.space.paths(cell)) if (cell, path) in self.operations.names
+        ]
+
+    def measured(self, state: SearchState, active: Masks) -> tuple[float, float]:
+        """Compute loss and accuracy on the validation images with these paths alone."""
+        flags = self.devices.replicate({cell: np.array(mask, bool) for cell, mask in active.items()})
+        found = []
+        for start in range(0, len(self.valid.labels), EVALUATED):
+            part = self.valid.images[start : start + EVALUATED], self.valid.labels[start : start + EVALUATED]
+            found.append(self.evaluation(state, self.valid, part, self.key, flags, paths=self.buckets.every))
+        loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
+        return loss / count, correct / count
+
+    def cut_changes(self, genotype: Genotype) -> float:
+        """The largest change of a logit of a validation batch when zero paths are removed, at the prox point."""
+        state = self.operations.at_prox_point(self.search)
+        pixels = images.normalised(self.valid, self.valid.images[:EVALUATED])
+        compute = jax.jit(self.operations.logits, static_argnames="paths")
+        masks = self.space.masks(genotype)
+        logits = []
+        for flags, paths in ((dict(self.buckets.every), None), (masks, paths_of(masks))):
+            arrays = {cell: np.array(mask, bool) for cell, mask in flags.items()}
+            logits.append(np.asarray(compute(state, pixels, paths=paths, key=self.key, flags=arrays)))
+        return float(np.abs(logits[0] - logits[1]).max())
+
+    def finish(self) -> None:
+        norms = self.operations.norms(self.operations.at_prox_point(self.search))
+        genotype = self.operations.genotype(norms)
+        empty = [cell for cell in CELLS if not genotype.active_nodes(cell)]
+        if empty:
+            print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
+            return
+        if self.devices.world == 1:
+            print(f"the cut changes logits by {self.cut_changes(genotype):g}")
+        results.write_report(self.out, "gsparsity", self.rows, self.operations.point(norms), self.space, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": "gsparsity", **super().identity()}
+
+    def state(self) -> SearchState:
+        return self.search
+
+    def plain(self) -> dict[str, Any]:
+        return {"programs": self.buckets.plain()}
+
+    def restore(self, state: SearchState, plain: dict[str, Any]) -> None:
+        self.search = state
+        self.buckets.restore(plain["programs"])
+
+
+def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
+    """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
+    run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
+    return search_or_bisect(settings, out, run, genotype_parameters)
+
+
+def genotype_parameters(found: Genotype) -> int:
+    """The parameters of the network of 20 cells and 36 channels; 0 if a cell has no paths."""
+    return cnn.network_size(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0

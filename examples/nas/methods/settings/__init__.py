@@ -1,0 +1,1 @@
+"""Settings and presets of the search methods, the same whatever library computes the search."""

@@ -1,0 +1,81 @@
+"""Settings of GSparsity: group sparsity on the weights of the operations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ...engine.settings import check
+from ...train.settings import ImageTrainSettings
+
+Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
+
+
+@dataclass(frozen=True)
+class GSparsitySettings(ImageTrainSettings):
+    channels: int = 16
+    layers: int = 8
+    epochs: int = 100
+    batch: int = 64
+    lr: float = 1e-3
+    lr_min: float = 1e-3
+    momentum: float = 0.2
+    """Weight of the last direction: 1 - rho of ProxSGD."""
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    cutout: int = 0
+    auxiliary: float = 0.0
+    drop_path: float = 0.0
+    space: str = "darts"
+    """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
+    mu: float = 60.0
+    """Strength of the penalty."""
+    weighting: Weighting = "inverse_sqrt_size"
+    """Factor of mu in mu_k; see the docstring of the module."""
+    gates: Literal["penalised", "free"] = "penalised"
+    """Whether operations without parameters are penalised (free: unpenalised)."""
+    tau: float | Literal["direct"] = 1.0
+    """Curvature of ProxSGD's model. direct: prox steps of length lr on the weights themselves, which are then exactly sparse, not
+    only their prox point."""
+    vanish: float = 1e-6
+    """Groups that are 0 at the prox point and have a norm below this are set to 0 and not computed any more; 0: never."""
+    cut: float = 0.0
+    """Remove groups whose norm at the prox point is at most this; 0: exact zeros only, which changes no logit."""
+    # the searches of a bisection differ in mu only
+    not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "want_paths", "want_parameters", "bisect_runs")
+    want_paths: int = 0
+    """Find by bisection the mu with so many paths in both cells together; 0: use --mu."""
+    want_parameters: int = 0
+    """Find by bisection the mu with so many parameters of the resulting network (20 cells, 36 channels); 0: use --mu."""
+    bisect_runs: int = 6
+    """Maximal number of searches of a bisection."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, amounts=("mu", "vanish", "cut"), shares=("momentum",))
+        for name, least in (("want_paths", 0), ("want_parameters", 0), ("bisect_runs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.want_paths and self.want_parameters:
+            raise ValueError(f"want_paths and want_parameters exclude each other, got {self.want_paths}, {self.want_parameters}")
+        if self.tau != "direct" and not 0 < self.tau < math.inf:
+            raise ValueError(f"tau must be finite and > 0, or direct, got {self.tau}")
+
+
+CIFAR_PRESETS = {
+    "paper": GSparsitySettings(),
+    "small": GSparsitySettings(
+        channels=8,
+        layers=5,
+        epochs=10,
+        batch=32,
+        images=4096,
+        valid_images=2000,
+        lr=0.02,
+        lr_min=0.02,
+        tau="direct",
+        mu=0.05,
+        weighting="initial_norm",
+    ),
+}
