@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 from nas.nets.jax import cnn as jax_cnn
+from nas.nets.jax import rnn
+from nas.nets.torch import rnn as torch_rnn
 from nas.nets.torch.operations import BatchNorm, ConvNorm, DepthwiseConv, FactorizedReduce, Twice
 from torch import nn
 
@@ -89,3 +92,16 @@ def state_of(net: nn.Module, equivalent: nnx.Module, get: Get = value, kind: Any
     for name, leaf in wanted.items():
         assert leaf.shape == leaves[name].shape, (name, leaf.shape, leaves[name].shape)
     return jax_cnn._like(state, {name: jnp.asarray(leaves[name], leaf.dtype) for name, leaf in wanted.items()})
+
+
+def recurrent_like(net: torch_rnn.CellModel, model: rnn.LanguageModel) -> tuple[Any, nnx.State]:
+    """The graph of `model`, and its parameters with the values of `net`, in double precision."""
+    graph, params = nnx.split(model, nnx.Param)
+    products = torch.stack([*net.products.values()])
+    for name, value in {"embedding": net.embedding, "bias": net.bias, "entry": net.entry, "products": products}.items():
+        params[name] = params[name].replace(jnp.asarray(value.detach().numpy()))
+    return graph, params
+
+
+def as_torch(tree: Any) -> Any:
+    return jax.tree.map(lambda x: torch.from_numpy(np.array(x)), tree)

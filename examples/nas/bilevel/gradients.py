@@ -20,10 +20,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .settings import HESSIANS, RADIUS
+
 Loss = Callable[[], Tensor]
 Average = Callable[[Sequence[Tensor]], None]
-HESSIANS = ("difference", "exact")
-RADIUS = 0.01  # norm of the step of the difference, as published; networks with zero channels need a smaller one to be accurate
 
 
 def first_order(arch: Sequence[Tensor], valid_loss: Loss, average: Average = lambda tensors: None) -> list[Tensor]:

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from ..engine.settings import RunSettings, check
 from ..train.settings import LanguageSettings
 
+HESSIANS = ("difference", "exact")
+RADIUS = 0.01  # norm of the step of the difference, as published; networks with zero channels need a smaller one to be accurate
+
 
 @dataclass(frozen=True)
 class BilevelSettings(RunSettings):

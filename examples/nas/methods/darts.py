@@ -7,17 +7,15 @@ Source: Liu, Simonyan, Yang, "DARTS", 2019.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..space.genotype import AnyGenotype, Path
+from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
+from .edges import strongest_genotype
 from .settings.darts import LogitSettings
-
-KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
 
 
 class Darts:
@@ -54,10 +52,7 @@ class Darts:
         return dict(self.weights())
 
     def genotype(self) -> AnyGenotype:
-        layout = self.space.layout
-        weighted = {cell: list(zip(self.space.paths(cell), w.tolist())) for cell, w in self.point().items()}
-        kept = KEPT[layout.name]
-        return self.space.kind.from_paths(**{c: strongest_edges(weighted[c], layout.nodes, kept) for c in self.cells})
+        return strongest_genotype(self.space, {cell: w.tolist() for cell, w in self.point().items()})
 
     def log(self) -> dict[str, float]:
         edges = len(self.space.layout.edges)
@@ -80,15 +75,3 @@ def edge_softmax(space: Space, logits: Weights) -> dict[str, Tensor]:
         sizes = [len(names) for names in space.operations[cell]]
         out[cell] = torch.cat([part.softmax(-1) for part in logits[cell].split(sizes, -1)], -1)
     return out
-
-
-def strongest_edges(weighted: list[tuple[Path, float]], nodes: Sequence[int], kept: int) -> list[Path]:
-    """For each node the `kept` edges of largest weight, each with its strongest operation; zero operations are ignored."""
-    chosen = []
-    for node in nodes:
-        best: dict[int, tuple[float, Path]] = {}
-        for path, weight in weighted:
-            if path.node == node and path.operation != "none" and weight > best.get(path.source, (-1.0,))[0]:
-                best[path.source] = (weight, path)
-        chosen += [path for _, path in sorted(best.values(), key=lambda found: -found[0])[:kept]]
-    return chosen

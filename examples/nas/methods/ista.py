@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxopt import sparse_code
-
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
+from . import recovery
+from .recovery import largest_entries as largest_entries
 from .settings.ista import CodeSettings, TwoStageSettings
 
 
@@ -36,16 +36,7 @@ class Codes:
         self.space, self.settings = space, settings
         self.cells, nodes = space.layout.cells, space.layout.nodes
         draw = measurement_matrix(settings.matrix)
-        self.members: dict[str, list[list[int]]] = {}  # for each node the indices of its paths
-        for cell in self.cells:
-            paths = space.paths(cell)
-            self.members[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in nodes]
-            for node, members in zip(nodes, self.members[cell]):
-                if len(members) < settings.sparsity:
-                    raise ValueError(
-                        f"sparsity must be at most {len(members)}, the paths into node {node} of the {cell} cell of"
-                        f" {space.name}, got {settings.sparsity}"
-                    )
+        self.members = recovery.members(space, settings.sparsity)
         self.matrices = {cell: [draw(settings.rows, len(m)) for m in self.members[cell]] for cell in self.cells}
         shape = (len(nodes), settings.rows)
         self.parameters = [nn.Parameter((1e-3 * torch.randn(shape)).to(device)) for _ in self.cells]
@@ -60,13 +51,11 @@ class Codes:
 
     def solve(self) -> dict[str, list[np.ndarray]]:
         """Solve for the codes of all nodes of all cells at the current b, in one batch with certified duality gaps."""
-        b = np.concatenate([p.detach().double().cpu().numpy() for p in self.parameters])
-        if not np.isfinite(b).all():
-            raise ValueError(f"the compressed variables must be finite, got {b[~np.isfinite(b)][0]}: a lower arch_lr may help")
-        found = sparse_code([A for cell in self.cells for A in self.matrices[cell]], b, self.settings.strength)
-        self.gap = float(found.gap.max())
-        many = len(self.space.layout.nodes)
-        return {cell: found.x[i * many : (i + 1) * many] for i, cell in enumerate(self.cells)}
+        codes, self.gap = recovery.solve(self.matrices, self._variables(), self.settings.strength)
+        return codes
+
+    def _variables(self) -> dict[str, np.ndarray]:
+        return {cell: b.detach().double().cpu().numpy() for cell, b in zip(self.cells, self.parameters)}
 
     def recover(self) -> None:
         """Recover the codes, supports and values at the current b."""
@@ -76,21 +65,18 @@ class Codes:
 
     def distances(self, codes: dict[str, list[np.ndarray]]) -> dict[str, list[float]]:
         """The distance of the code of each node from the last one."""
-        return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], self.codes[cell])] for cell in self.cells}
+        return recovery.distances(codes, self.codes)
 
     def set_codes(self, codes: dict[str, list[np.ndarray]]) -> None:
         """Set the codes, and the supports and values that follow from them."""
         self.codes = codes
-        for cell, b in zip(self.cells, self.parameters):
-            vectors = b.detach().double().cpu().numpy()
-            chosen = [
-                largest_entries(*one, self.settings.sparsity) for one in zip(self.codes[cell], self.matrices[cell], vectors)
-            ]
-            numbers = [[m[i] for i in s] for m, s in zip(self.members[cell], chosen)]
-            self.support[cell].copy_(torch.tensor(numbers))
-            self.values[cell].copy_(torch.tensor(np.stack([z[s] for z, s in zip(self.codes[cell], chosen)])))
-            self.columns[cell].copy_(torch.tensor(np.stack([A[:, s].T for A, s in zip(self.matrices[cell], chosen)])))
-            active = {i for row in numbers for i in row}
+        for cell, vectors in self._variables().items():
+            own, matrices = self.members[cell], self.matrices[cell]
+            found = recovery.support(own, codes[cell], matrices, vectors, self.settings.sparsity)
+            self.support[cell].copy_(torch.from_numpy(found.paths))
+            self.values[cell].copy_(torch.from_numpy(found.values))
+            self.columns[cell].copy_(torch.from_numpy(found.columns))
+            active = set(found.paths.flat)
             self.masks = {**self.masks, cell: tuple(i in active for i in range(len(self.space.paths(cell))))}
 
     def coefficients(self, cell: str) -> Tensor:
@@ -205,9 +191,3 @@ def measurement_matrix(kind: str) -> Any:
         return (drawn / drawn.norm(dim=0)).numpy()
 
     return {"uniform": uniform, "gaussian": gaussian}[kind]
-
-
-def largest_entries(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
-    """Indices of the `sparsity` largest entries of a code, and of the columns most correlated with b if fewer are nonzero."""
-    order = np.lexsort((-np.abs(A.T @ b), -np.abs(code)))
-    return sorted(int(i) for i in order[:sparsity])

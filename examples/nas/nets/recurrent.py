@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -89,8 +88,3 @@ def _node_paths(node: int, own: dict[tuple[int, int], int]) -> NodePaths:
     sources = tuple(sorted({source for source, _ in own}))
     rows = tuple(tuple(own.get((source, o)) for o in range(len(OPERATIONS))) for source in sources)
     return NodePaths(node, sources, rows, tuple(sorted({o for _, o in own})))
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite if that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan

@@ -108,7 +108,7 @@ class OperationGroups:
             ]
             # weight 0 also stops gradients, which the norm of an operation of zero weights would enlarge
             weights[cell] = jnp.stack(columns, 1) * flags[cell]
-        return net(pixels, weights, None if paths is None else dict(paths), key)
+        return net(pixels, weights, flags, key)
 
     def loss(
         self, state: SearchState, batch: Any, paths: Paths | None, flags: Mapping[str, Array], smoothing: float = 0.0

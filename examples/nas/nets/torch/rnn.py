@@ -32,7 +32,6 @@ from torch.nn import functional as F
 from ...space.genotype import RecurrentGenotype
 from ...space.spaces import Masks, Space, Weights
 from ..recurrent import CELL, RANGE, Dropped, Drops, NodePaths, genotype_paths, supernet_paths
-from ..recurrent import perplexity as perplexity
 from .recurrent_kernels import node, node_reference, product, vocabulary_loss
 
 KERNELS = 256  # limit of the kernels that torch.compile makes of a node
