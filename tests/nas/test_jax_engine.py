@@ -1,4 +1,4 @@
-"""Searches in JAX: devices, checkpoints, programs for sets of paths, images on the device."""
+"""Searches in JAX: devices, checkpoints, images on the device."""
 
 import numpy as np
 import pytest
@@ -7,35 +7,12 @@ jax = pytest.importorskip("jax")
 pytest.importorskip("orbax.checkpoint")
 
 import jax.numpy as jnp
-from nas.bilevel.jax.buckets import LIMIT, Buckets, paths_of
 from nas.data.cifar_files import Images
 from nas.data.jax import PADDING, Pixels, augmented, epoch_order
 from nas.engine.jax import checkpoint, run
 from nas.engine.jax.checkpoint import Checkpoints
 from nas.engine.jax.devices import Hosts, join_devices
 from nas.engine.settings import RunSettings
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_program_serves_the_active_paths_and_there_are_few(seed):
-    draw = np.random.default_rng(seed)
-    buckets = Buckets({"normal": 40, "reduce": 30})
-    active = {"normal": np.ones(40, bool), "reduce": np.ones(30, bool)}
-    for step in range(300):
-        for flags in active.values():
-            flags[draw.random(len(flags)) < 0.03] = False
-            if seed % 2 and step % 9 == 0:  # some come back
-                flags[draw.random(len(flags)) < 0.2] = True
-            flags[0] = True
-        wanted = paths_of(active)
-        chosen = dict(buckets.choose(wanted))
-        assert all(a >= b for cell in active for a, b in zip(chosen[cell], active[cell]))
-        left = len(buckets.sets) < LIMIT - 1
-        assert not left or sum(map(sum, chosen.values())) <= 2 * sum(map(sum, active.values()))
-    assert len(buckets.sets) <= LIMIT
-    again = Buckets({"normal": 40, "reduce": 30})
-    again.restore(buckets.plain())
-    assert again.sets == buckets.sets and again.choose(wanted) == buckets.choose(wanted)
 
 
 def test_a_checkpoint_returns_every_bit(tmp_path):
