@@ -1,12 +1,9 @@
 """Searches in JAX: devices, checkpoints, images on the device."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-jax = pytest.importorskip("jax")
-pytest.importorskip("orbax.checkpoint")
-
-import jax.numpy as jnp
 from nas.data.cifar_files import Images
 from nas.data.jax import PADDING, Pixels, augmented, epoch_order
 from nas.engine.jax import checkpoint, run
@@ -49,7 +46,7 @@ def test_a_run_of_torch_is_not_continued_in_jax(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(FileExistsError, match="already contains a run: continue it with --resume"):
         run.launch(lambda devices: None, RunSettings(), tmp_path)
-    with pytest.raises(ValueError, match="must continue a run of --framework jax, but .* contains one of --framework torch"):
+    with pytest.raises(ValueError, match=r"must continue a run of --framework jax, but .* contains one of --framework torch"):
         run.launch(lambda devices: None, RunSettings(resume=True), tmp_path)
 
 
