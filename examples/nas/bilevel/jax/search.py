@@ -67,6 +67,10 @@ class BilevelSearch(Outcome, Run):
             probes = self.method.needs_zeroed_paths(self.step)
             paths = self.buckets.every if probes else self.buckets.choose(self.active)
             self.search, is_active = self.steps.architecture(self.search, self.data, place, probes, paths=paths)
+            after = self.method.after_step(self.search.method)
+            if after is not self.search.method:
+                self.search = self.search._replace(method=self.devices.replicate(after))
+                is_active = self.method.is_active(after)
             if self.method.changes_paths:
                 self._read_architecture(is_active)
         paths = self.buckets.choose(self.active)
