@@ -67,6 +67,9 @@ class BilevelSearch(Outcome, Run):
         if not self.frozen:
             probes = self.method.needs_zeroed_paths(self.step)
             self.search = self.steps.architecture(self.search, self.data, place, probes=probes, nodes=self.nodes)
+            changed = self.method.after_step(self.search.method)
+            if changed is not self.search.method:
+                self.search = self.search._replace(method=self.devices.replicate(changed))
         self.search = self.steps.weights(self.search, self.data, place, nodes=self.nodes)
 
     def end_epoch(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
 
 # settings without effect in JAX, or that the networks in JAX lack, and the only values that they may have
-WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0, "recover_every": 0}
+WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
 MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
 
 
