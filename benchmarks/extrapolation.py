@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import digits_ablation as ablation
 import numpy as np
 import torch
+from digits import in_torch, problem
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -36,7 +36,7 @@ from proxopt import SparseGroupLasso, updates
 from proxopt_torch import HAPG, AdamHAPG
 
 RULES = ("nesterov", 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-STRENGTHS = (0.0, ablation.LARGEST)
+STRENGTHS = (0.0, problem.LARGEST)
 DIGITS = {"AdamHAPG": (AdamHAPG, 1e-3), "HAPG": (HAPG, 0.05)}
 NOISY = {"AdamHAPG": (updates.adam_hapg, (1e-2, 1e-3)), "HAPG": (updates.hapg, (0.1, 0.01))}
 EXACT = {"AdamHAPG": (updates.adam_hapg, 1e-2), "HAPG": (updates.hapg, 1.0)}  # HAPG: 1 / the Lipschitz constant
@@ -72,9 +72,9 @@ class Stack:
     networks, is done here.
     """
 
-    def __init__(self, settings: ablation.Settings, make: Callable[..., Any], lr: float) -> None:
-        self.weights, self.biases = ablation.initial(settings, len(RULES) * len(STRENGTHS))
-        penalty = SparseGroupLasso(torch.tensor(STRENGTHS * len(RULES)).reshape(1, -1, 1, 1), 0.5, ablation.OUTGOING)
+    def __init__(self, settings: problem.Settings, make: Callable[..., Any], lr: float) -> None:
+        self.weights, self.biases = in_torch.initial(settings, len(RULES) * len(STRENGTHS))
+        penalty = SparseGroupLasso(torch.tensor(STRENGTHS * len(RULES)).reshape(1, -1, 1, 1), 0.5, problem.OUTGOING)
         groups = [{"params": self.weights, "penalty": penalty}, {"params": self.biases}]
         self.optimizer = make(groups, lr=lr, extrapolation=0.0, check_finite=False)  # a rule may diverge, the others go on
         self.points = [p.detach().clone() for p in self.weights + self.biases]
@@ -82,7 +82,7 @@ class Stack:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
-        ablation.loss_of(images, labels, self.weights, self.biases).backward()
+        in_torch.loss_of(images, labels, self.weights, self.biases).backward()
         self.optimizer.step()
         self.steps += 1
         u = torch.tensor([updates.momentum(self.steps, rule) for rule in RULES]).repeat_interleave(len(STRENGTHS))
@@ -93,23 +93,26 @@ class Stack:
                 x.copy_(search)
 
     @torch.no_grad()
-    def measure(self, data: ablation.Data) -> dict[str, Tensor]:
+    def measure(self, data: problem.Data) -> dict[str, Tensor]:
         """Of the prox points, (seeds, rules, strengths)."""
+        images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
         weights, biases = self.points[: len(self.weights)], self.points[len(self.weights) :]
         nets = weights[0].shape[1]
-        target = data.labels[:, None].expand(-1, nets, -1).flatten(0, 1)
-        losses = F.cross_entropy(ablation.logits(data.images, weights, biases), target, reduction="none").mean(1)
+        target = labels[:, None].expand(-1, nets, -1).flatten(0, 1)
+        losses = F.cross_entropy(in_torch.logits(images, weights, biases), target, reduction="none").mean(1)
         zeros = sum((w == 0).sum((2, 3)) for w in weights) / sum(w[0, 0].numel() for w in weights)
-        found = {"accuracy": ablation.accuracy(data, weights, biases), "zeros": zeros, "loss": losses.unflatten(0, (-1, nets))}
+        accuracy = torch.from_numpy(problem.accuracy(data, in_torch.arrays(weights, biases)))
+        found = {"accuracy": accuracy, "zeros": zeros, "loss": losses.unflatten(0, (-1, nets))}
         return {name: v.unflatten(1, (len(RULES), len(STRENGTHS))) for name, v in found.items()}
 
 
 def digits(optimizer: str, batch: int, settings: Settings, bar: tqdm) -> Iterator[dict]:
     make, lr = DIGITS[optimizer]
-    shape = ablation.Settings(seeds=settings.seeds, epochs=settings.epochs, batch=batch, drop_last=True)
-    data, stack = ablation.Data(shape), Stack(shape, make, lr)
+    shape = problem.Settings(seeds=settings.seeds, epochs=settings.epochs, batch=batch, drop_last=True)
+    data, stack = problem.Data(shape), Stack(shape, make, lr)
+    batches = in_torch.Batches(data)
     for epoch in range(settings.epochs):
-        for images, labels in data.epoch(epoch):
+        for images, labels in batches.epoch(epoch):
             stack.step(images, labels)
         bar.update(digits_cost(batch))
     found = stack.measure(data)

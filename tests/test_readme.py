@@ -32,7 +32,7 @@ def test_what_the_readme_installs_is_there():
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     for line in re.findall(r"pip install [^\n`]*", TEXT):
         assert "-e" in shlex.split(line), f"{line!r} does not install from a checkout"
-        for extra in re.findall(r"\[([\w,]+)\]", line):
+        for extra in re.findall(r"\.\[([\w,]+)\]", line):
             assert set(extra.split(",")) <= set(config["options.extras_require"])
 
 

@@ -287,10 +287,9 @@ def test_a_training_on_text_and_its_resumption(tmp_path, monkeypatch):
 
 def test_the_digits_ablation_trains_on_the_device_what_it_trains_on_the_cpu(tmp_path):
     import digits_ablation
+    from digits.problem import Settings
 
-    settings = digits_ablation.Settings(
-        strengths=2, seeds=1, epochs=2, retrain_epochs=2, curves=("adam", "hapg", "adamhapg_exact")
-    )
+    settings = Settings(strengths=2, seeds=1, epochs=2, retrain_epochs=2, curves=("adam", "hapg", "adamhapg_exact"))
     ours, there = sides(lambda device: digits_ablation.run(settings, folder(tmp_path / device), device))
     for a, b in zip(ours, there, strict=True):
         assert a == pytest.approx(b, abs=0.01)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import statistics
@@ -10,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import digits_ablation as ablation
+import digits_ablation
+import numpy as np
 import pytest
 import torch
+from digits import in_torch, problem, stages
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -25,13 +28,13 @@ KEYS = {"method", "penalty", "metric", "strength", "seed", "accuracy", "sparsity
 
 
 def run(out, *options):
-    ablation.main(["--out", str(out), *options])
+    digits_ablation.main(["--out", str(out), *options])
     return json.loads((out / "ablation.json").read_text())
 
 
 def test_the_ablation_writes_what_its_readers_expect(tmp_path, capsys):
     rows = run(tmp_path, "--strengths", "2", "--seeds", "2", "--epochs", "3", "--retrain-epochs", "2")
-    assert len(rows) == 2 * 2 * len(ablation.CURVES)
+    assert len(rows) == 2 * 2 * len(problem.CURVES)
     assert all(set(row) >= KEYS for row in rows)
     assert {(r["method"], r["penalty"], r["metric"]) for r in rows} == {
         ("sgd", "sgl", None),
@@ -54,18 +57,19 @@ def test_the_ablation_writes_what_its_readers_expect(tmp_path, capsys):
     assert (tmp_path / "ablation.json").read_bytes() == before
     with pytest.raises(SystemExit, match="was written with other settings"):
         run(tmp_path, "--strengths", "3", "--seeds", "2", "--epochs", "3", "--retrain-epochs", "2")
-    (tmp_path / "search-sgd.pt").write_bytes(b"half a file")
-    with pytest.raises(SystemExit, match=r"search-sgd.pt is not whole .* start over with --fresh"):
+    (tmp_path / "search-sgd.npz").write_bytes(b"half a file")
+    with pytest.raises(SystemExit, match=r"search-sgd.npz cannot be read .* start over with --fresh"):
         run(tmp_path, "--strengths", "2", "--seeds", "2", "--epochs", "3", "--retrain-epochs", "2")
 
 
 @pytest.mark.parametrize("name", ["hapg", "adamhapg", "adamhapg_exact"])
 def test_a_network_in_the_batch_is_the_network_alone(name):
-    settings = ablation.Settings(strengths=3, seeds=2, epochs=4, retrain_epochs=1)
-    data = ablation.Data(settings)
-    found = ablation.search(ablation.CURVES[name], settings, data, tqdm(disable=True))
+    settings = problem.Settings(strengths=3, seeds=2, epochs=4, retrain_epochs=1)
+    data = problem.Data(settings)
+    batches = in_torch.Batches(data)
+    found = in_torch.search(problem.CURVES[name], settings, data, tqdm(disable=True))
     seed, place = 1, 2
-    weights, biases = ablation.initial(settings, 1)
+    weights, biases = in_torch.initial(settings, 1)
     layers = [(nn.Parameter(w[seed, 0].detach()), nn.Parameter(b[seed, 0, :, 0].detach())) for w, b in zip(weights, biases)]
     penalty = SparseGroupLasso(
         settings.strength_grid()[place], 0.5, Groups.along(0), metric="exact" if name.endswith("exact") else None
@@ -77,7 +81,7 @@ def test_a_network_in_the_batch_is_the_network_alone(name):
     else:
         optimizer, scheduler = AdamHAPG(groups, lr=3e-4, betas=(0.5, 0.999), extrapolation="nesterov"), None
     for epoch in range(settings.epochs):
-        for images, labels in data.epoch(epoch):
+        for images, labels in batches.epoch(epoch):
             h = images[seed].T
             for i, (w, b) in enumerate(layers):
                 h = F.linear(h, w, b)
@@ -89,36 +93,74 @@ def test_a_network_in_the_batch_is_the_network_alone(name):
             scheduler.step()
     optimizer.eval()
     for i, (w, b) in enumerate(layers):
-        torch.testing.assert_close(found[f"weight{i}"][seed, place], w.detach(), rtol=1e-3, atol=2e-5)
-        torch.testing.assert_close(found[f"bias{i}"][seed, place, :, 0], b.detach(), rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(found[f"weight{i}"][seed, place], w.detach().numpy(), rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(found[f"bias{i}"][seed, place, :, 0], b.detach().numpy(), rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, -1), (4, 7), (1, 10**6 + 1)])
+def test_permutations_are_those_of_torch(seed, epoch):
+    generator = torch.Generator().manual_seed(problem.seed_of(seed, epoch))
+    assert problem.permutation(1347, seed, epoch).tolist() == torch.randperm(1347, generator=generator).tolist()
+
+
+def test_both_frameworks_start_alike():
+    """The numbers of `torch.randn` depend on the processor in the last bits."""
+    settings = problem.Settings(seeds=2)
+    ours = problem.initial(settings, nets=2, draw=1)
+    theirs = problem.initial(settings, nets=2, draw=1, normals=in_torch.normals)
+    for name, values in theirs.items():
+        assert ours[name].dtype == values.dtype == np.float32
+        np.testing.assert_allclose(ours[name], values, atol=1e-6)
 
 
 RESUMED = "--strengths 1 --seeds 1 --epochs 2 --curves hapg".split()
 
 
-@pytest.mark.parametrize("saves", [1, 2])
-def test_a_stopped_ablation_goes_on_bit_for_bit(saves, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("framework", "saves"), [("torch", 1), ("torch", 2), pytest.param("jax", 2, marks=pytest.mark.commands)])
+def test_a_stopped_ablation_goes_on_bit_for_bit(framework, saves, tmp_path, monkeypatch):
     """After the search, and in the middle of the training from new weights."""
 
     class Stop(Exception):
         pass
 
-    save, written = ablation.save, []
+    save, written = stages.save, []
 
-    def stopping(path, settings, content):
-        save(path, settings, content)
+    def stopping(path, settings, arrays):
+        save(path, settings, arrays)
         written.append(path.name)
         if len(written) == saves:
             raise Stop
-        return content
+        return arrays
 
-    options = [*RESUMED, "--retrain-epochs", "210"]
+    options = ["--framework", framework, *RESUMED, "--retrain-epochs", "210"]
     with monkeypatch.context() as patched:
-        patched.setattr(ablation, "save", stopping)
+        patched.setattr(stages, "save", stopping)
         with pytest.raises(Stop):
             run(tmp_path / "stopped", *options)
-    assert written == ["search-hapg.pt", "retrain-unfinished.pt"][:saves]
+    assert written == ["search-hapg.npz", "retrain-unfinished.npz"][:saves]
     assert run(tmp_path / "stopped", *options) == run(tmp_path / "whole", *options)
+
+
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import digits_ablation
+digits_ablation.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("framework", "other"), [("torch", "jax"), pytest.param("jax", "torch", marks=pytest.mark.commands)])
+def test_a_framework_is_enough_without_the_other(framework, other, tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])}
+    options = [*RESUMED, "--retrain-epochs", "2", "--framework", framework, "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-c", WITHOUT, other, *options], env=environment, check=True, capture_output=True)
+    assert (tmp_path / "ablation.json").exists()
 
 
 @pytest.mark.commands
@@ -127,7 +169,7 @@ def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "digits_ablation.py"), "--out", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 900
-    while not (tmp_path / "killed" / "retrain-unfinished.pt").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "killed" / "retrain-unfinished.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -135,8 +177,8 @@ def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| HAPG, SGL |" in done.stdout
     subprocess.run([*command[:3], str(tmp_path / "whole"), *options], capture_output=True, check=True)
-    stages = [torch.load(tmp_path / d / "search-hapg.pt", weights_only=True)["content"] for d in ("killed", "whole")]
-    assert all(torch.equal(stages[0][k], stages[1][k]) for k in stages[0] if k != "took")
+    killed, whole = (np.load(tmp_path / d / "search-hapg.npz") for d in ("killed", "whole"))
+    assert all(np.array_equal(killed[k], whole[k]) for k in killed if k != "took")
     first, second = (json.loads((tmp_path / d / "ablation.json").read_text()) for d in ("killed", "whole"))
     assert first == second
 

@@ -24,7 +24,7 @@ def registry_of(words: CommandLine) -> ModuleType:
         from .jax import registry as of_jax
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f'error: --framework jax needs JAX, flax and Orbax ({error.name} is missing): pip install "proxopt[jax,search]"'
+            f'error: --framework jax needs JAX, flax and Orbax ({error.name} is missing): pip install -e ".[jax,examples]"'
         ) from None
     with errors_in_one_line():
         of_jax.join_hosts(*(words.value(f"--{name}") for name in ("coordinator", "processes", "process")))

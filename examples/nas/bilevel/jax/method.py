@@ -19,14 +19,13 @@ Variables = Any
 class Method(Protocol):
     """A search method in one search space, for any supernet. It holds constants only.
 
-    name: of the method, on the command line and in checkpoints. changes_paths: whether updates change which paths are active.
+    name: of the method, on the command line and in checkpoints.
 
     `variables`, `weights`, `update`, `is_active` and `point` are pure functions, for use inside of `jax.jit`. The other methods
     run on the host and wait for values.
     """
 
     name: ClassVar[str]
-    changes_paths: bool
 
     def __init__(self, space: Space, settings: Any, steps_per_epoch: int) -> None: ...
 

@@ -13,9 +13,8 @@ from ...engine.jax.run import Run
 from ...space.spaces import Masks, Space
 from ..outcome import Outcome
 from ..settings import BilevelSettings
-from .buckets import Buckets, Paths, paths_of
 from .method import Method
-from .steps import BilevelSteps, SearchState
+from .steps import BilevelSteps, Nodes, SearchState
 
 
 class BilevelSearch(Outcome, Run):
@@ -40,7 +39,8 @@ class BilevelSearch(Outcome, Run):
         self.method = self.make(space, self.settings, steps_per_epoch)
         self.steps = steps(graph, space, self.method, self.settings, self.devices)
         self.search = self.devices.replicate(self.steps.start(params, jax.random.fold_in(self.key, 0)))
-        self.buckets = Buckets({cell: len(space.paths(cell)) for cell in space.layout.cells})
+        self.nodes: Nodes = None
+        self.programs: set[Nodes] = set()
 
     def place(self, batch: Any) -> Any:
         """The numbers that locate a batch, for the compiled steps."""
@@ -54,27 +54,23 @@ class BilevelSearch(Outcome, Run):
         if self.step == 0:
             method = self.method.begin_epoch(self.search.method, self.epoch)
             self.search = self.search._replace(method=self.devices.replicate(method))
-        self._read_architecture(self.method.is_active(self.search.method))
-
-    def _read_architecture(self, is_active: Any) -> None:
-        """Wait for the architecture, on which the program of the next step depends."""
-        self.active: Paths = paths_of({cell: np.asarray(flags).tolist() for cell, flags in is_active.items()})
+            self.nodes = self.nodes_of_program(self.method.is_active(self.search.method))
+            self.programs.add(self.nodes)
         self.frozen = self.method.is_frozen(self.search.method)
+
+    def nodes_of_program(self, is_active: Any) -> Nodes:
+        """The nodes that the steps of this epoch compute; None: all. Others have no paths, and cannot get any."""
+        return None
 
     def train_step(self, batch: Any) -> None:
         place = self.place(batch)
         if not self.frozen:
             probes = self.method.needs_zeroed_paths(self.step)
-            paths = self.buckets.every if probes else self.buckets.choose(self.active)
-            self.search, is_active = self.steps.architecture(self.search, self.data, place, probes, paths=paths)
-            after = self.method.after_step(self.search.method)
-            if after is not self.search.method:
-                self.search = self.search._replace(method=self.devices.replicate(after))
-                is_active = self.method.is_active(after)
-            if self.method.changes_paths:
-                self._read_architecture(is_active)
-        paths = self.buckets.choose(self.active)
-        self.search = self.steps.weights(self.search, self.data, place, paths=paths)
+            self.search = self.steps.architecture(self.search, self.data, place, probes=probes, nodes=self.nodes)
+            changed = self.method.after_step(self.search.method)
+            if changed is not self.search.method:
+                self.search = self.search._replace(method=self.devices.replicate(changed))
+        self.search = self.steps.weights(self.search, self.data, place, nodes=self.nodes)
 
     def end_epoch(self) -> dict[str, Any]:
         trained, state = self.means(), self.search.method
@@ -84,13 +80,15 @@ class BilevelSearch(Outcome, Run):
         genotype = self.method.genotype(state)
         weights = on_host(self.method.weights(self.method.variables(state), state))
         point, masks = on_host(self.method.point(state)), self.space.masks(genotype)
-        valid = restricted = self.measured(weights, dict(self.active))
-        if dict(self.active) != masks or not all(np.array_equal(weights[cell], p) for cell, p in point.items()):
+        flags = on_host(self.method.is_active(state))
+        active = {cell: tuple(found.tolist()) for cell, found in flags.items()}
+        valid = restricted = self.measured(weights, active)
+        if active != masks or not all(np.array_equal(weights[cell], p) for cell, p in point.items()):
             restricted = self.measured(point, masks)  # else both are the same network
         self.check_finite("valid", valid[0], largest)
         row = self.epoch_row(self.rate(), trained, valid, restricted, genotype, point)
         self.points[-1] = {cell: p.tolist() for cell, p in point.items()}  # a checkpoint keeps them as JSON
-        return row | self.method.log(state) | {"compilations": len(self.buckets.sets)}
+        return row | self.method.log(state) | {"programs": len(self.programs)}
 
     def means(self) -> tuple[float, float]:
         """Mean loss and measure of the weight steps since the last call."""
@@ -114,17 +112,17 @@ class BilevelSearch(Outcome, Run):
         return self.search
 
     def plain(self) -> dict[str, Any]:
-        return {"points": self.points, "programs": self.buckets.plain()}
+        # a search resumed within an epoch goes on with its program: another one would round differently
+        return {"points": self.points, "nodes": self.nodes, "programs": list(self.programs)}
 
     def restore(self, state: SearchState, plain: dict[str, Any]) -> None:
-        self.search, self.points = state, plain["points"]
-        self.buckets.restore(plain["programs"])
+        self.search, self.points, self.nodes = state, plain["points"], _hashable(plain["nodes"])
+        self.programs = set(map(_hashable, plain["programs"]))
+
+
+def _hashable(nodes: list[int] | None) -> Nodes:
+    return None if nodes is None else tuple(nodes)
 
 
 def on_host(weights: Any) -> dict[str, np.ndarray]:
     return {cell: np.asarray(w) for cell, w in weights.items()}
-
-
-def only(weights: Any, active: Masks) -> dict[str, np.ndarray]:
-    """The weights of these paths, and 0 for the others."""
-    return {cell: np.where(np.array(active[cell], bool), w, 0).astype(w.dtype) for cell, w in weights.items()}

@@ -23,7 +23,7 @@ from ...space import spaces
 from ...space.spaces import Masks
 from ..settings import CifarSearchSettings
 from .method import Method
-from .search import BilevelSearch, only
+from .search import BilevelSearch
 from .steps import TRAIN, VALID, CifarData, CifarSteps, Place
 
 EVALUATED = 500  # images of a batch in evaluations, whose statistics normalise it
@@ -34,6 +34,7 @@ class CifarSearch(BilevelSearch):
 
     settings: CifarSearchSettings
     data: CifarData
+    steps: CifarSteps
 
     def __init__(self, method: type[Method], settings: CifarSearchSettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(method, settings, seed, out, devices)
@@ -50,6 +51,7 @@ class CifarSearch(BilevelSearch):
         graph, params = nnx.split(net, nnx.Param)
         self.half = half
         self.prepare(graph, params, space, CifarSteps, len(self))
+        self.evaluate = jax.jit(self.steps.evaluated)
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
 
     def __len__(self) -> int:
@@ -81,10 +83,10 @@ class CifarSearch(BilevelSearch):
         Batch norms use the statistics of each batch of 500: the supernet has no running ones.
         """
         valid = self.pixels[1]
-        kept = self.devices.replicate(only(weights, active))
+        kept, flags = self.devices.replicate((weights, {cell: np.array(mask, bool) for cell, mask in active.items()}))
         found = []
         for start in range(0, self.half, EVALUATED):
             part = valid.images[start : start + EVALUATED], valid.labels[start : start + EVALUATED]
-            found.append(self.steps.evaluate(self.search.params, kept, (valid, part, self.key), paths=self.buckets.every))
+            found.append(self.evaluate(self.search.params, kept, (valid, part, self.key), flags))
         loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
         return loss / count, correct / count

@@ -17,7 +17,8 @@ from flax import nnx
 from ...data import text
 from ...data.text import perplexity
 from ...engine.jax.devices import Devices
-from ...nets.jax.rnn import Drops, RecurrentSupernet, mean_loss
+from ...nets.jax.rnn import RecurrentSupernet, mean_loss
+from ...nets.recurrent import CELL, Drops
 from ...space import spaces
 from ...space.genotype import RecurrentGenotype
 from ...space.spaces import Masks
@@ -25,7 +26,7 @@ from ..outcome import TextOutcome
 from ..settings import TextSearchSettings
 from .method import Method
 from .search import BilevelSearch
-from .steps import TextData, TextPlace, TextSteps
+from .steps import Nodes, TextData, TextPlace, TextSteps
 
 
 class TextSearch(TextOutcome, BilevelSearch):
@@ -60,6 +61,12 @@ class TextSearch(TextOutcome, BilevelSearch):
             self.search = self.search._replace(own=own)
         super().begin_epoch()
 
+    def nodes_of_program(self, is_active: Any) -> Nodes:
+        """The nodes with active paths: one without stays so, as its paths get no gradient (`TextSteps.probed`)."""
+        into = [path.node for path in self.space.paths(CELL)]
+        nodes = {node for node, active in zip(into, np.asarray(is_active[CELL]).tolist()) if active}
+        return None if len(nodes) == len(self.space.layout.nodes) else tuple(sorted(nodes))
+
     def batches(self) -> Iterator[tuple[int, int]]:
         return iter(self._windows()[self.step :])
 
@@ -78,7 +85,7 @@ class TextSearch(TextOutcome, BilevelSearch):
         """Compute loss and perplexity on the validation text, with the batch size of the search, on which batch norms depend."""
         net = nnx.merge(self.graph, self.search.params)
         flags = {cell: jnp.array(mask) for cell, mask in active.items()}
-        loss = mean_loss(net, jnp.asarray(self.valid_rows), self.settings.bptt, weights, dict(self.buckets.every), flags)
+        loss = mean_loss(net, jnp.asarray(self.valid_rows), self.settings.bptt, weights, None, flags)
         return loss, perplexity(loss)
 
     def identity(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The two steps of a bilevel search as compiled functions of a state: architecture on a validation batch, weights on a training
 batch.
 
-Data stay on the devices, and a step receives the place of its batch in them. A step is compiled once for every set of paths that
-it computes; see `buckets`.
+Data stay on the devices, and a step receives the place of its batch in them, so that nothing passes between host and devices but
+numbers. Paths of weight 0 are left out of weight steps, and of architecture steps that do not probe them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from ...data import jax as images
 from ...data.jax import Pixels
 from ...engine.jax.devices import Devices
 from ...nets.jax.rnn import into_computed_nodes
+from ...nets.recurrent import CELL
 from ...space.spaces import Space, Weights
 from ..settings import BilevelSettings
 from . import gradients
-from .buckets import Paths
 from .method import Method
 
 TRAIN, VALID = 1, 2  # numbers of the random streams of the two parts of the data
+Nodes = tuple[int, ...] | None
 
 
 class SearchState(NamedTuple):
@@ -66,10 +67,9 @@ class BilevelSteps:
     def __init__(self, graph: Any, space: Space, method: Method, settings: BilevelSettings, devices: Devices) -> None:
         self.graph, self.space, self.method, self.settings, self.devices = graph, space, method, settings, devices
         self.sgd = optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.trace(self.momentum))
-        compiled = partial(jax.jit, static_argnames="paths", donate_argnames="state")
+        compiled = partial(jax.jit, static_argnames=("probes", "nodes"), donate_argnames="state")
         self.architecture = compiled(self._architecture)
         self.weights = compiled(self._weights)
-        self.evaluate = jax.jit(self._evaluate, static_argnames="paths")
 
     # -- defined by subclasses ----------------------------------------------------------------
 
@@ -77,13 +77,16 @@ class BilevelSteps:
         """The training batch and the validation batch of a step."""
         raise TypeError(f"{type(self).__name__} must define batches")
 
-    def loss(self, net: Any, weights: Weights, batch: Any, paths: Paths | None, is_active: Weights) -> tuple[Array, Any]:
-        """The loss of a batch, and what `after_architecture` and `after_weights` need of its computation."""
+    def loss(self, net: Any, weights: Weights, batch: Any, is_active: Weights | None, nodes: Nodes) -> tuple[Array, Any]:
+        """The loss of a batch, and what `after_architecture` and `after_weights` need of its computation.
+
+        is_active: flags of the paths that count; None: all. nodes: as in `weight_step`.
+        """
         raise TypeError(f"{type(self).__name__} must define loss")
 
-    def training_loss(self, net: Any, weights: Weights, batch: Any, paths: Paths | None, is_active: Weights) -> tuple[Array, Any]:
+    def training_loss(self, net: Any, weights: Weights, batch: Any, is_active: Weights, nodes: Nodes) -> tuple[Array, Any]:
         """The loss of a weight step, if it is another."""
-        return self.loss(net, weights, batch, paths, is_active)
+        return self.loss(net, weights, batch, is_active, nodes)
 
     def rate(self, batch: Any, lr: Array) -> Array:
         """The learning rate of a step with this training batch."""
@@ -97,27 +100,24 @@ class BilevelSteps:
         """The state after a weight step. found: the second result of `training_loss`."""
         return state
 
-    def probed(self, is_active: Weights) -> Weights:
-        """Flags of the paths that an architecture step computes with those of zero weight."""
-        return jax.tree.map(jnp.ones_like, is_active)
+    def probed(self, is_active: Weights) -> Weights | None:
+        """Flags of the paths whose gradient an architecture step computes if it probes those of zero weight; None: all."""
+        return None
 
     def clipped(self, grads: Any) -> Any:
         """Clip the architecture gradient; not by default."""
         return grads
 
-    def _evaluate(self, params: Any, weights: Weights, data: Any, paths: Paths | None = None) -> Any:
-        raise TypeError(f"{type(self).__name__} must define _evaluate")
-
     # -- pure functions of given batches ------------------------------------------------------
 
     def architecture_step(
-        self, state: SearchState, train: Any, valid: Any, lr: Array, probes: bool = True, paths: Paths | None = None
+        self, state: SearchState, train: Any, valid: Any, lr: Array, probes: bool = True, nodes: Nodes = None
     ) -> SearchState:
         """Take an architecture step.
 
         Args:
           probes: whether paths of zero weight get a gradient.
-          paths: those that are computed; None: all.
+          nodes: as in `weight_step`.
         """
         s, method = self.settings, self.method
         is_active = method.is_active(state.method)
@@ -126,8 +126,9 @@ class BilevelSteps:
         def on(batch: Any) -> Callable[[Any, Any], tuple[Array, Any]]:
             def loss(variables: Any, params: Any) -> tuple[Array, Any]:
                 weights = method.weights(variables, state.method)
-                used = {cell: jnp.where(flags[cell], w, 0) for cell, w in weights.items()}
-                return self.loss(nnx.merge(self.graph, params), used, batch, paths, flags)
+                if flags is not None:  # no gradient for the others
+                    weights = {cell: jnp.where(flags[cell], w, 0) for cell, w in weights.items()}
+                return self.loss(nnx.merge(self.graph, params), weights, batch, flags, nodes)
 
             return loss
 
@@ -143,14 +144,17 @@ class BilevelSteps:
         state = self.after_architecture(state, found)
         return state._replace(method=method.update(self.clipped(grads), state.method))
 
-    def weight_step(self, state: SearchState, batch: Any, lr: Array, paths: Paths | None = None) -> SearchState:
-        """Take a weight step. Weights of paths that are not computed do not change. paths: as in `architecture_step`."""
+    def weight_step(self, state: SearchState, batch: Any, lr: Array, nodes: Nodes = None) -> SearchState:
+        """Take a weight step. Weights of paths that are not computed do not change.
+
+        nodes: those that the program computes, the others having no active paths; None: all.
+        """
         method = self.method
         is_active = method.is_active(state.method)
         weights = jax.lax.stop_gradient(method.weights(method.variables(state.method), state.method))
 
         def loss(params: Any) -> tuple[Array, Any]:
-            return self.training_loss(nnx.merge(self.graph, params), weights, batch, paths, is_active)
+            return self.training_loss(nnx.merge(self.graph, params), weights, batch, is_active, nodes)
 
         grads, found = jax.grad(loss, has_aux=True)(state.params)
         grads, _ = gradients.clipped(grads, self.settings.clip)
@@ -171,16 +175,13 @@ class BilevelSteps:
         dtype = jax.tree.leaves(params)[0].dtype
         return SearchState(params, self.sgd.init(params), self.method.init(key), jnp.zeros(3, dtype))
 
-    def _architecture(
-        self, state: SearchState, data: Any, place: Place, probes: bool, paths: Paths | None = None
-    ) -> tuple[SearchState, Weights]:
+    def _architecture(self, state: SearchState, data: Any, place: Place, probes: bool, nodes: Nodes = None) -> SearchState:
         train, valid = self.batches(state, data, place)
-        state = self.architecture_step(state, train, valid, place.lr, probes, paths)
-        return state, self.method.is_active(state.method)
+        return self.architecture_step(state, train, valid, place.lr, probes, nodes)
 
-    def _weights(self, state: SearchState, data: Any, place: Place, paths: Paths | None = None) -> SearchState:
+    def _weights(self, state: SearchState, data: Any, place: Place, nodes: Nodes = None) -> SearchState:
         train, _ = self.batches(state, data, place)
-        return self.weight_step(state, train, place.lr, paths)
+        return self.weight_step(state, train, place.lr, nodes)
 
 
 class CifarData(NamedTuple):
@@ -209,9 +210,9 @@ class CifarSteps(BilevelSteps):
 
         return draw(data.train, data.train_order, TRAIN), draw(data.valid, data.valid_order, VALID)
 
-    def loss(self, net: Any, weights: Weights, batch: Any, paths: Paths | None, is_active: Weights) -> tuple[Array, Any]:
+    def loss(self, net: Any, weights: Weights, batch: Any, is_active: Weights | None, nodes: Nodes = None) -> tuple[Array, Any]:
         pixels, labels, key = batch
-        logits = net(pixels, weights, None if paths is None else dict(paths), key)
+        logits = net(pixels, weights, is_active, key)  # inactive paths are branches that are not taken
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, jnp.stack(
@@ -221,11 +222,11 @@ class CifarSteps(BilevelSteps):
     def after_weights(self, state: SearchState, found: Any) -> SearchState:
         return state._replace(sums=state.sums + found)
 
-    def _evaluate(self, params: Any, weights: Weights, data: Any, paths: Paths | None = None) -> Any:
-        """The sums of loss, correct answers and images of a batch, normalised by its own statistics."""
+    def evaluated(self, params: Any, weights: Weights, data: Any, is_active: Weights) -> Array:
+        """The sums of loss, correct answers and images of a part of the images, normalised by its own statistics."""
         pixels, part, key = data
         batch = self.devices.split((images.normalised(pixels, part[0]), part[1]))
-        return self.loss(nnx.merge(self.graph, params), weights, (*batch, key), paths, {})[1]
+        return self.loss(nnx.merge(self.graph, params), weights, (*batch, key), is_active)[1]
 
 
 class TextData(NamedTuple):
@@ -289,25 +290,26 @@ class TextSteps(BilevelSteps):
             window("valid", data.valid, place.valid_start, place.valid_length, VALID),
         )
 
-    def loss(self, net: Any, weights: Weights, batch: Window, paths: Paths | None, is_active: Weights) -> tuple[Array, Any]:
-        return self._losses(net, weights, batch, paths, is_active)[:2]
+    def loss(
+        self, net: Any, weights: Weights, batch: Window, is_active: Weights | None, nodes: Nodes = None
+    ) -> tuple[Array, Any]:
+        return self._losses(net, weights, batch, is_active, nodes)[:2]
 
     def training_loss(
-        self, net: Any, weights: Weights, batch: Window, paths: Paths | None, is_active: Weights
+        self, net: Any, weights: Weights, batch: Window, is_active: Weights, nodes: Nodes = None
     ) -> tuple[Array, Any]:
-        loss, last, states = self._losses(net, weights, batch, paths, is_active)
+        loss, last, states = self._losses(net, weights, batch, is_active, nodes)
         counted = (jnp.arange(len(states) - 1) < batch.length - 1)[:, None, None]
-        moved = jnp.where(counted, jnp.square(states[1:] - states[:-1]), 0).sum() / (
-            jnp.maximum(batch.length - 1, 1) * states[0].size
-        )
+        count = jnp.maximum(batch.length - 1, 1) * states[0].size
+        moved = jnp.where(counted, jnp.square(states[1:] - states[:-1]), 0).sum() / count
         words = (batch.length * batch.words.shape[1]).astype(loss.dtype)
         return loss + self.settings.temporal * moved, (last, jnp.stack([loss * words, words]))
 
     def _losses(
-        self, net: Any, weights: Weights, batch: Window, paths: Paths | None, is_active: Weights
+        self, net: Any, weights: Weights, batch: Window, is_active: Weights | None, nodes: Nodes
     ) -> tuple[Array, Array, Array]:
         """The mean cross entropy, the last hidden state, and all hidden states, of the words that count."""
-        static = None if paths is None else dict(paths)
+        static = None if nodes is None else {CELL: tuple(path.node in nodes for path in self.space.paths(CELL))}
         losses, states, _ = net.word_losses(batch.words, batch.targets, batch.state, batch.dropped, weights, static, is_active)
         counted = jnp.arange(len(losses))[:, None] < batch.length
         loss = jnp.where(counted, losses, 0).sum() / (batch.length * losses.shape[1])

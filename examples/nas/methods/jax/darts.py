@@ -27,7 +27,6 @@ class Darts:
     """DARTS. The variables are the logits."""
 
     name = "darts"
-    changes_paths = False
 
     def __init__(self, space: Space, settings: LogitSettings, steps_per_epoch: int) -> None:
         self.space, self.cells = space, space.layout.cells

@@ -22,7 +22,6 @@ from jax import Array
 import proxopt_jax
 
 from ...bilevel.jax import gradients
-from ...bilevel.jax.buckets import Buckets, Paths, paths_of
 from ...data import cifar_files
 from ...data import jax as images
 from ...data.jax import Pixels, epoch_order
@@ -93,8 +92,8 @@ class OperationGroups:
         flags = {cell: jnp.array([(cell, path) in self.names for path in self.space.paths(cell)]) for cell in CELLS}
         return SearchState(groups, rest, state, flags, jnp.zeros(3, jnp.float32))
 
-    def logits(self, state: SearchState, pixels: Array, paths: Paths | None, key: Array, flags: Mapping[str, Array]) -> Array:
-        """The logits of the supernet with the paths of `flags`. paths: those that are computed."""
+    def logits(self, state: SearchState, pixels: Array, key: Array, flags: Mapping[str, Any]) -> Array:
+        """The logits of the supernet with the paths of `flags`; others are not computed."""
         vectors = {k: state.groups[name][: self.sizes[k][0]] for k, name in self.names.items() if self.sizes[k][0]}
         rest = {name: state.rest[joined] for joined, name in self.rest_names.items()}
         net = nnx.merge(self.graph, cnn.join_paths(self.net, vectors, rest))
@@ -106,26 +105,25 @@ class OperationGroups:
                 else jnp.ones(self.count[cell])
                 for path in self.space.paths(cell)
             ]
-            # weight 0 also stops gradients, which the norm of an operation of zero weights would enlarge
-            weights[cell] = jnp.stack(columns, 1) * flags[cell]
-        return net(pixels, weights, None if paths is None else dict(paths), key)
+            weights[cell] = jnp.stack(columns, 1)
+        return net(pixels, weights, flags, key)
 
-    def loss(self, state: SearchState, batch: Any, paths: Paths | None, flags: Mapping[str, Array]) -> tuple[Array, Array]:
-        """The training loss of a batch (images, labels, key), and the sums of loss, correct answers and images without smoothing."""
+    def loss(self, state: SearchState, batch: Any, flags: Mapping[str, Array], smoothing: float = 0.0) -> tuple[Array, Array]:
+        """The loss of a batch (images, labels, key), and the sums of loss, correct answers and images."""
         pixels, labels, key = batch
-        logits = self.logits(state, pixels, paths, key, flags)
+        logits = self.logits(state, pixels, key, flags)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), self.settings.smoothing)
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         count = jnp.asarray(len(labels), loss.dtype)
         return loss, jnp.stack([loss * count, (logits.argmax(1) == labels).sum().astype(loss.dtype), count])
 
-    def step(self, state: SearchState, batch: Any, lr: Any, paths: Paths | None = None) -> SearchState:
-        """Take a step of ProxSGD. paths: those that are computed, the active ones among them."""
+    def step(self, state: SearchState, batch: Any, lr: Any) -> SearchState:
+        """Take a step of ProxSGD."""
         params = {"groups": state.groups, "rest": state.rest}
 
         def loss(params: Any) -> tuple[Array, Array]:
-            return self.loss(state._replace(**params), batch, paths, state.is_active)
+            return self.loss(state._replace(**params), batch, state.is_active, self.settings.smoothing)
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
         grads, _ = gradients.clipped(grads, self.settings.clip)
@@ -172,11 +170,8 @@ class OperationGroups:
                         zeroed.append(self.names[cell, path])
         clear = lambda groups: {**groups, **{name: jnp.zeros_like(groups[name]) for name in zeroed}}
         # momentum would make them nonzero again
-        optimizer = jax.tree.map(
-            lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part,
-            state.optimizer,
-            is_leaf=is_params,
-        )
+        without = lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part
+        optimizer = jax.tree.map(without, state.optimizer, is_leaf=is_params)
         return state._replace(groups=clear(state.groups), optimizer=optimizer, is_active=flags)
 
 
@@ -207,29 +202,25 @@ class GSparsitySearch(Run):
         net = cnn.Supernet(self.space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
         self.operations = OperationGroups(net, settings)
         self.search = devices.replicate(self.operations.start())
-        self.buckets = Buckets({cell: len(self.space.paths(cell)) for cell in CELLS})
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
-        self.weights = jax.jit(self._step, static_argnames="paths", donate_argnames="state")
-        self.evaluation = jax.jit(self._evaluate, static_argnames="paths")
+        self.weights = jax.jit(self._step, donate_argnames="state")
+        self.evaluation = jax.jit(self._evaluate)
 
     def __len__(self) -> int:
         return len(self.train.labels) // self.settings.batch
 
-    def _step(
-        self, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array, paths: Paths
-    ) -> SearchState:
+    def _step(self, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array) -> SearchState:
         crops, noise = jax.random.split(jax.random.fold_in(key, number))
         found = images.augmented(pixels, order, number, self.settings.batch, crops)
-        return self.operations.step(state, (*self.devices.split(found), noise), lr, paths)
+        return self.operations.step(state, (*self.devices.split(found), noise), lr)
 
-    def _evaluate(self, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any, paths: Paths) -> Array:
+    def _evaluate(self, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any) -> Array:
         batch = self.devices.split((images.normalised(pixels, part[0]), part[1]))
-        return self.operations.loss(state, (*batch, key), paths, flags)[1]
+        return self.operations.loss(state, (*batch, key), flags)[1]
 
     def begin_epoch(self) -> None:
         self.epoch_key = jax.random.fold_in(jax.random.fold_in(self.key, 2), self.epoch)
         self.epoch_order = self.order(jax.random.fold_in(self.epoch_key, len(self)), len(self.train.labels))
-        self.paths = self.buckets.choose(paths_of({c: np.asarray(f).tolist() for c, f in self.search.is_active.items()}))
 
     def batches(self) -> Iterator[int]:
         return iter(range(self.step, len(self)))
@@ -237,7 +228,7 @@ class GSparsitySearch(Run):
     def train_step(self, batch: int) -> None:
         lr = np.float32(self.settings.rate(self.epoch))
         place = self.epoch_order, np.int32(batch), lr, self.epoch_key
-        self.search = self.weights(self.search, self.train, *place, paths=self.paths)
+        self.search = self.weights(self.search, self.train, *place)
 
     def end_epoch(self) -> dict[str, Any]:
         operations = self.operations
@@ -267,7 +258,6 @@ class GSparsitySearch(Run):
             "regulariser": regulariser,
             **report.architecture_columns(genotype, point),
             "vanished": sum(not self.search.is_active[cell][i] for cell, i in self._places()),
-            "compilations": len(self.buckets.sets),
         }
 
     def _places(self) -> list[tuple[str, int]]:
@@ -282,7 +272,7 @@ class GSparsitySearch(Run):
         found = []
         for start in range(0, len(self.valid.labels), EVALUATED):
             part = self.valid.images[start : start + EVALUATED], self.valid.labels[start : start + EVALUATED]
-            found.append(self.evaluation(state, self.valid, part, self.key, flags, paths=self.buckets.every))
+            found.append(self.evaluation(state, self.valid, part, self.key, flags))
         loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
         return loss / count, correct / count
 
@@ -290,12 +280,10 @@ class GSparsitySearch(Run):
         """The largest change of a logit of a validation batch when zero paths are removed, at the prox point."""
         state = self.operations.at_prox_point(self.search)
         pixels = images.normalised(self.valid, self.valid.images[:EVALUATED])
-        compute = jax.jit(self.operations.logits, static_argnames="paths")
-        masks = self.space.masks(genotype)
-        logits = []
-        for flags, paths in ((dict(self.buckets.every), None), (masks, paths_of(masks))):
-            arrays = {cell: np.array(mask, bool) for cell, mask in flags.items()}
-            logits.append(np.asarray(compute(state, pixels, paths=paths, key=self.key, flags=arrays)))
+        compute, logits = jax.jit(self.operations.logits), []
+        for masks in ({cell: [True] * len(self.space.paths(cell)) for cell in CELLS}, self.space.masks(genotype)):
+            flags = {cell: np.array(mask, bool) for cell, mask in masks.items()}
+            logits.append(np.asarray(compute(state, pixels, self.key, flags)))
         return float(np.abs(logits[0] - logits[1]).max())
 
     def finish(self) -> None:
@@ -315,12 +303,8 @@ class GSparsitySearch(Run):
     def state(self) -> SearchState:
         return self.search
 
-    def plain(self) -> dict[str, Any]:
-        return {"programs": self.buckets.plain()}
-
     def restore(self, state: SearchState, plain: dict[str, Any]) -> None:
         self.search = state
-        self.buckets.restore(plain["programs"])
 
 
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:

@@ -47,7 +47,6 @@ class Ista:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
         self.members = recovery.members(space, settings.sparsity)
         self.optimizer = adam(settings.arch_lr, 0.5, settings.arch_decay)
-        self.changes_paths = bool(settings.recover_every)
 
     def init(self, key: Array) -> IstaState:
         s, nodes = self.settings, len(self.space.layout.nodes)

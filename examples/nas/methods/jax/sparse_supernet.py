@@ -40,7 +40,6 @@ class SparseSupernet:
     """SparseNAS. The variables are the architecture weights."""
 
     name = "sparse_supernet"
-    changes_paths = True
 
     def __init__(self, space: Space, settings: Any, steps_per_epoch: int) -> None:
         self.space, self.settings, self.cells = space, settings, space.layout.cells

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from ...space.genotype import CELLS, NODES, Path
 from ...space.spaces import Masks, Space, Weights
@@ -33,8 +34,6 @@ from .operations import (
     BatchNorm,
     ConvNorm,
     FactorizedReduce,
-    Form,
-    Identity,
     Noise,
     Pool,
     Rectified,
@@ -43,8 +42,9 @@ from .operations import (
     uniform,
 )
 
-GROUPS = ((0, 1), (2,), (3,), (4,))  # sources whose outputs are known at the same time
+Flags = Sequence[bool] | Array | None
 Place = tuple[tuple[str, ...], int]  # the path of a parameter in the state of a network, and an index of its first axis
+STEPS = len(NODES) + 2  # inputs and nodes of a cell
 
 
 def cell_kinds(layers: int) -> list[str]:
@@ -54,7 +54,7 @@ def cell_kinds(layers: int) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Paths of one operation from one group of sources. indices: of the paths in their cell."""
+    """Paths of one operation. indices: of the paths in their cell."""
 
     name: str
     operation: str
@@ -62,18 +62,27 @@ class Stack:
     paths: tuple[Path, ...]
 
 
-def stacks_of(paths: Sequence[Path]) -> tuple[tuple[Stack, ...], ...]:
-    """The stacks of a cell for each group of sources; within a stack paths are ordered by source, then by node."""
-    groups = []
-    for sources in GROUPS:
-        own = sorted((path.source, path.node, i) for i, path in enumerate(paths) if path.source in sources)
-        names = dict.fromkeys(path.operation for path in paths if path.source in sources and path.operation != "none")
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Edges (node, source) of a cell with the same stride, in an order in which each source is complete; and their paths."""
+
+    stride: int
+    edges: tuple[tuple[int, int], ...]
+    stacks: tuple[Stack, ...]
+
+
+def parts_of(kind: str, paths: Sequence[Path]) -> tuple[Part, ...]:
+    """The edges of a cell: all, or in a reduction cell those from its inputs, of stride 2, and those from its nodes."""
+    parts = []
+    for number, sources in enumerate((range(2), range(2, STEPS)) if kind == "reduce" else (range(STEPS),)):
+        own = sorted((path[:2], i) for i, path in enumerate(paths) if path.source in sources and path.operation != "none")
         stacks = []
-        for name in names:
-            indices = tuple(i for _, _, i in own if paths[i].operation == name)
-            stacks.append(Stack(f"{name}_from_{sources[0]}", name, indices, tuple(paths[i] for i in indices)))
-        groups.append(tuple(stacks))
-    return tuple(groups)
+        for name in dict.fromkeys(paths[i].operation for _, i in own):
+            indices = tuple(i for _, i in own if paths[i].operation == name)
+            stacks.append(Stack(f"{name}_{number}", name, indices, tuple(paths[i] for i in indices)))
+        stride = 2 if kind == "reduce" and number == 0 else 1
+        parts.append(Part(stride, tuple(dict.fromkeys(edge for edge, _ in own)), tuple(stacks)))
+    return tuple(parts)
 
 
 def computed_paths(paths: Sequence[Path], active: Sequence[bool] | None) -> list[bool]:
@@ -92,116 +101,149 @@ class CellPlan:
 
     kind: str
     paths: tuple[Path, ...]
-    stacks: tuple[tuple[Stack, ...], ...]
+    parts: tuple[Part, ...]
     channels: int
-    nodes: tuple[int, ...]
-
-    @property
-    def stride(self) -> int:
-        return 2 if self.kind == "reduce" else 1
 
 
-class Cell(nnx.Module):
-    """A cell of given paths: node = sum of weight * operation(source), output = concatenation of its nodes."""
+class MixedCell(nnx.Module):
+    """A cell of the supernet: node = sum of weight * operation(source), output = concatenation of its nodes.
 
-    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, form: Form, rngs: nnx.Rngs, dtype: Any):
-        self.plan, self.form = plan, form
-        affine, first = form == "evaluation", FactorizedReduce if reduced else ConvNorm
-        self.preprocess0 = first(1, before, plan.channels, affine, rngs, dtype)
-        self.preprocess1 = ConvNorm(1, last, plan.channels, affine, rngs, dtype)
-        for sources, stacks in zip(GROUPS, plan.stacks):
-            stride = plan.stride if sources == (0, 1) else 1
-            for stack in stacks:
-                made = make(stack.operation, len(stack.paths), plan.channels, stride, form, rngs, dtype)
+    One edge after the other runs through the same compiled code, all operations of the edge: XLA compiles a loop over 14 edges
+    in the time of one. Inactive paths are branches that are not taken.
+    """
+
+    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, rngs: nnx.Rngs, dtype: Any):
+        self.plan = plan
+        first = FactorizedReduce if reduced else ConvNorm
+        self.preprocess0 = first(1, before, plan.channels, False, rngs, dtype)
+        self.preprocess1 = ConvNorm(1, last, plan.channels, False, rngs, dtype)
+        for part in plan.parts:
+            for stack in part.stacks:
+                made = make(stack.operation, len(stack.paths), plan.channels, part.stride, "search", rngs, dtype)
                 setattr(self, stack.name, made)
 
-    def __call__(self, s0: Array, s1: Array, weights: Array | None, active: Sequence[bool] | None, draws: Draws) -> Array:
+    @property
+    def stacks(self) -> list[Stack]:
+        """The stacks of all parts."""
+        return [stack for part in self.plan.parts for stack in part.stacks]
+
+    def __call__(self, s0: Array, s1: Array, weights: Array | None, active: Flags, key: Array | None) -> Array:
         """s0, s1: outputs of the two cells before, (N, H, W, C). weights: (paths,) or None for 1."""
-        computed = computed_paths(self.plan.paths, active)
-        sources = {0: self.preprocess0(nnx.relu(s0)[None])[0], 1: self.preprocess1(nnx.relu(s1)[None])[0]}
-        terms: dict[int, list[Array]] = {node: [] for node in NODES}
-        for group, stacks in zip(GROUPS, self.plan.stacks):
-            for source in group:
-                if terms.get(source):
-                    sources[source] = _sum(terms[source])
-            rectified = {source: nnx.relu(sources[source]) for source in group if source in sources}
-            for stack in stacks:
-                rows = [row for row, i in enumerate(stack.indices) if computed[i]]
-                if rows:
-                    outputs = self._run(stack, rows, sources, rectified, weights, draws)
-                    for row, y in zip(rows, outputs):
-                        terms[stack.paths[row].node].append(y)
-        template = next((found[0] for found in terms.values() if found), None)
-        if template is None:
+        flags = self._flags(active)
+        x = jnp.concatenate([self.preprocess0(nnx.relu(s0)[None]), self.preprocess1(nnx.relu(s1)[None])])
+        if self.plan.kind == "normal":
+            nodes = jnp.zeros((len(NODES), *x.shape[1:]), x.dtype)
+            steps = self._run(self.plan.parts[0], jnp.concatenate([x, nodes]), weights, flags, key)
+        else:
+            halved, inner = self.plan.parts
+            shape = jax.eval_shape(lambda x: x[:, :, ::2, ::2], x).shape
+            steps = self._halve(halved, x, jnp.zeros((STEPS, *shape[1:]), x.dtype), weights, flags, key)
+            steps = self._run(inner, steps, weights, flags, key)
+        return jnp.concatenate(list(steps[2:]), -1)
+
+    def _flags(self, active: Flags) -> list[bool] | Array:
+        """Which paths to compute: Python flags if `active` has them, else an array."""
+        if active is not None and isinstance(active, jax.Array):
+            return _reached(self.plan.paths, active)
+        flags = computed_paths(self.plan.paths, active)
+        if not any(flags):
             raise ValueError(f"no path is active in the {'reduction' if self.plan.kind == 'reduce' else 'normal'} cell")
-        # the sum of a node that is a source has been computed already
-        nodes = [sources.get(node) if node in sources else _sum(terms[node]) for node in self.plan.nodes]
-        return jnp.concatenate([jnp.zeros_like(template) if x is None else x for x in nodes], -1)
+        return flags
 
-    def _run(
-        self,
-        stack: Stack,
-        rows: list[int],
-        sources: Mapping[int, Array],
-        rectified: Mapping[int, Array],
-        weights: Array | None,
-        draws: Draws,
-    ) -> list[Array]:
-        """The weighted outputs of these paths of a stack, each (N, H, W, C)."""
-        operation = getattr(self, stack.name)
-        paths = [stack.paths[row] for row in rows]
-        scale = None if weights is None else weights[np.array([stack.indices[row] for row in rows])]
+    def _run(self, part: Part, steps: Array, weights: Array | None, flags: list[bool] | Array, key: Array | None) -> Array:
+        """Add the paths of these edges to the nodes; steps: (6, N, H, W, C), inputs and nodes."""
+        edges, run = self._edges(part, weights, flags, key)
+        if run is None:
+            return steps
+
+        def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
+            (node, source), paths = edge
+            return steps.at[node].add(run(steps[source], paths)), None
+
+        return lax.scan(add_edge, steps, edges)[0]
+
+    def _halve(
+        self, part: Part, x: Array, steps: Array, weights: Array | None, flags: list[bool] | Array, key: Array | None
+    ) -> Array:
+        """As `_run`, for edges of stride 2 from the inputs x (2, N, 2 H, 2 W, C)."""
+        edges, run = self._edges(part, weights, flags, key)
+        if run is None:
+            return steps
+
+        def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
+            (node, source), paths = edge
+            return steps.at[node].add(run(x[source], paths)), None
+
+        return lax.scan(add_edge, steps, edges)[0]
+
+    def _edges(self, part: Part, weights: Array | None, flags: list[bool] | Array, key: Array | None) -> tuple[Any, Any]:
+        """What a loop over the edges needs of each, and the function (source, what it needs) -> sum of the paths of the edge.
+
+        None for the function if no path is computed.
+        """
+        static = isinstance(flags, list)
+        edges = [
+            e
+            for e in part.edges
+            if not static or any(flags[i] for s in part.stacks for i, p in zip(s.indices, s.paths) if p[:2] == e)
+        ]
+        each, runs = [], []
+        for stack in part.stacks:
+            number = {path[:2]: row for row, path in enumerate(stack.paths)}
+            rows = np.array([number.get(edge, 0) for edge in edges], int)
+            there = np.array([edge in number for edge in edges], bool)
+            indices = np.array(stack.indices)[rows]
+            computed = there & np.array(flags)[indices] if static else jnp.asarray(there) & flags[indices]
+            if static and not computed.any():
+                continue
+            graph, state = nnx.split(getattr(self, stack.name))
+            whole = len(rows) == len(stack.paths) and bool(there.all())
+            each.append(
+                {
+                    "state": jax.tree.map(lambda a: (a if whole else a[rows])[:, None], state),  # noqa: B023
+                    "scale": None if weights is None else weights[indices][:, None],
+                    "computed": None if static and computed.all() else jnp.asarray(computed),
+                    "index": jnp.asarray(indices, jnp.int32),
+                }
+            )
+            runs.append(partial(_run_path, graph, key))
+        if not runs:
+            return None, None
+
+        def run(x: Array, paths: list[dict]) -> Array:
+            rectified = nnx.relu(x)
+            return _sum([one(x, rectified, path) for one, path in zip(runs, paths)])
+
+        ends = jnp.asarray([(node, source) for node, source in edges], jnp.int32)
+        return ((ends[:, 0], ends[:, 1]), each), run
+
+
+def _run_path(graph: Any, key: Array | None, x: Array, rectified: Array, path: dict) -> Array:
+    """The weighted output of a path from x (N, H, W, C)."""
+
+    def compute() -> Array:
+        operation, scale = nnx.merge(graph, path["state"]), path["scale"]
         if isinstance(operation, Rectified):
-            made: Sequence[Array] = operation(_stacked(rectified, paths), rows, scale)
-            return draws.dropped(list(made))
-        if isinstance(operation, Identity):
-            return _scaled([sources[path.source] for path in paths], scale)
+            return operation(rectified[None], None, scale)[0]
+        if isinstance(operation, Pool):
+            return operation(x[None], scale)[0]
         if isinstance(operation, Noise):
-            return _scaled(operation(sources[paths[0].source], draws.keys([stack.indices[row] for row in rows])), scale)
-        assert isinstance(operation, Pool)
-        order = sorted({path.source for path in paths})
-        pooled = operation(jnp.stack([sources[source] for source in order]))
-        return draws.dropped(_scaled([pooled[order.index(path.source)] for path in paths], scale))
+            if key is None:
+                raise ValueError("key must be a jax.random key where noise operations are active, got None")
+            return _scaled(operation(x, jax.random.fold_in(key, path["index"])), scale)
+        return _scaled(x, scale)
+
+    if path["computed"] is None:
+        return compute()
+    return lax.cond(path["computed"], compute, lambda: jnp.zeros_like(jax.eval_shape(compute)))
 
 
-class Draws:
-    """The random numbers of one pass over a network: noise operations and drop path. key None: no random operation may run."""
-
-    def __init__(self, key: Array | None, drop_path: Array | float | None = None):
-        self.key, self.drop_path, self.cell, self.count = key, drop_path, 0, 0
-
-    def keys(self, numbers: Sequence[int]) -> list[Array]:
-        """A key for each noise operation: the same whichever others are active."""
-        if self.key is None:
-            raise ValueError("key must be a jax.random key where noise operations are active, got None")
-        return [jax.random.fold_in(jax.random.fold_in(self.key, self.cell), number) for number in numbers]
-
-    def dropped(self, outputs: list[Array]) -> list[Array]:
-        """Drop path: set samples of each output to 0 with this probability, and scale the others up."""
-        if self.drop_path is None:
-            return outputs
-        if self.key is None:
-            raise ValueError("key must be a jax.random key where drop_path is used, got None")
-        self.count += 1
-        key = jax.random.fold_in(jax.random.fold_in(self.key, self.cell), self.count)
-        keep = 1 - jnp.asarray(self.drop_path, jnp.float32)
-        masks = jax.random.uniform(key, (len(outputs), len(outputs[0]), 1, 1, 1)) < keep
-        return [x * (mask / keep).astype(x.dtype) for x, mask in zip(outputs, masks)]
+def _sum(terms: Sequence[Array]) -> Array:
+    return sum(terms[1:], terms[0])
 
 
-def _sum(terms: Sequence[Array]) -> Array | None:
-    return sum(terms[1:], terms[0]) if terms else None
-
-
-def _stacked(sources: Mapping[int, Array], paths: Sequence[Path]) -> Array:
-    """The source of each path, (paths, N, H, W, C). Paths are ordered by source."""
-    counts = {source: sum(path.source == source for path in paths) for source in sources}
-    parts = [jnp.broadcast_to(x[None], (counts[source], *x.shape)) for source, x in sources.items() if counts[source]]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
-def _scaled(outputs: Sequence[Array], scale: Array | None) -> list[Array]:
-    return list(outputs) if scale is None else [x * scale[i].astype(x.dtype) for i, x in enumerate(outputs)]
+def _scaled(x: Array, scale: Array | None) -> Array:
+    return x if scale is None else x * scale[0].astype(x.dtype)
 
 
 class Stem(nnx.Module):
@@ -254,15 +296,15 @@ class Supernet(nnx.Module):
         dtype: Any = jnp.float32,
     ):
         stored, kinds = jnp.promote_types(dtype, jnp.float32), cell_kinds(layers)
-        stacks = {kind: stacks_of(space.paths(kind)) for kind in CELLS}
+        parts = {kind: parts_of(kind, space.paths(kind)) for kind in CELLS}
         stem, width = 3 * channels, channels
         self.dtype, self.stem = dtype, Stem(stem, False, rngs, stored)
         plans = []
         before, last, reduced = stem, stem, False
         for i, kind in enumerate(kinds):
             width *= 2 if kind == "reduce" else 1
-            plans.append(CellPlan(kind, space.paths(kind), stacks[kind], width, NODES))
-            setattr(self, f"cell{i}", Cell(plans[-1], before, last, reduced, "search", rngs, stored))
+            plans.append(CellPlan(kind, space.paths(kind), parts[kind], width))
+            setattr(self, f"cell{i}", MixedCell(plans[-1], before, last, reduced, rngs, stored))
             before, last, reduced = last, len(NODES) * width, kind == "reduce"
         self.plan = Plan(space, tuple(plans))
         self.classifier = Linear(last, classes, rngs, stored)
@@ -292,19 +334,20 @@ class Supernet(nnx.Module):
           images: (N, H, W, 3), H and W divisible by 4.
           weights: for each cell type a weight of each path, in the order of `space.paths(cell)`: (paths,), shared by all
             cells of the type, or (cells of the type, paths). None: all 1.
-          active: for each cell type a Python flag of each path, whether to compute it; None: all.
+          active: for each cell type a flag of each path, whether to compute it; None: all. Python flags are compiled into the
+            program, and a jax array of them is an input of it: one program for all, which takes as long as one with these flags.
           key: a `jax.random` key for noise operations, in the spaces that have them. Each draws the same numbers for the same
             key, whichever others are active.
 
         Raises:
           ValueError: weights of another shape, a cell without active path, or noise without key.
         """
-        rows, draws = self._rows(weights), Draws(key)
+        rows = self._rows(weights)
         s0 = s1 = self.stem(images.astype(self.dtype))
         for i, kind in enumerate(self.kinds):
-            draws.cell = i
             mask = None if active is None else active[kind]
-            s0, s1 = s1, getattr(self, f"cell{i}")(s0, s1, rows[i], mask, draws)
+            own = None if key is None else jax.random.fold_in(key, i)
+            s0, s1 = s1, getattr(self, f"cell{i}")(s0, s1, rows[i], mask, own)
         return self.classifier(s1.mean((1, 2)))
 
     def _rows(self, weights: Weights | None) -> list[Array | None]:
@@ -324,8 +367,8 @@ class Supernet(nnx.Module):
         return {
             (f"cell{i}", stack.name): (cell, stack)
             for i, cell in enumerate(self.plan.cells)
-            for stacks in cell.stacks
-            for stack in stacks
+            for part in cell.parts
+            for stack in part.stacks
         }
 
     def path_parameters(self) -> dict[tuple[str, Path], list[Place]]:

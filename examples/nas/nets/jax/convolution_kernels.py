@@ -117,21 +117,36 @@ def _weight_shape(x: Any, g: Any, *, kernel: int, stride: int, dilation: int) ->
 
 
 def _weight_shifted(x: Array, g: Array, *, kernel: int, stride: int, dilation: int) -> Array:
-    padded = _padded(x, _padding(kernel, dilation))
-    rows = []
-    for i in range(kernel):
-        taps = (_shifted(padded, i, j, g.shape[2:4], stride, dilation) * g for j in range(kernel))
-        rows.append(jnp.stack([_sum_of_pixels(tap) for tap in taps], 1))
-    return jnp.stack(rows, 1)
+    of_path = partial(_weight_of_path, kernel=kernel, stride=stride, dilation=dilation)
+    return of_path(x[0], g[0])[None] if len(x) == 1 else lax.map(lambda both: of_path(*both), (x, g))
 
 
-def _sum_of_pixels(x: Array) -> Array:
-    """Sum over all axes but the first and the last: halves of the rows are added until one is left, in vectorised loops."""
-    while (rows := x.shape[2]) > 1:
-        half = rows // 2
-        added = x[:, :, :half] + x[:, :, half : 2 * half]
-        x = added if rows % 2 == 0 else jnp.concatenate([added, x[:, :, -1:]], 2)
-    return x.sum((1, 2, 3))
+def _weight_of_path(x: Array, g: Array, *, kernel: int, stride: int, dilation: int) -> Array:
+    """The sum of shifted products over rows, image by image: what is summed stays in the cache of the processor.
+
+    A row of pixels and channels is one long axis, which XLA vectorises. The rows of taps are a loop, so that XLA compiles one.
+    """
+    height, width, channels = g.shape[1:]
+    padded = _padded(x[None], _padding(kernel, dilation))[0]
+    long, reach = width * channels, (width - 1) * stride + 1
+    starts = [j * dilation for j in range(kernel)]
+    if stride == 1:  # a tap is a part of a long row
+        images, starts = padded.reshape(*padded.shape[:2], -1), [start * channels for start in starts]
+    else:  # the pixels of each tap, one tap after the other
+        columns = [padded[:, :, start : start + reach : stride] for start in starts]
+        images = jnp.concatenate([c.reshape(*c.shape[:2], long) for c in columns], -1)
+        starts = [j * long for j in range(kernel)]
+    grads = g.reshape(-1, height, long)
+
+    def row_of_taps(image: Array, grad: Array, row: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(image, row * dilation, (height - 1) * stride + 1)[::stride]
+        return jnp.stack([(rows[:, start : start + long] * grad).sum(0) for start in starts])
+
+    def add_image(total: Array, both: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + lax.map(lambda row: row_of_taps(*both, row), jnp.arange(kernel)), None
+
+    total = lax.scan(add_image, jnp.zeros((kernel, kernel, long), x.dtype), (images, grads))[0]
+    return total.reshape(kernel, kernel, width, channels).sum(2)
 
 
 def _weight_xla(x: Array, g: Array, *, kernel: int, stride: int, dilation: int) -> Array:

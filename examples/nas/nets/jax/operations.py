@@ -1,4 +1,4 @@
-"""The operations of the DARTS space in JAX, each for a stack of paths: (paths, N, H, W, C) -> (paths, N, H / stride, W / stride, C).
+"""The operations of the DARTS space in JAX, for a stack of paths: (paths, N, H, W, C) -> (paths, N, H / stride, W / stride, C).
 
 All paths of one operation from sources of one shape are computed together, with one array for each parameter whose first axis
 runs over the paths: XLA compiles a few large operations instead of hundreds of small ones. `operation(x, rows, scale)` computes
@@ -227,11 +227,14 @@ class Pool(nnx.Module):
     """
 
     def __init__(self, kind: str, stride: int, form: Form):
-        self.kind, self.stride, self.norm = kind, stride, form == "search"
+        self.kind, self.stride = kind, stride
+        self.norm = BatchNorm(1, 1, False, jnp.float32) if form == "search" else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, scale: Array | None = None) -> Array:
         y = POOLS[self.kind](x, self.stride)
-        return BatchNorm(*y.shape[::4], affine=False, dtype=y.dtype)(y) if self.norm else y
+        if self.norm is not None:
+            return self.norm(y, None, scale)
+        return y if scale is None else y * scale[:, None, None, None, None].astype(y.dtype)
 
 
 class Identity(nnx.Module):
@@ -244,10 +247,9 @@ class Noise(nnx.Module):
     def __init__(self, stride: int):
         self.stride = stride
 
-    def __call__(self, like: Array, keys: Sequence[Array]) -> Array:
-        """Noise in the shape of like (N, H, W, C), drawn by a key for each path."""
-        shape = like[:, :: self.stride, :: self.stride].shape
-        return jnp.stack([jax.random.normal(key, shape, like.dtype) for key in keys])
+    def __call__(self, like: Array, key: Array) -> Array:
+        """Noise in the shape of like (N, H, W, C)."""
+        return jax.random.normal(key, like[:, :: self.stride, :: self.stride].shape, like.dtype)
 
 
 def make(name: str, paths: int, channels: int, stride: int, form: Form, rngs: nnx.Rngs, dtype: Any) -> nnx.Module:

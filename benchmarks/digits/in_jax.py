@@ -1,7 +1,7 @@
-"""The two trainings of the DIGITS ablation in JAX: python benchmarks/digits_ablation.py --framework jax
+"""The two trainings of the DIGITS ablation in JAX.
 
-A curve is one jitted program over one network, mapped with `vmap` over strengths and seeds, which runs a stretch of epochs in a
-scan. Same data, order of batches, start and settings as the torch ones in `digits_ablation`.
+A training is one jitted program over one network, mapped with `vmap` over strengths and seeds, which runs a stretch of epochs in
+a scan. Data, order of batches and start are those of the trainings in torch.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import digits_ablation as ablation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
 from tqdm import tqdm
 
 import proxopt_jax
+from digits import problem, stages
+from digits.problem import LAYERS, Arrays, Curve, Data, Settings
 
 STRETCH = 25  # epochs a call, so that progress shows
 
 
-def transformation(curve: ablation.Curve, strength: Any, settings: ablation.Settings, steps: int) -> Any:
+def transformation(curve: Curve, strength: Any, settings: Settings, steps: int) -> Any:
     """The optimizer of a curve for one network; `steps` are those of an epoch."""
     if curve.method == "adam":
         return optax.adam(3e-4, 0.5, 0.999)
@@ -40,10 +40,9 @@ def transformation(curve: ablation.Curve, strength: Any, settings: ablation.Sett
 
 
 def logits(params: dict, x: jax.Array) -> jax.Array:
-    last = len(params) // 2 - 1
-    for i in range(last + 1):
+    for i in LAYERS:
         x = x @ params[f"weight{i}"].T + params[f"bias{i}"]
-        x = jax.nn.leaky_relu(x, 0.01) if i < last else x
+        x = jax.nn.leaky_relu(x, 0.01) if i < LAYERS[-1] else x
     return x
 
 
@@ -82,12 +81,10 @@ def stretch(
 class Trainer:
     """All networks of one training: parameters and optimizer states are (seeds, nets, ...)."""
 
-    def __init__(
-        self, params: dict, strengths: Any, data: ablation.Data, make: Any, extra: Any = None, mask: dict | None = None
-    ) -> None:
+    def __init__(self, params: dict, strengths: Any, data: Data, make: Any, extra: Any = None, mask: dict | None = None) -> None:
         self.data, self.strengths, self.mask = data, jnp.asarray(strengths), mask
-        self.x = jnp.asarray(data.images.transpose(1, 2).numpy())
-        self.y = jnp.asarray(data.labels.numpy())
+        self.x = jnp.asarray(data.images.swapaxes(1, 2))
+        self.y = jnp.asarray(data.labels.astype(np.int32))
         start = jax.vmap(lambda p: jax.vmap(lambda q, s: make(s).init(q))(p, self.strengths))
         self.carry = (params, jax.jit(start)(params))
         one = partial(stretch, make, extra, data.batch)
@@ -98,60 +95,57 @@ class Trainer:
         """Train through epochs [first, last), yielding after each stretch how many are done."""
         for start in range(first, last, STRETCH):
             stop = min(start + STRETCH, last)
-            orders = np.stack([self.data.order(e).numpy() for e in range(start, stop)], 1)
+            orders = np.stack([self.data.order(e) for e in range(start, stop)], 1)
             inputs = (self.x, self.y, jnp.asarray(orders.astype(np.int32)))
             self.carry = jax.block_until_ready(self.run(self.carry, self.strengths, self.mask, inputs))
             yield stop
 
-    def found(self, sparse: bool) -> dict[str, torch.Tensor]:
+    def found(self, sparse: bool) -> Arrays:
         """The parameters, at the prox point where the optimizer has one (`sparse`)."""
         params, state = self.carry
         params = proxopt_jax.prox_point(state, params) if sparse else params
-        return {k: torch.tensor(np.asarray(v if "weight" in k else v[..., None])) for k, v in params.items()}
+        return {k: np.asarray(v if "weight" in k else v[..., None]) for k, v in params.items()}
 
 
-def initial(settings: ablation.Settings, nets: int, draw: int = 0) -> dict[str, jax.Array]:
-    weights, biases = ablation.initial(settings, nets, draw)
-    params = {f"weight{i}": jnp.asarray(w.detach().numpy()) for i, w in enumerate(weights)}
-    return params | {f"bias{i}": jnp.asarray(b.detach().squeeze(-1).numpy()) for i, b in enumerate(biases)}
+def initial(settings: Settings, nets: int, draw: int = 0) -> dict[str, jax.Array]:
+    start = problem.initial(settings, nets, draw)
+    return {k: jnp.asarray(v if "weight" in k else v[..., 0]) for k, v in start.items()}
 
 
-def search(curve: ablation.Curve, settings: ablation.Settings, data: ablation.Data, bar: tqdm) -> dict[str, torch.Tensor]:
-    """As `digits_ablation.search`."""
+def search(curve: Curve, settings: Settings, data: Data, bar: tqdm) -> Arrays:
+    """Train all strengths and seeds of a curve with the penalty; weights below `curve.cut` become zero."""
     strengths = np.asarray(settings.strength_grid(), np.float32)
-    params = initial(settings, len(strengths))
-    in_loss = curve.method in ("sgd", "adam")
-    extra = (lambda s, p: sum(curve.build(s).value(p[f"weight{i}"]) for i in range(len(params) // 2))) if in_loss else None
-    trainer = Trainer(params, strengths, data, lambda s: transformation(curve, s, settings, len(data)), extra)
+    extra = (lambda s, p: sum(curve.build(s).value(p[f"weight{i}"]) for i in LAYERS)) if curve.in_loss else None
+    make = lambda s: transformation(curve, s, settings, len(data))
+    trainer = Trainer(initial(settings, len(strengths)), strengths, data, make, extra)
     done = 0
     for stop in trainer.epochs(0, settings.epochs):
         bar.update((stop - done) * len(strengths) * settings.seeds * len(data))
         done = stop
-    found = trainer.found(sparse=not in_loss)
-    return {k: torch.where(v.abs() < curve.cut, 0, v) if "weight" in k else v for k, v in found.items()}
+    return curve.threshold(trainer.found(sparse=not curve.in_loss))
 
 
-def retrain(
-    masks: list[torch.Tensor], settings: ablation.Settings, data: ablation.Data, bar: tqdm, checkpoint: Path
-) -> torch.Tensor:
-    """As `digits_ablation.retrain`."""
+def retrain(masks: list[np.ndarray], settings: Settings, data: Data, bar: tqdm, checkpoint: Path) -> Arrays:
+    """Train the networks that the masks leave from fresh weights.
+
+    The state is written to `checkpoint` every 200 epochs; a stopped run continues from it bit for bit.
+    """
     nets = masks[0].shape[1]
-    mask = {f"weight{i}": jnp.asarray(m.numpy()) for i, m in enumerate(masks)}
+    mask = {f"weight{i}": jnp.asarray(m) for i, m in enumerate(masks)}
     params = {k: v * mask.get(k, 1) for k, v in initial(settings, nets, draw=1).items()}
     trainer = Trainer(params, np.zeros(nets, np.float32), data, lambda s: optax.adam(3e-4, 0.5, 0.999), mask=mask)
     done = 0
-    treedef = jax.tree.structure(trainer.carry)
+    leaves, treedef = jax.tree.flatten(trainer.carry)
     if checkpoint.exists():
-        saved = ablation.load(checkpoint, settings)
-        done = saved["epoch"]
-        trainer.carry = jax.tree.unflatten(treedef, [jnp.asarray(v.numpy()) for v in saved["leaves"]])
+        saved = stages.load(checkpoint, settings)
+        done = int(saved["epoch"])
+        trainer.carry = jax.tree.unflatten(treedef, [jnp.asarray(saved[f"leaf{i}"]) for i in range(len(leaves))])
     bar.update(done * nets * settings.seeds * len(data))
     for stop in trainer.epochs(settings.epochs + done, settings.epochs + settings.retrain_epochs):
         stop -= settings.epochs
         bar.update((stop - done) * nets * settings.seeds * len(data))
         done = stop
         if done % 200 == 0:
-            tensors = [torch.tensor(np.asarray(v)) for v in jax.tree.leaves(trainer.carry)]
-            ablation.save(checkpoint, settings, {"epoch": done, "leaves": tensors})
-    found = trainer.found(sparse=False)
-    return ablation.accuracy(data, *ablation.split(found))
+            state = {f"leaf{i}": np.asarray(v) for i, v in enumerate(jax.tree.leaves(trainer.carry))}
+            stages.save(checkpoint, settings, state | {"epoch": np.array(done)})
+    return trainer.found(sparse=False)
