@@ -36,8 +36,8 @@ def space_of(name):
 
 def as_arrays(method):
     cells = method.space.layout.cells if hasattr(method, "space") else method.codes.cells
-    # jnp.asarray could share memory with the parameters, which torch changes in place
-    return {cell: jnp.array(p.detach().numpy(), copy=True) for cell, p in zip(cells, method.parameters)}
+    # copied by NumPy: torch changes the parameters in place, and JAX copies later or not at all
+    return {cell: jnp.asarray(np.array(p.detach())) for cell, p in zip(cells, method.parameters)}
 
 
 class Steps:
@@ -204,7 +204,7 @@ def test_a_softmax_of_edges_takes_leading_axes_and_has_a_gradient():
 )
 def test_ista_equals_that_in_torch(name, settings):
     other, ours = torch_ista.Ista(space_of(name), settings, CPU), ista.Ista(space_of(name), settings, 10)
-    matrices = jax.tree.map(jnp.array, other.codes.matrices)
+    matrices = jax.tree.map(jnp.asarray, other.codes.matrices)
     steps = Steps(ours, ours.init(jax.random.key(0))._replace(variables=as_arrays(other), matrices=matrices), other)
     supports = set()
     for epoch in range(3):
