@@ -37,7 +37,7 @@ def space_of(name):
 def as_arrays(method):
     cells = method.space.layout.cells if hasattr(method, "space") else method.codes.cells
     # copied by NumPy: torch changes the parameters in place, and JAX copies later or not at all
-    return {cell: jnp.asarray(np.array(p.detach())) for cell, p in zip(cells, method.parameters)}
+    return {cell: jnp.asarray(p.detach().numpy().copy()) for cell, p in zip(cells, method.parameters)}
 
 
 class Steps:
