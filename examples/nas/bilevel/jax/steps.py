@@ -67,9 +67,9 @@ class BilevelSteps:
     def __init__(self, graph: Any, space: Space, method: Method, settings: BilevelSettings, devices: Devices) -> None:
         self.graph, self.space, self.method, self.settings, self.devices = graph, space, method, settings, devices
         self.sgd = optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.trace(self.momentum))
-        compiled = partial(jax.jit, static_argnames=("probes", "nodes"), donate_argnames="state")
-        self.architecture = compiled(self._architecture)
-        self.weights = compiled(self._weights)
+        compiled = partial(jax.jit, donate_argnames="state")
+        self.architecture = compiled(self._architecture, static_argnames=("probes", "nodes"))
+        self.weights = compiled(self._weights, static_argnames="nodes")
 
     # -- defined by subclasses ----------------------------------------------------------------
 
