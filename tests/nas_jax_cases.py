@@ -99,7 +99,7 @@ def recurrent_like(net: torch_rnn.CellModel, model: rnn.LanguageModel) -> tuple[
     graph, params = nnx.split(model, nnx.Param)
     products = torch.stack([*net.products.values()])
     for name, value in {"embedding": net.embedding, "bias": net.bias, "entry": net.entry, "products": products}.items():
-        params[name] = params[name].replace(jnp.asarray(value.detach().numpy()))
+        params[name] = params[name].replace(jnp.asarray(value.detach().numpy().copy()))
     return graph, params
 
 
