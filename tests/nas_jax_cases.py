@@ -53,7 +53,8 @@ def module_leaves(module: nn.Module, get: Get = value) -> Leaves:
 
 def _array(p: torch.Tensor, get: Get) -> np.ndarray:
     found = get(p)
-    return (torch.zeros_like(p) if found is None else found).detach().numpy()
+    # a copy: JAX may share the memory of a NumPy array, which PyTorch would change
+    return (torch.zeros_like(p) if found is None else found).detach().numpy().copy()
 
 
 def _kernel(conv: nn.Conv2d, get: Get) -> np.ndarray:

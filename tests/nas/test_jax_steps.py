@@ -42,7 +42,7 @@ def double():
 def start_of(ours, other, params):
     """The state of steps in JAX with the architecture of a method in PyTorch."""
     state = ours.start(params, jax.random.key(0))
-    arch = {cell: jnp.asarray(a.detach().numpy()) for cell, a in zip(other.cells, other.parameters)}
+    arch = {cell: jnp.asarray(a.detach().numpy().copy()) for cell, a in zip(other.cells, other.parameters)}
     method = ours.method.init(jax.random.key(0))
     optimizer = ours.method._optimizer(ours.method.lr, 0.0).init(arch)
     return state._replace(method=method._replace(arch=arch, optimizer=optimizer))
