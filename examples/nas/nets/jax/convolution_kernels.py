@@ -279,3 +279,41 @@ def _define_linear(made: Primitive, transposed: Primitive, function: Any) -> Non
 
 select_p = _linear_pair("select", _select, _unselect)
 average_p = _linear_pair("average", _average, _average_transposed)
+
+
+def read(steps: Array, index: Array) -> tuple[Array, Array]:
+    """Return steps and the entry of its first axis with this index.
+
+    For the carry of a loop: the gradient of the entry is added in place to that of the returned steps. The gradient of
+    `steps[index]` would be an array of zeros of the shape of steps, added to that of all other uses.
+    """
+    return tuple(read_p.bind(steps, index))
+
+
+def add_at(steps: Array, index: Array, y: Array) -> Array:
+    """Add y to the entry of the first axis with this index."""
+    return lax.dynamic_update_index_in_dim(steps, lax.dynamic_index_in_dim(steps, index, 0, False) + y, index, 0)
+
+
+def _read_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    out = read_p.bind(*primals)
+    if type(tangents[0]) is ad.Zero:
+        return out, [ad.Zero.from_primal_value(x) for x in out]
+    return out, read_p.bind(tangents[0], primals[1])
+
+
+def _read_transpose(cts: Any, steps: Any, index: Any) -> list:
+    whole, entry = cts
+    if type(whole) is ad.Zero and type(entry) is ad.Zero:
+        return [ad.Zero(steps.aval), None]
+    whole = jnp.zeros(steps.aval.shape, steps.aval.dtype) if type(whole) is ad.Zero else whole
+    return [whole if type(entry) is ad.Zero else add_at(whole, index, entry), None]
+
+
+read_p = Primitive("nas_read")
+read_p.multiple_results = True
+read_p.def_abstract_eval(lambda steps, index: [ShapedArray(steps.shape, steps.dtype), ShapedArray(steps.shape[1:], steps.dtype)])
+read_p.def_impl(lambda steps, index: [steps, lax.dynamic_index_in_dim(steps, index, 0, False)])
+mlir.register_lowering(read_p, mlir.lower_fun(lambda s, i: [s, lax.dynamic_index_in_dim(s, i, 0, False)], multiple_results=True))
+ad.primitive_jvps[read_p] = _read_jvp
+ad.primitive_transposes[read_p] = _read_transpose
