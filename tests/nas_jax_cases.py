@@ -50,7 +50,7 @@ def module_leaves(module: nn.Module, get: Get = value) -> Leaves:
 
 def _array(p: torch.Tensor, get: Get) -> np.ndarray:
     found = get(p)
-    return (torch.zeros_like(p) if found is None else found).detach().numpy()
+    return (torch.zeros_like(p) if found is None else found).detach().numpy().copy()  # JAX would share its memory
 
 
 def _kernel(conv: nn.Conv2d, get: Get) -> np.ndarray:
