@@ -643,8 +643,9 @@ def _macs(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            total += times * _macs(inner)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                total += times * _macs(getattr(inner, "jaxpr", inner))
         outputs, shapes = equation.outvars[0].aval.shape, [v.aval.shape for v in equation.invars]
         if equation.primitive.name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
