@@ -73,6 +73,11 @@ def network_leaves(net: nn.Module, equivalent: Any, get: Get = value) -> Leaves:
     conv, norm = net.stem
     leaves = {("stem", *k): a for k, a in (_under("norm", norm, get, True) | module_leaves(conv, get)).items()}
     leaves |= _under("classifier", net.classifier, get)
+    if getattr(net, "auxiliary", None) is not None:
+        _, _, narrow, norm0, _, conv, norm1, _, _, linear = net.auxiliary
+        head = {("narrow", *k): a for k, a in (_under("pointwise", narrow, get, True) | _under("norm", norm0, get, True)).items()}
+        head |= module_leaves(conv, get) | _under("norm", norm1, get, True) | _under("classifier", linear, get)
+        leaves |= {("auxiliary", *k): a for k, a in head.items()}
     for i, cell in enumerate(net.cells):
         for name in ("preprocess0", "preprocess1"):
             leaves |= {(f"cell{i}", *k): a for k, a in _under(name, getattr(cell, name), get, True).items()}
