@@ -59,6 +59,8 @@ def fake_text(folder: Path) -> None:
 
 TINY = "--preset small --images 32 --epochs 2 --batch 8 --channels 2 --layers 3 --threads 1 --device cpu".split()
 TINY_TEXT = "--preset small --hidden 6 --batch 6 --bptt 9 --epochs 2 --tokens 300 --threads 1 --device cpu".split()
+without_threads = lambda words: [*words[: words.index("--threads")], *words[words.index("--threads") + 2 :]]
+TINY_JAX, TINY_TEXT_JAX = (["--framework", "jax", *without_threads(words)] for words in (TINY, TINY_TEXT))
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:

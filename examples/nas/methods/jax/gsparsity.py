@@ -315,4 +315,4 @@ def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
 
 def genotype_parameters(found: Genotype) -> int:
     """The parameters of the network of 20 cells and 36 channels; 0 if a cell has no paths."""
-    return cnn.network_size(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0
+    return cnn.genotype_size(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0

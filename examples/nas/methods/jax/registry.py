@@ -17,7 +17,7 @@ from ...engine.jax.devices import Hosts, first_process
 from ...engine.jax.run import launch
 from ...nets.jax import cnn
 from ...nets.jax.rnn import RecurrentNetwork, parameter_count
-from ...space.genotype import Genotype, RecurrentGenotype
+from ...space.genotype import RecurrentGenotype
 from ..search_method import SearchMethod
 from ..settings import darts as darts_settings
 from ..settings import gsparsity as gsparsity_settings
@@ -68,9 +68,7 @@ def _count(name: str, word: str | None) -> int | None:
     return int(word)
 
 
-def cifar_size(found: Genotype) -> dict[str, int]:
-    """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
-    return cnn.network_size(found)
+cifar_size = cnn.genotype_size
 
 
 def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:

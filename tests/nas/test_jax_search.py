@@ -1,0 +1,268 @@
+"""Searches in JAX by their command lines: files, resumption, several devices and processes, programs for TPUs."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import nas_cifar10
+import nas_ptb
+import numpy as np
+import pytest
+from nas.bilevel.jax.search_cifar import CifarSearch
+from nas.bilevel.jax.search_text import TextSearch
+from nas.engine.jax import run
+from nas.engine.jax.checkpoint import Checkpoints
+from nas.engine.jax.devices import join_devices
+from nas.methods.jax import darts, gsparsity, registry
+from nas.space.genotype import load_genotype
+from nas_cases import TINY_JAX, TINY_TEXT_JAX, rows_of, same
+
+ROOT = Path(__file__).parents[2]
+FILES = {"cells.png", "cells.svg", "curves.png", "genotype.json", "report.html", "search.csv", "settings.json", "weights.png"}
+# name: (main, options, after how many checkpoints it stops; an epoch of two steps writes two, and its end a third)
+RUNS = {
+    "sparse_supernet": (nas_cifar10.main, "--space cherry --strength-step 0.5 --arch-lr 0.02 --probe-every 2", (1, 4)),
+    "gsparsity": (nas_cifar10.main, "--method gsparsity --space cherry --mu 0.4 --tau 1 --valid-images 16 --lr 0.3", (5,)),
+    "text": (nas_ptb.main, "--strength-step 0.3 --arch-lr 0.02 --drop-words 0.1", (3, 5)),
+}
+
+
+@pytest.fixture(autouse=True)
+def fast_compilation(tmp_path_factory):
+    """Compilation takes most of the time of these tests: without optimisation, and once for all searches with the same steps."""
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def command(name, images, corpus):
+    main, options, stops = RUNS[name]
+    text = main is nas_ptb.main
+    words = [*(TINY_TEXT_JAX if text else TINY_JAX), *options.split(), "--data-dir", str(corpus if text else images)]
+    return main, words, stops
+
+
+def stopped(monkeypatch, main, argv, saves):
+    """Run a command, and stop it after so many checkpoints, as if it were killed."""
+
+    class Stop(Exception):
+        pass
+
+    save, count = Checkpoints.save, iter(range(1, saves + 1))
+
+    def counting(self, *args):
+        save(self, *args)
+        if next(count) == saves:
+            raise Stop
+
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(Checkpoints, "save", counting)
+        main(argv)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_stopped_goes_on_bit_for_bit(name, images, corpus, tmp_path, monkeypatch):
+    main, argv, stops = command(name, images, corpus)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rows = main([*argv, "--out", str(whole)])
+    assert {file.name for file in whole.iterdir()} >= FILES
+    argv = [*argv, "--checkpoint-minutes", "0", "--out", str(parts)]
+    for number, saves in enumerate(stops):
+        stopped(monkeypatch, main, [*argv, *(["--resume"] if number else [])], saves)
+    again = main([*argv, "--resume"])
+    assert same(rows, again) and rows_of(whole / "search.csv") == rows_of(parts / "search.csv")
+    assert (whole / "genotype.json").read_bytes() == (parts / "genotype.json").read_bytes()
+
+
+@pytest.mark.parametrize("words, text", [
+    ("--method ista --one-stage", "--one-stage belongs to --method ista of --framework torch, got --method ista"),
+    ("--threads 2", "threads must be 0 with --framework jax, got 2"),
+    ("--method gsparsity --cutout 8", "cutout must be 0 with --framework jax, got 8"),
+    ("--device tpu", "device must be one that JAX finds on this machine"),
+    ("--processes 2", "--processes and --process belong to --coordinator, which is missing"),
+    ("--coordinator localhost:1 --processes two --process 0", "--processes must be a number >= 0, got 'two'"),
+    ("--coordinator localhost:1 --processes 2 --process 2", r"process must lie in \[0, processes\)"),
+])  # fmt: skip
+def test_options_that_do_not_apply_are_refused(words, text, images, tmp_path):
+    with pytest.raises(SystemExit, match=text):
+        nas_cifar10.main([*TINY_JAX[:2], "--preset", "small", *words.split(), "--data-dir", str(images), "--out", str(tmp_path)])
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "join_devices", lambda device: eight_devices())
+    with pytest.raises(SystemExit, match="batch must be a multiple of the 8 devices, got 6"):
+        nas_cifar10.main([*TINY_JAX, "--batch", "6", "--data-dir", str(images), "--out", str(tmp_path)])
+
+
+def eight_devices():
+    class Eight(type(join_devices("cpu"))):
+        count = 8
+
+    return Eight(join_devices("cpu").mesh)
+
+
+def test_a_run_with_other_settings_is_not_continued(images, tmp_path, monkeypatch):
+    main, argv, _ = command("gsparsity", images, None)
+    argv = [*argv, "--out", str(tmp_path)]
+    stopped(monkeypatch, main, argv, 1)
+    with pytest.raises(SystemExit, match="already contains a run: continue it with --resume"):
+        main(argv)
+    with pytest.raises(SystemExit, match=r"in the checkpoint mu is 0\.4, not 0\.5"):
+        main([*argv, "--resume", "--mu", "0.5"])
+
+
+def searches(images, corpus, tmp_path, **own):
+    """A search of each kind, ready for its first step."""
+    make = {
+        "images": (CifarSearch, registry.CIFAR["sparse_supernet"], {"space": "cherry", "images": 32, "channels": 2, "layers": 3}),
+        "text": (TextSearch, registry.TEXT["sparse_supernet"], {"hidden": 6, "bptt": 9, "tokens": 300}),
+    }
+    for name, (kind, method, options) in make.items():
+        preset = method.presets["small"]
+        where = {"data_dir": images if name == "images" else corpus, "out": tmp_path, "batch": 8}
+        settings = type(preset)(**{**vars(preset), **where, **options, **own})
+        yield name, kind(method.method, settings, 0, tmp_path / name, join_devices("cpu"))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
+    programs = {}
+    for name, search in searches(images, corpus, tmp_path, order=order):
+        search.begin_epoch()
+        place = search.place(next(iter(search.batches())))
+        programs |= {f"{name}, architecture": partial(search.steps._architecture, probes=True)}
+        programs |= {f"{name}, weights": search.steps._weights}
+        args = (search.search, search.data, place)
+        for step in list(programs):
+            if step.startswith(name):
+                check_program(programs[step], args)
+    if order == "first":
+        settings = gsparsity.GSparsitySettings(
+            data_dir=images, images=32, valid_images=8, channels=2, layers=3, space="cherry", batch=8, out=tmp_path
+        )
+        search = gsparsity.GSparsitySearch(settings, 0, tmp_path, join_devices("cpu"))
+        search.begin_epoch()
+        place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
+        check_program(search._step, (search.search, search.train, *place))
+
+
+def check_program(step, args):
+    text = jax.export.export(jax.jit(step), platforms=["tpu"])(*args).mlir_module()
+    assert "f64" not in text and "callback" not in text
+
+
+def test_no_step_is_compiled_twice(images, corpus, tmp_path):
+    """Strength, learning rate, place and length of the window, and active paths are inputs of one program.
+
+    On text there is one for each set of nodes with paths.
+    """
+    for name, search in searches(images, corpus, tmp_path, epochs=3, strength_step=0.3, arch_lr=0.02):
+        for epoch in range(3):
+            search.epoch, search.step = epoch, 0
+            search.begin_epoch()
+            for batch in search.batches():
+                search.train_step(batch)
+                search.step += 1
+        assert search.steps.architecture._cache_size() == search.steps.weights._cache_size() == len(search.programs), name
+        assert len(search.programs) <= (1 if name == "images" else len(search.space.layout.nodes)), name
+
+
+# -- whole command lines, in processes of their own ---------------------------------------------
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+
+
+def start(words, devices=1, **options):
+    return subprocess.Popen([sys.executable, str(ROOT / "examples" / words[0]), *words[1:]], env=environment(devices), **options)
+
+
+def finished(process):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def own_text(tmp_path_factory):
+    """A text of the right length, which needs no data set."""
+    folder = tmp_path_factory.mktemp("text")
+    for part, lines in (("train", 300), ("valid", 60), ("test", 60)):
+        (folder / f"{part}.txt").write_text("".join(" ".join(f"w{(s + i) % 10}" for i in range(4)) + "\n" for s in range(lines)))
+    return folder
+
+
+def text_search(own_text, out, *more):
+    words = [*TINY_TEXT_JAX, "--batch", "8", "--strength-step", "0.3", "--arch-lr", "0.02"]
+    return ["nas_ptb.py", *words, "--data-dir", str(own_text), "--out", str(out), *more]
+
+
+def numbers(file):
+    with open(file) as opened:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+
+
+@pytest.mark.commands
+def test_a_search_that_is_killed_goes_on_bit_for_bit(own_text, tmp_path):
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    finished(start(text_search(own_text, tmp_path / "whole"), **pipe))
+    words = text_search(own_text, tmp_path / "parts", "--checkpoint-minutes", "0")
+    folder = tmp_path / "parts" / "checkpoint"
+    for number in range(2):
+        seen = set(folder.iterdir()) if folder.exists() else set()
+        process = start([*words, *(["--resume"] if number else [])], **pipe)
+        while process.poll() is None and not (folder.exists() and len(set(folder.iterdir()) - seen) >= 1):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finished(start([*words, "--resume"], **pipe))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert (whole / "genotype.json").read_bytes() == (parts / "genotype.json").read_bytes()
+    assert numbers(whole / "search.csv") == numbers(parts / "search.csv")
+
+
+@pytest.mark.commands
+def test_eight_devices_and_two_processes_search_as_one_does(own_text, tmp_path):
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = [["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(i)] for i in (0, 1)]
+    runs = [start(text_search(own_text, tmp_path / "two", *words), 4, **pipe) for words in hosts]
+    printed = [finished(process) for process in runs]
+    assert "written:" in printed[0] and printed[1] == ""
+    finished(start(text_search(own_text, tmp_path / "one"), **pipe))
+    finished(start(text_search(own_text, tmp_path / "eight"), 8, **pipe))
+    for other in ("two", "eight"):
+        for row, expected in zip(numbers(tmp_path / other / "search.csv"), numbers(tmp_path / "one" / "search.csv"), strict=True):
+            assert row == pytest.approx(expected, rel=1e-3)
+        assert load_genotype(tmp_path / other / "genotype.json") == load_genotype(tmp_path / "one" / "genotype.json")
+    settings = json.loads((tmp_path / "two" / "settings.json").read_text())
+    assert settings["devices"] == 8 and settings["framework"] == "jax"
+
+
+def test_methods_have_the_same_names_and_presets_in_both_libraries():
+    from nas.methods import registry as of_torch
+
+    for ours, theirs in ((registry.CIFAR, of_torch.CIFAR), (registry.TEXT, of_torch.TEXT)):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name].presets is theirs[name].presets for name in ours)
+    assert darts.Darts.name == of_torch.darts.Darts.name
