@@ -43,11 +43,10 @@ def fast_compilation(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
-    before = {name: getattr(jax.config, name) for name in wanted}
     for name, value in wanted.items():
         jax.config.update(name, value)
     yield
-    for name, value in before.items():
+    for name, value in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
         jax.config.update(name, value)
 
 
