@@ -53,7 +53,8 @@ def module_leaves(module: nn.Module, get: Get = value) -> Leaves:
 
 def _array(p: torch.Tensor, get: Get) -> np.ndarray:
     found = get(p)
-    return (torch.zeros_like(p) if found is None else found).detach().numpy()
+    # a copy: JAX may share the memory of a NumPy array, which PyTorch would change
+    return (torch.zeros_like(p) if found is None else found).detach().numpy().copy()
 
 
 def _kernel(conv: nn.Conv2d, get: Get) -> np.ndarray:
@@ -72,6 +73,11 @@ def network_leaves(net: nn.Module, equivalent: Any, get: Get = value) -> Leaves:
     conv, norm = net.stem
     leaves = {("stem", *k): a for k, a in (_under("norm", norm, get, True) | module_leaves(conv, get)).items()}
     leaves |= _under("classifier", net.classifier, get)
+    if getattr(net, "auxiliary", None) is not None:
+        _, _, narrow, norm0, _, conv, norm1, _, _, linear = net.auxiliary
+        head = {("narrow", *k): a for k, a in (_under("pointwise", narrow, get, True) | _under("norm", norm0, get, True)).items()}
+        head |= module_leaves(conv, get) | _under("norm", norm1, get, True) | _under("classifier", linear, get)
+        leaves |= {("auxiliary", *k): a for k, a in head.items()}
     for i, cell in enumerate(net.cells):
         for name in ("preprocess0", "preprocess1"):
             leaves |= {(f"cell{i}", *k): a for k, a in _under(name, getattr(cell, name), get, True).items()}
@@ -99,7 +105,7 @@ def recurrent_like(net: torch_rnn.CellModel, model: rnn.LanguageModel) -> tuple[
     graph, params = nnx.split(model, nnx.Param)
     products = torch.stack([*net.products.values()])
     for name, value in {"embedding": net.embedding, "bias": net.bias, "entry": net.entry, "products": products}.items():
-        params[name] = params[name].replace(jnp.asarray(value.detach().numpy()))
+        params[name] = params[name].replace(jnp.asarray(value.detach().numpy().copy()))
     return graph, params
 
 

@@ -36,7 +36,8 @@ def space_of(name):
 
 def as_arrays(method):
     cells = method.space.layout.cells if hasattr(method, "space") else method.codes.cells
-    return {cell: jnp.asarray(p.detach().numpy()) for cell, p in zip(cells, method.parameters)}
+    # copied by NumPy: torch changes the parameters in place, and JAX copies later or not at all
+    return {cell: jnp.asarray(p.detach().numpy().copy()) for cell, p in zip(cells, method.parameters)}
 
 
 class Steps:

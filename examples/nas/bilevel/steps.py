@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -125,7 +125,9 @@ class CifarSteps(BilevelSteps):
         super().__init__(net, method, settings, processes, settings.momentum)
 
     def logits(self, images: Tensor, weights: Any, active: Masks | None) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16) if self.settings.amp else nullcontext():
+        if not self.settings.amp:
+            return self.net(images, weights, active)
+        with torch.autocast(self.device.type, torch.bfloat16):
             return self.net(images, weights, active).float()
 
     def losses(self, train: Batch, valid: Batch, active: Masks | None) -> tuple[gradients.Loss, gradients.Loss]:

@@ -28,12 +28,14 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from ...space.genotype import CELLS, NODES, Path
+from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
+from .convolution_kernels import convolve_p
 from .operations import (
     BatchNorm,
     ConvNorm,
     FactorizedReduce,
+    Identity,
     Noise,
     Pool,
     Rectified,
@@ -158,7 +160,7 @@ class MixedCell(nnx.Module):
 
         def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
             (node, source), paths = edge
-            return steps.at[node].add(run(steps[source], paths)), None
+            return _add_at(steps, node, run(steps[source], paths)), None
 
         return lax.scan(add_edge, steps, edges)[0]
 
@@ -172,7 +174,7 @@ class MixedCell(nnx.Module):
 
         def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
             (node, source), paths = edge
-            return steps.at[node].add(run(x[source], paths)), None
+            return _add_at(steps, node, run(x[source], paths)), None
 
         return lax.scan(add_edge, steps, edges)[0]
 
@@ -236,6 +238,11 @@ def _run_path(graph: Any, key: Array | None, x: Array, rectified: Array, path: d
     if path["computed"] is None:
         return compute()
     return lax.cond(path["computed"], compute, lambda: jnp.zeros_like(jax.eval_shape(compute)))
+
+
+def _add_at(steps: Array, index: Array, y: Array) -> Array:
+    """Add y to an entry of the first axis; `steps.at[index].add(y)` takes longer on a CPU."""
+    return lax.dynamic_update_index_in_dim(steps, lax.dynamic_index_in_dim(steps, index, 0, False) + y, index, 0)
 
 
 def _sum(terms: Sequence[Array]) -> Array:
@@ -387,19 +394,37 @@ class Supernet(nnx.Module):
     def trained(self, is_active: Mapping[str, Array]) -> nnx.State:
         """Which parameters a weight step updates: flags that broadcast against the parameters, in a state of their structure.
 
-        True for the parameters of a path that is active and starts in an input or in a node with such a path, and for all
-        parameters outside of the paths.
+        True for the parameters on which the logits depend: those of active paths that start in an input or in a node with such a
+        path, and all others but for cells and their inputs that no computed path uses.
 
         is_active: for each cell type a flag of each path, (paths,); may be traced.
         """
         flags = {kind: _reached(self.space.paths(kind), jnp.asarray(is_active[kind], bool)) for kind in CELLS}
+        uses = {
+            kind: [
+                jnp.stack([flags[kind][i] for i, path in enumerate(self.space.paths(kind)) if path.source == s]).any()
+                for s in (0, 1)
+            ]
+            for kind in CELLS
+        }
+        used = [jnp.asarray(False)] * (len(self.kinds) + 2)  # the stem as both inputs of the first cell, then the cells
+        used[-1] = jnp.asarray(True)
+        for i in reversed(range(len(self.kinds))):
+            for source in (0, 1):
+                used[i + source] |= used[i + 2] & uses[self.kinds[i]][source]
         stacks = self._stacks()
 
         def flag(name: tuple[str, ...], leaf: Array) -> Array:
-            if name[:2] not in stacks:
-                return jnp.ones((1,) * leaf.ndim, bool)
+            part, shape = name[0], (1,) * leaf.ndim
+            if part == "stem":
+                return (used[0] | used[1]).reshape(shape)
+            if part == "classifier":
+                return jnp.ones(shape, bool)
+            i = int(part.removeprefix("cell"))
+            if name[:2] not in stacks:  # preprocess0 or preprocess1
+                return (used[i + 2] & uses[self.kinds[i]][int(name[1][-1])]).reshape(shape)
             cell, stack = stacks[name[:2]]
-            return flags[cell.kind][np.array(stack.indices)].reshape(-1, *(1,) * (leaf.ndim - 1))
+            return used[i + 2] & flags[cell.kind][np.array(stack.indices)].reshape(-1, *shape[1:])
 
         params = nnx.state(self, nnx.Param)
         return _like(params, {name: flag(name, leaf) for name, leaf in _flat(params).items()})
@@ -457,3 +482,195 @@ def join_paths(net: Supernet, vectors: Vectors, rest: Mapping[tuple[str, ...], A
         for name, leaf in shapes.items()
     }
     return _like(params, stacked)
+
+
+class Cell(nnx.Module):
+    """A cell of an evaluation network: node = sum of operation(source), output = concatenation of its nodes.
+
+    Paths of one operation from sources that are complete at the same time are computed together.
+    """
+
+    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, rngs: nnx.Rngs, dtype: Any):
+        self.plan = plan
+        first = FactorizedReduce if reduced else ConvNorm
+        self.preprocess0 = first(1, before, plan.channels, True, rngs, dtype)
+        self.preprocess1 = ConvNorm(1, last, plan.channels, True, rngs, dtype)
+        for part in plan.parts:
+            for stack in part.stacks:
+                made = make(stack.operation, len(stack.paths), plan.channels, part.stride, "evaluation", rngs, dtype)
+                setattr(self, stack.name, made)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """The stacks of all parts."""
+        return [stack for part in self.plan.parts for stack in part.stacks]
+
+    def __call__(self, s0: Array, s1: Array, dropping: Dropping) -> Array:
+        x = {0: self.preprocess0(nnx.relu(s0)[None])[0], 1: self.preprocess1(nnx.relu(s1)[None])[0]}
+        into = {node: sum(path.node == node for path in self.plan.paths) for node in NODES}
+        terms: dict[int, list[Array]] = {node: [] for node in NODES if into[node]}
+        started: set[tuple[str, int]] = set()
+        while len(x) < 2 + len(terms):
+            for stack in self.stacks:
+                rows = [r for r, p in enumerate(stack.paths) if p.source in x and (stack.name, r) not in started]
+                if rows:
+                    started |= {(stack.name, row) for row in rows}
+                    for row, y in zip(rows, self._run(stack, rows, x, dropping)):
+                        terms[stack.paths[row].node].append(y)
+            x |= {node: _sum(found) for node, found in terms.items() if node not in x and len(found) == into[node]}
+        return jnp.concatenate([x[node] for node in sorted(terms)], -1)
+
+    def _run(self, stack: Stack, rows: list[int], x: Mapping[int, Array], dropping: Dropping) -> list[Array]:
+        """The outputs of these paths of a stack, each (N, H, W, C)."""
+        operation = getattr(self, stack.name)
+        sources = [stack.paths[row].source for row in rows]
+        if isinstance(operation, Identity):
+            return [x[source] for source in sources]
+        if isinstance(operation, Rectified):
+            rectified = {source: nnx.relu(x[source]) for source in set(sources)}
+            outputs = list(operation(jnp.stack([rectified[source] for source in sources]), rows))
+        elif isinstance(operation, Noise):
+            outputs = [operation(x[source], dropping.next_key("noise operations")) for source in sources]
+        else:
+            pooled = {source: operation(x[source][None])[0] for source in set(sources)}
+            outputs = [pooled[source] for source in sources]
+        return dropping(outputs)
+
+
+class Dropping:
+    """Drop path, and the random numbers of one pass over a network. probability None: no path is dropped."""
+
+    def __init__(self, probability: Array | float | None, key: Array | None):
+        self.probability, self.key, self.count = probability, key, 0
+
+    def next_key(self, use: str) -> Array:
+        if self.key is None:
+            raise ValueError(f"key must be a jax.random key for {use}, got None")
+        self.count += 1
+        return jax.random.fold_in(self.key, self.count)
+
+    def __call__(self, outputs: list[Array]) -> list[Array]:
+        """Set samples of each output to 0 with the probability, and scale the others up."""
+        if self.probability is None:
+            return outputs
+        keep = 1 - jnp.asarray(self.probability, jnp.float32)
+        drawn = jax.random.uniform(self.next_key("drop_path"), (len(outputs), len(outputs[0]), 1, 1, 1), jnp.float32)
+        return [x * ((u < keep) / keep).astype(x.dtype) for x, u in zip(outputs, drawn)]
+
+
+class AuxiliaryHead(nnx.Module):
+    """A second classifier on an 8x8 map; its loss is added in training."""
+
+    def __init__(self, channels: int, classes: int, rngs: nnx.Rngs, dtype: Any):
+        self.narrow = ConvNorm(1, channels, 128, True, rngs, dtype)
+        self.kernel = uniform((2, 2, 128, 768), 4 * 128, rngs, dtype)
+        self.norm = BatchNorm(1, 768, True, dtype)
+        self.classifier = Linear(768, classes, rngs, dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the logits of a map (N, H, W, C); raise ValueError if it is not 8x8, which a network has for 32x32 images."""
+        if x.shape[1:3] != (8, 8):
+            raise ValueError(f"images must be 32x32 for the auxiliary head, got {4 * x.shape[1]}x{4 * x.shape[2]}")
+        x = nnx.relu(x)
+        pooled = jnp.stack([x[:, i : i + 5, j : j + 5].mean((1, 2)) for i in (0, 3) for j in (0, 3)], 1)
+        x = nnx.relu(self.narrow(pooled.reshape(1, len(x), 2, 2, -1))[0])
+        x = jnp.einsum("nhwc,hwcd->nd", x, self.kernel[...].astype(x.dtype))
+        return self.classifier(nnx.relu(self.norm(x[None, :, None, None])[0, :, 0, 0]))
+
+
+class Network(nnx.Module):
+    """The evaluation network of a genotype for CIFAR.
+
+    All batch norms have scale and shift, and running statistics, which a pass in training mode updates (`nnx.BatchStat`).
+    `net.train()` and `net.eval()` set the mode.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        channels: int = 36,
+        layers: int = 20,
+        classes: int = 10,
+        auxiliary: bool = True,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
+        stored, kinds, genotype = jnp.promote_types(dtype, jnp.float32), cell_kinds(layers), genotype.clean()
+        stem = 3 * channels
+        self.dtype, self.layers, self.deterministic = dtype, layers, False
+        self.stem = Stem(stem, True, rngs, stored)
+        before = last = stem
+        reduced = False
+        for i, kind in enumerate(kinds):
+            if not genotype.active_nodes(kind):
+                raise ValueError(f"no path of the genotype reaches an input of the {kind} cell")
+            channels *= 2 if kind == "reduce" else 1
+            paths = genotype.paths(kind)
+            plan = CellPlan(kind, paths, parts_of(kind, paths), channels)
+            setattr(self, f"cell{i}", Cell(plan, before, last, reduced, rngs, stored))
+            before, last, reduced = last, channels * len(genotype.active_nodes(kind)), kind == "reduce"
+            if i == 2 * layers // 3 and auxiliary:
+                self.auxiliary = AuxiliaryHead(last, classes, rngs, stored)
+        self.classifier = Linear(last, classes, rngs, stored)
+
+    def __call__(
+        self, images: Array, drop_path: Array | float | None = None, key: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """Return the logits (N, classes) and those of the auxiliary head, or None in evaluation mode or if there is none.
+
+        Args:
+          images: (N, H, W, 3), H and W divisible by 4, and 32 if the auxiliary head is used.
+          drop_path: probability of drop path in training mode, for each path and sample; may be traced. None: none.
+          key: a `jax.random` key for drop path.
+
+        Raises:
+          ValueError: drop path without key, or images of another size with an auxiliary head.
+        """
+        dropping, auxiliary = Dropping(None if self.deterministic else drop_path, key), None
+        s0 = s1 = self.stem(images.astype(self.dtype))
+        for i in range(self.layers):
+            s0, s1 = s1, getattr(self, f"cell{i}")(s0, s1, dropping)
+            if i == 2 * self.layers // 3 and hasattr(self, "auxiliary") and not self.deterministic:
+                auxiliary = self.auxiliary(s1)
+        return self.classifier(s1.mean((1, 2))), auxiliary
+
+
+def network_size(net: nnx.Module, input_shape: Sequence[int] = (32, 32, 3)) -> dict[str, int]:
+    """Count the parameters and the multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
+
+    Nothing is computed: the network may be abstract, as `nnx.eval_shape(lambda: Network(genotype, rngs=nnx.Rngs(0)))` makes it.
+
+    input_shape: (H, W, 3). Returns {"parameters": ..., "macs": ...}.
+    """
+    graph, state = nnx.split(net)
+
+    def logits(state: nnx.State, images: Array) -> Any:
+        whole = nnx.merge(graph, state)
+        whole.eval()
+        return whole(images)
+
+    jaxpr = jax.make_jaxpr(logits)(state, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    params = nnx.to_flat_state(nnx.state(net, nnx.Param))
+    counted = [variable.get_value() for name, variable in params if name[0] != "auxiliary"]
+    return {"parameters": sum(math.prod(p.shape) for p in counted), "macs": _macs(jaxpr.jaxpr)}
+
+
+def _macs(jaxpr: Any) -> int:
+    """The multiply-adds of the matrix products and convolutions of a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                total += times * _macs(getattr(inner, "jaxpr", inner))
+        outputs, shapes = equation.outvars[0].aval.shape, [v.aval.shape for v in equation.invars]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += math.prod(outputs) * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += math.prod(outputs) * math.prod(shapes[1]) // features
+        elif equation.primitive is convolve_p:
+            total += math.prod(outputs) * shapes[1][1] ** 2
+    return total

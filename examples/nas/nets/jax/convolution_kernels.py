@@ -1,10 +1,11 @@
-"""Depthwise convolutions for XLA, stacked over the paths of a cell.
+"""Depthwise convolutions and pools for XLA, stacked over the paths of a cell.
 
 On a CPU XLA computes a depthwise convolution with a loop over single numbers: a 3x3 one of 8 channels takes a hundred times as
 long as nine products of shifted images. There the convolution is a sum of shifted products; elsewhere XLA's own is used.
 
-The convolution y = w * x and its two gradients are the three sides of one trilinear form <g, w * x>. Each is a JAX primitive whose
-derivatives are the other two, so that derivatives of any order, in forward and in reverse mode, run on the same fast code.
+The convolution y = w * x and its two gradients are the three sides of one trilinear form <g, w * x>. Each is a JAX primitive
+whose derivatives are the other two, so that derivatives of any order, in forward and in reverse mode, run on the same fast code.
+Pools are linear once it is known which pixel of each window is the largest; a pool and its transpose are a pair of primitives.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -98,10 +100,7 @@ def _input_shape(g: Any, weight: Any, *, size: tuple[int, int], stride: int, dil
 
 
 def _input_shifted(g: Array, weight: Array, *, size: tuple[int, int], stride: int, dilation: int) -> Array:
-    if stride > 1:  # zeros between the pixels of g turn it into a convolution of stride 1
-        holes = [(0, n - 1 - (m - 1) * stride, stride - 1) for n, m in zip(size, g.shape[2:4])]
-        g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), (0, 0, 0), *holes, (0, 0, 0)])
-    return _convolve_shifted(g, weight[:, ::-1, ::-1], stride=1, dilation=dilation)
+    return _convolve_shifted(_with_holes(g, size, stride), weight[:, ::-1, ::-1], stride=1, dilation=dilation)
 
 
 def _input_xla(g: Array, weight: Array, *, size: tuple[int, int], stride: int, dilation: int) -> Array:
@@ -124,7 +123,7 @@ def _weight_shifted(x: Array, g: Array, *, kernel: int, stride: int, dilation: i
 def _weight_of_path(x: Array, g: Array, *, kernel: int, stride: int, dilation: int) -> Array:
     """The sum of shifted products over rows, image by image: what is summed stays in the cache of the processor.
 
-    A row of pixels and channels is one long axis, which XLA vectorises. The rows of taps are a loop, so that XLA compiles one.
+    A row of pixels and channels is one long axis, which XLA vectorises.
     """
     height, width, channels = g.shape[1:]
     padded = _padded(x[None], _padding(kernel, dilation))[0]
@@ -138,14 +137,13 @@ def _weight_of_path(x: Array, g: Array, *, kernel: int, stride: int, dilation: i
         starts = [j * long for j in range(kernel)]
     grads = g.reshape(-1, height, long)
 
-    def row_of_taps(image: Array, grad: Array, row: Array) -> Array:
-        rows = lax.dynamic_slice_in_dim(image, row * dilation, (height - 1) * stride + 1)[::stride]
-        return jnp.stack([(rows[:, start : start + long] * grad).sum(0) for start in starts])
-
     def add_image(total: Array, both: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + lax.map(lambda row: row_of_taps(*both, row), jnp.arange(kernel)), None
+        image, grad = both
+        rows = [image[i * dilation : i * dilation + (height - 1) * stride + 1 : stride] for i in range(kernel)]
+        products = [(row[:, start : start + long] * grad).sum(0) for row in rows for start in starts]
+        return total + jnp.stack(products), None
 
-    total = lax.scan(add_image, jnp.zeros((kernel, kernel, long), x.dtype), (images, grads))[0]
+    total = lax.scan(add_image, jnp.zeros((kernel**2, long), x.dtype), (images, grads))[0]
     return total.reshape(kernel, kernel, width, channels).sum(2)
 
 
@@ -192,3 +190,92 @@ ad.defbilinear(
     lambda ct, x, g, kernel, **geometry: input_gradient_p.bind(g, ct, size=_size(x), **geometry),
     lambda ct, x, g, kernel, **geometry: convolve_p.bind(x, ct, **geometry),
 )
+
+
+def taps(x: Array, stride: int, fill: float = 0.0) -> list[Array]:
+    """The nine pixels that a 3x3 window with padding 1 sees, row by row: each (..., H / stride, W / stride, C)."""
+    height, width = x.shape[-3:-1]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)], constant_values=fill)
+    return [padded[..., i : i + height : stride, j : j + width : stride, :] for i in range(3) for j in range(3)]
+
+
+def max_pool(x: Array, stride: int) -> Array:
+    """The maximum of each 3x3 window. Its gradient goes to the first of several equal maxima, as in PyTorch."""
+    largest, *others = taps(lax.stop_gradient(x), stride, -jnp.inf)
+    number = jnp.zeros(largest.shape, jnp.uint8)
+    for i, tap in enumerate(others, 1):
+        number, largest = jnp.where(tap > largest, jnp.uint8(i), number), jnp.maximum(tap, largest)
+    return select_p.bind(x, number, stride=stride, size=x.shape[-3:-1])
+
+
+def avg_pool(x: Array, stride: int) -> Array:
+    """The mean of each 3x3 window, over the pixels inside the image."""
+    return average_p.bind(x, stride=stride, size=x.shape[-3:-1])
+
+
+def _select(x: Array, number: Array, *, stride: int, size: tuple[int, int]) -> Array:
+    """The tap with this number of each window."""
+    terms = [jnp.where(number == i, tap, 0) for i, tap in enumerate(taps(x, stride))]
+    return sum(terms[1:], terms[0])
+
+
+def _unselect(g: Array, number: Array, *, stride: int, size: tuple[int, int]) -> Array:
+    g, number = _with_holes(g, size, stride), _with_holes(number, size, stride)
+    terms = [jnp.where(n == 8 - i, tap, 0) for i, (n, tap) in enumerate(zip(taps(number, 1), taps(g, 1)))]
+    return sum(terms[1:], terms[0])
+
+
+def _average(x: Array, *, stride: int, size: tuple[int, int]) -> Array:
+    terms = taps(x, stride)
+    return sum(terms[1:], terms[0]) / _pixels_inside(size, stride, x.dtype)
+
+
+def _average_transposed(g: Array, *, stride: int, size: tuple[int, int]) -> Array:
+    terms = taps(_with_holes(g / _pixels_inside(size, stride, g.dtype), size, stride), 1)
+    return sum(terms[1:], terms[0])
+
+
+def _with_holes(x: Array, size: tuple[int, int], stride: int) -> Array:
+    """The pixels of an image of this size that windows are centred at, zero elsewhere."""
+    holes = [(0, n - 1 - (m - 1) * stride, stride - 1) for n, m in zip(size, x.shape[-3:-1])]
+    return lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * (x.ndim - 3), *holes, (0, 0, 0)])
+
+
+def _pixels_inside(size: tuple[int, int], stride: int, dtype: Any) -> Array:
+    """How many pixels of each window are inside the image, (H / stride, W / stride, 1)."""
+    rows, columns = (np.minimum(c + 2, n) - np.maximum(c - 1, 0) for n in size for c in [np.arange(0, n, stride)])
+    return jnp.asarray((rows[:, None] * columns)[:, :, None], dtype)
+
+
+def _linear_pair(name: str, there: Any, back: Any) -> Primitive:
+    """A primitive that is linear in its first argument, with a primitive for its transpose."""
+    pair = Primitive(f"nas_{name}"), Primitive(f"nas_{name}_transposed")
+    for made, other, function in ((pair[0], pair[1], there), (pair[1], pair[0], back)):
+        _define_linear(made, other, function)
+    return pair[0]
+
+
+def _define_linear(made: Primitive, transposed: Primitive, function: Any) -> None:
+    def shape(*arrays: Any, **geometry: Any) -> ShapedArray:
+        out = jax.eval_shape(partial(function, **geometry), *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays))
+        return ShapedArray(out.shape, out.dtype)
+
+    def jvp(primals: Any, tangents: Any, **geometry: Any) -> tuple[Any, Any]:
+        out, tangent = made.bind(*primals, **geometry), tangents[0]
+        if type(tangent) is ad.Zero:
+            return out, ad.Zero.from_primal_value(out)
+        return out, made.bind(tangent, *primals[1:], **geometry)
+
+    def transpose(ct: Any, x: Any, *others: Any, **geometry: Any) -> list:
+        found = ad.Zero(x.aval) if type(ct) is ad.Zero else transposed.bind(ct, *others, **geometry)
+        return [found, *[None] * len(others)]
+
+    made.def_abstract_eval(shape)
+    made.def_impl(lambda *arrays, **geometry: jax.jit(partial(made.bind, **geometry))(*arrays))
+    mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
+    ad.primitive_jvps[made] = jvp
+    ad.primitive_transposes[made] = transpose
+
+
+select_p = _linear_pair("select", _select, _unselect)
+average_p = _linear_pair("average", _average, _average_transposed)

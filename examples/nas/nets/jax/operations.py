@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from .convolution_kernels import IMAGE, depthwise
+from .convolution_kernels import IMAGE, avg_pool, depthwise, max_pool
 
 Form = Literal["search", "evaluation"]
 Rows = Sequence[int] | None
@@ -28,9 +28,15 @@ MOMENTUM = 0.1  # of running statistics: the share of the new batch, as in PyTor
 
 
 def uniform(shape: Sequence[int], inputs: int, rngs: nnx.Rngs, dtype: Any) -> nnx.Param:
-    """A parameter drawn as PyTorch initialises layers: U(-1 / sqrt(inputs), 1 / sqrt(inputs))."""
-    bound = 1 / math.sqrt(inputs)
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))
+    """A parameter drawn as PyTorch initialises layers: U(-1 / sqrt(inputs), 1 / sqrt(inputs)).
+
+    The numbers are NumPy's, as JAX would compile a program for each shape.
+    """
+    bound, key = 1 / math.sqrt(inputs), rngs.params()
+    if isinstance(key, jax.core.Tracer):  # in nnx.eval_shape or jit
+        return nnx.Param(jax.random.uniform(key, shape, dtype, -bound, bound))
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return nnx.Param(jnp.asarray(random.uniform(-bound, bound, shape), dtype))
 
 
 def rows_of(values: Array, rows: Rows) -> Array:
@@ -186,35 +192,6 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int] = (1, 1)) -> Arra
     """A dense convolution (N, H, W, C) -> (N, H / stride, W / stride, D), with zero padding, by an odd kernel (k, l, C, D)."""
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), strides, padding, dimension_numbers=IMAGE)
-
-
-def taps(x: Array, stride: int, fill: float) -> list[Array]:
-    """The nine pixels that a 3x3 window with padding 1 sees, row by row: each (..., H / stride, W / stride, C)."""
-    height, width = x.shape[-3:-1]
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)], constant_values=fill)
-    return [padded[..., i : i + height : stride, j : j + width : stride, :] for i in range(3) for j in range(3)]
-
-
-def max_pool(x: Array, stride: int) -> Array:
-    """The maximum of each 3x3 window. Its gradient goes to the first of several equal maxima, as in PyTorch."""
-    first, *others = taps(x, stride, -jnp.inf)
-    for tap in others:
-        first = jnp.where(tap > first, tap, first)
-    return first
-
-
-def avg_pool(x: Array, stride: int) -> Array:
-    """The mean of each 3x3 window, over the pixels inside the image."""
-    height, width = (_inside(n, stride) for n in x.shape[-3:-1])
-    total = taps(x, stride, 0.0)
-    count = (height[:, None] * width)[:, :, None]
-    return sum(total[1:], total[0]) * jnp.asarray(1 / count, x.dtype)
-
-
-def _inside(size: int, stride: int) -> np.ndarray:
-    """How many pixels of an axis each window of three has."""
-    centre = np.arange(0, size, stride)
-    return np.minimum(centre + 2, size) - np.maximum(centre - 1, 0)
 
 
 POOLS = {"max_pool_3x3": max_pool, "avg_pool_3x3": avg_pool}
