@@ -30,7 +30,7 @@ class Sizes:
 PRESETS = {
     "paper": Sizes(),
     "small": Sizes(channels=8, layers=5, batch=32, hidden=96, bptt=10, evaluated=(500, 48)),
-    "tiny": Sizes(channels=2, layers=3, batch=4, hidden=4, words=20, bptt=3, columns=2, evaluated=(8, 4)),
+    "tiny": Sizes(channels=2, layers=3, batch=4, hidden=4, words=20, bptt=3, columns=2),
 }
 
 

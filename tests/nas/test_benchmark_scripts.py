@@ -186,7 +186,7 @@ def test_a_step_in_jax_is_measured_beside_pytorch(tmp_path):
     assert done.returncode == 0, done.stderr
     torch_row, row = rows_of(tmp_path / "t.csv")
     assert (torch_row["case"], row["case"]) == ("recurrent first order", "jax, recurrent first order")
-    assert float(row["search_compile_cpu_s"]) > float(row["compile_cpu_s"]) > 0 < float(row["buffers_mib"])
+    assert float(row["compile_cpu_s"]) > 0 < float(row["buffers_mib"])
 
 
 @pytest.mark.commands
