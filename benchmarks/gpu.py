@@ -106,6 +106,11 @@ TRITON = (
     (r"^(.*: left out, .*)", "{0}"),
 )
 STEP = ((r"^((?!published).*): (\S+) s, (\d+) MiB$", "{0} {1} s, {2} MiB"), (r"^(.*: left out, .*)", "{0}"))
+STEP_JAX = (
+    (r"^((?!jax|published).*): (\S+) s, (\d+) MiB$", "PyTorch, {0} {1} s, {2} MiB"),
+    (r"^(jax, .*): (\S+) s, (\d+) MiB, compiled in (\S+) s$", "{0} {1} s, {2} MiB, compiled in {3} s"),
+    (r"^(.*: left out, .*)", "{0}"),
+)
 TESTED = ((r"^=+ (.*\d (?:passed|failed|skipped|deselected|error).*) =+$", "{0}"), (r"^FAILED (\S+)", "failed: {0}"))
 PRUNED = ((r"^ +\S+ +0 +(\S+%) +(\S+%) +(\S+%) +\S+ *(\S*)$", "pruned {0}: {1} before the cut, {2} after it, retrained {3}"),)
 
@@ -192,6 +197,34 @@ PARTS = (
         share=0.4,
         patterns=STEP,
         keeps=("search_step.csv",),
+    ),
+    Part(
+        name="steps jax, text",
+        words=("benchmarks/search_step.py", "--framework", "jax", "--only", "recurrent first"),
+        more=("--rounds", "3", "--device", "{device}", "--out", "{out}/search_step_jax.csv"),
+        dry=("--preset", "tiny", "--rounds", "1"),
+        share=0.4,
+        patterns=STEP_JAX,
+        keeps=("search_step_jax.csv",),
+        devices=("cpu", "gpu", "tpu"),
+    ),
+    Part(
+        name="steps jax, images",
+        words=(
+            "benchmarks/search_step.py",
+            "--framework",
+            "jax",
+            "--only",
+            "sparse_supernet first",
+            "darts second",
+            "gsparsity,",
+        ),
+        more=("--rounds", "3", "--device", "{device}", "--out", "{out}/search_step_jax.csv"),
+        dry=("--preset", "tiny", "--rounds", "1", "--only", "weight step, all"),
+        share=0.6,
+        patterns=STEP_JAX,
+        keeps=("search_step_jax.csv",),
+        devices=("cpu", "gpu", "tpu"),
     ),
     Part(
         name="steps compiled, text",

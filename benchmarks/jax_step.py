@@ -19,9 +19,10 @@ RATE, STRENGTH = 1e-3, 1e-4
 
 
 def on_one_thread(device: str) -> None:
-    """Confine this process to one core. XLA reads the number of cores when it starts."""
+    """Confine this process to one core, different processes to different ones. XLA reads the number of cores when it starts."""
     if device == "cpu" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 def backend() -> str:

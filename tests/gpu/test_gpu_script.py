@@ -113,6 +113,12 @@ SAID = {
         "darts first order                      2.4303    1327   0.386   0.381 - 0.391   of published, darts first order",
         "darts first order 2.43 s, 1327 MiB; gsparsity: left out, CUDA out of memory",
     ),
+    "steps jax, text": (
+        "recurrent first order: 0.1 s, 900 MiB\njax, recurrent first order: 0.05 s, 700 MiB, compiled in 30.1 s\n"
+        "case                                       seconds     MiB     arrays MiB  compile CPU s    ratio   range\n"
+        "recurrent first order                       0.1000     900",
+        "PyTorch, recurrent first order 0.1 s, 900 MiB; jax, recurrent first order 0.05 s, 700 MiB, compiled in 30.1 s",
+    ),
     "tests": (
         "FAILED tests/gpu/test_gpu.py::test_x[a] - AssertionError\n======= 1 failed, 164 passed in 71.20s (0:01:11) =======",
         "failed: tests/gpu/test_gpu.py::test_x[a]; 1 failed, 164 passed in 71.20s (0:01:11)",

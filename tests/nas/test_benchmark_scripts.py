@@ -1,8 +1,12 @@
 """The benchmark scripts that run searches. Each test imports its script itself: one that is broken fails its own tests only."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from nas.engine import report
@@ -14,6 +18,7 @@ from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train.settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS, CifarTrainSettings
 from nas_cases import rows_of
 
+ROOT = Path(__file__).parents[2]
 SIZES = "--epochs 1 --images 32 --batch 8 --channels 2 --layers 3".split()
 TRAINING = {"images": 16, "epochs": 1, "batch": 8, "channels": 2, "layers": 3, "auxiliary": 0.0, "valid_images": 16}
 
@@ -103,6 +108,103 @@ def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
     assert {n: curve[n] for n in (1, 2, 3, 5)} == pytest.approx({1: 46.08, 2: 26.72, 3: 17.59, 5: 10.83}, abs=0.1)
     assert "max_pool_3x3   below 1 % from epoch    6" in printed
     assert len(rows_of(tmp_path / "loss_free.csv")) == 18 and (tmp_path / "loss_free.png").stat().st_size > 10_000
+
+
+# -- cost of a step -----------------------------------------------------------------------------------
+
+
+def test_cases_in_jax_are_compared_with_their_equals_in_pytorch(monkeypatch):
+    import search_step
+
+    choose = functools.partial(search_step.chosen, only=[], compiled=False)
+    cases = choose("jax", "paper", device="cpu")
+    assert len(cases) == 2 * len(search_step.JAX_CASES)
+    assert all(cases[f"jax, {case}"] == (case,) for case in cases if not case.startswith("jax"))
+    alone = choose("jax", "paper", device="tpu")
+    assert list(alone) == list(search_step.JAX_CASES) and not any(alone.values()), "PyTorch does not run on a TPU"
+    monkeypatch.setattr(search_step.importlib.util, "find_spec", lambda name: None)
+    assert choose("jax", "small", device="cpu") == alone
+    assert not any(
+        "published" in word for case, bases in choose("torch", "small", device="cpu").items() for word in (case, *bases)
+    )
+    assert list(search_step.chosen("torch", "paper", ["recurrent second"], False, "cpu")) == [
+        "published, recurrent second order",
+        "recurrent second order",
+    ]
+
+
+def test_steps_of_both_libraries_take_turns(tmp_path, capsys, monkeypatch):
+    import search_step
+
+    order = []
+
+    class Pretended:
+        def __init__(self, case, *args):
+            self.case = case
+
+        def measure(self):
+            order.append(self.case)
+            if "tenth" in self.case:
+                raise RuntimeError("out of memory\nmore")
+            more = {"compile_wall": 20.0, "compile_cpu": 30.0, "buffers_mib": 7.0} if "jax" in self.case else {}
+            return {"cpu": 1.0 + len(order), "mib": 100.0, **more}
+
+        def close(self):
+            order.append("end")
+
+    monkeypatch.setattr(search_step, "Apart", Pretended)
+    options = ["--framework", "jax", "--only", "recurrent second", "--rounds", "2", "--out", str(tmp_path / "t.csv")]
+    with pytest.raises(SystemExit) as ended:
+        search_step.main(options)
+    both = ["recurrent second order", "jax, recurrent second order"]
+    assert [case for case in order if case != "end"] == 2 * both and not ended.value.code
+    row = rows_of(tmp_path / "t.csv")[1]
+    assert (row["case"], row["against"], float(row["compile_cpu_s"])) == (both[1], both[0], 30.0)
+    assert float(row["ratio"]) == pytest.approx((3 / 2 + 5 / 4) / 2) and float(row["ratio_max"]) == 1.5
+    with pytest.raises(SystemExit) as ended:
+        search_step.main([*options, "--only", "a tenth of the paths"])
+    assert ended.value.code == 1 and "left out, out of memory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search_step.main(["--device", "tpu"])
+    assert "--device tpu needs --framework jax" in capsys.readouterr().err
+
+
+def test_both_libraries_have_the_paths_and_codes_of_a_case():
+    import search_cases
+
+    assert len(search_cases.tenth(98)) == len(set(search_cases.tenth(98))) == 9
+    matrices, variables = search_cases.compressed({"normal": [(7, 14), (7, 21)]})
+    assert [a.shape for a in matrices["normal"]] == [(7, 14), (7, 21)] and variables["normal"].shape == (2, 7)
+
+
+@pytest.mark.commands
+def test_a_step_in_jax_is_measured_beside_pytorch(tmp_path):
+    script = ROOT / "benchmarks" / "search_step.py"
+    options = "--framework jax --preset tiny --rounds 2 --steps 1 --only".split()
+    command = [sys.executable, str(script), *options, "recurrent first", "--out", str(tmp_path / "t.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
+    torch_row, row = rows_of(tmp_path / "t.csv")
+    assert (torch_row["case"], row["case"]) == ("recurrent first order", "jax, recurrent first order")
+    assert float(row["compile_cpu_s"]) > 0 < float(row["buffers_mib"])
+
+
+@pytest.mark.commands
+def test_depthwise_convolutions_are_measured(tmp_path):
+    script = ROOT / "benchmarks" / "depthwise_jax.py"
+    command = [sys.executable, str(script), "--tiny", "--rounds", "2", "--out", str(tmp_path / "t.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
+    assert [r["program"] for r in rows_of(tmp_path / "t.csv")] == [name for name in ("XLA", "ours", "PyTorch") for _ in range(2)]
+
+
+def test_the_process_of_a_case_in_jax_does_not_import_torch():
+    code = "import sys, search_step, search_step_jax as s; from search_cases import PRESETS; " + (
+        "s.build('recurrent first order', PRESETS['tiny'], 'cpu'); assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT}", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_found_cell_is_trained_beside_others_of_its_size(tmp_path, corpus, capsys, monkeypatch):
