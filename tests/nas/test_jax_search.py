@@ -22,14 +22,13 @@ from nas.engine.jax import run
 from nas.engine.jax.checkpoint import Checkpoints
 from nas.engine.jax.devices import join_devices
 from nas.methods.jax import darts, gsparsity, registry
-from nas.space.genotype import load_genotype
 from nas_cases import TINY_JAX, TINY_TEXT_JAX, rows_of, same
 
 ROOT = Path(__file__).parents[2]
 FILES = {"cells.png", "cells.svg", "curves.png", "genotype.json", "report.html", "search.csv", "settings.json", "weights.png"}
 # name: (main, options, after how many checkpoints it stops; an epoch of two steps writes two, and its end a third)
 RUNS = {
-    "sparse_supernet": (nas_cifar10.main, "--space cherry --strength-step 0.5 --arch-lr 0.02 --probe-every 2", (1, 4)),
+    "sparse_supernet": (nas_cifar10.main, "--space cherry --strength-step 0.5 --arch-lr 0.02", (1, 4)),
     "gsparsity": (nas_cifar10.main, "--method gsparsity --space cherry --mu 0.4 --tau 1 --valid-images 16 --lr 0.3", (5,)),
     "text": (nas_ptb.main, "--strength-step 0.3 --arch-lr 0.02 --drop-words 0.1", (3, 5)),
 }
@@ -185,13 +184,23 @@ def test_no_step_is_compiled_twice(images, corpus, tmp_path):
 # -- whole command lines, in processes of their own ---------------------------------------------
 
 
-def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A function that starts a command line on some devices, for which every program is compiled once."""
+    own = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
 
+    def of(words, devices=1):
+        environment = {**os.environ, **own, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, str(ROOT / "examples" / words[0]), *words[1:]]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-def start(words, devices=1, **options):
-    return subprocess.Popen([sys.executable, str(ROOT / "examples" / words[0]), *words[1:]], env=environment(devices), **options)
+    return of
 
 
 def finished(process):
@@ -220,40 +229,39 @@ def numbers(file):
 
 
 @pytest.mark.commands
-def test_a_search_that_is_killed_goes_on_bit_for_bit(own_text, tmp_path):
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    finished(start(text_search(own_text, tmp_path / "whole"), **pipe))
+def test_a_search_that_is_killed_goes_on_bit_for_bit(start, own_text, tmp_path):
+    finished(start(text_search(own_text, tmp_path / "whole")))
     words = text_search(own_text, tmp_path / "parts", "--checkpoint-minutes", "0")
     folder = tmp_path / "parts" / "checkpoint"
     for number in range(2):
         seen = set(folder.iterdir()) if folder.exists() else set()
-        process = start([*words, *(["--resume"] if number else [])], **pipe)
+        process = start([*words, *(["--resume"] if number else [])])
         while process.poll() is None and not (folder.exists() and len(set(folder.iterdir()) - seen) >= 1):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finished(start([*words, "--resume"], **pipe))
+    finished(start([*words, "--resume"]))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert (whole / "genotype.json").read_bytes() == (parts / "genotype.json").read_bytes()
     assert numbers(whole / "search.csv") == numbers(parts / "search.csv")
 
 
 @pytest.mark.commands
-def test_eight_devices_and_two_processes_search_as_one_does(own_text, tmp_path):
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+def test_eight_devices_and_two_processes_search_as_one_does(start, own_text, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     hosts = [["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(i)] for i in (0, 1)]
-    runs = [start(text_search(own_text, tmp_path / "two", *words), 4, **pipe) for words in hosts]
+    runs = [start(text_search(own_text, tmp_path / "two", *words), 4) for words in hosts]
     printed = [finished(process) for process in runs]
-    assert "written:" in printed[0] and printed[1] == ""
-    finished(start(text_search(own_text, tmp_path / "one"), **pipe))
-    finished(start(text_search(own_text, tmp_path / "eight"), 8, **pipe))
+    assert "written:" in printed[0] and "written:" not in printed[1]
+    finished(start(text_search(own_text, tmp_path / "one")))
+    finished(start(text_search(own_text, tmp_path / "eight"), 8))
     for other in ("two", "eight"):
         for row, expected in zip(numbers(tmp_path / other / "search.csv"), numbers(tmp_path / "one" / "search.csv"), strict=True):
             assert row == pytest.approx(expected, rel=1e-3)
-        assert load_genotype(tmp_path / other / "genotype.json") == load_genotype(tmp_path / "one" / "genotype.json")
+        names = [(tmp_path / run / "genotype.json").read_text() for run in (other, "one")]
+        assert names[0] == names[1]
     settings = json.loads((tmp_path / "two" / "settings.json").read_text())
     assert settings["devices"] == 8 and settings["framework"] == "jax"
 
