@@ -223,8 +223,11 @@ class MixedCell(nnx.Module):
 def _run_path(graph: Any, key: Array | None, x: Array, rectified: Array, path: dict) -> Array:
     """The weighted output of a path from x (N, H, W, C)."""
 
-    def compute() -> Array:
-        operation, scale = nnx.merge(graph, path["state"]), path["scale"]
+    # For the gradient only results of convolutions are kept, and norms, pools and ReLUs computed again: writing all
+    # intermediate results takes longer, and twice the memory.
+    @partial(jax.checkpoint, policy=_is_convolution, prevent_cse=False)  # within a loop XLA cannot undo it
+    def compute(x: Array, rectified: Array, state: Any, scale: Array | None) -> Array:
+        operation = nnx.merge(graph, state)
         if isinstance(operation, Rectified):
             return operation(rectified[None], None, scale)[0]
         if isinstance(operation, Pool):
@@ -235,9 +238,14 @@ def _run_path(graph: Any, key: Array | None, x: Array, rectified: Array, path: d
             return _scaled(operation(x, jax.random.fold_in(key, path["index"])), scale)
         return _scaled(x, scale)
 
+    inputs = x, rectified, path["state"], path["scale"]
     if path["computed"] is None:
-        return compute()
-    return lax.cond(path["computed"], compute, lambda: jnp.zeros_like(jax.eval_shape(compute)))
+        return compute(*inputs)
+    return lax.cond(path["computed"], compute, lambda *_: jnp.zeros_like(jax.eval_shape(compute, *inputs)), *inputs)
+
+
+def _is_convolution(primitive: Any, *_: Any, **params: Any) -> bool:
+    return primitive in (convolve_p, lax.dot_general_p, lax.conv_general_dilated_p)
 
 
 def _add_at(steps: Array, index: Array, y: Array) -> Array:
