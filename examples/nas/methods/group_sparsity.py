@@ -64,6 +64,7 @@ def search_or_bisect(
     out: Path,
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
     parameters: Callable[[Genotype], int],
+    first: Callable[[], bool],
 ) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row.
 
@@ -72,6 +73,7 @@ def search_or_bisect(
     Args:
       run: searches with settings in a folder, and returns the last row.
       parameters: of the network of 20 cells and 36 channels of a genotype.
+      first: whether this process prints and writes, where several search together.
 
     Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
     """
@@ -87,13 +89,15 @@ def search_or_bisect(
         rows[mu] = run(at, folder)
         paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
         count = paths if settings.want_paths else parameters(load_genotype(folder / "genotype.json"))
-        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
+        if first():
+            print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
         rows[mu] = {"mu": mu, "left": count, **rows[mu]}
         return count
 
     mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
-    for file in (out / f"mu-{mu:.6g}").iterdir():
-        if file.is_file() and file.name != "checkpoint.pt":
-            shutil.copy(file, out / file.name)
-    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
+    if first():
+        for file in (out / f"mu-{mu:.6g}").iterdir():
+            if file.is_file() and file.name != "checkpoint.pt":
+                shutil.copy(file, out / file.name)
+        write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
     return rows[mu]

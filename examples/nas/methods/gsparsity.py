@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from proxopt_torch import ProxSGD
 
 from ..engine import report, results
+from ..engine.command_line import first_process
 from ..engine.distributed import Processes
 from ..engine.run import launch
 from ..nets.torch import cnn
@@ -268,7 +269,7 @@ class GSparsitySearch(ImageTraining):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, genotype_parameters)
+    return search_or_bisect(settings, out, run, genotype_parameters, first_process)
 
 
 def genotype_parameters(found: genotype.Genotype) -> int:
