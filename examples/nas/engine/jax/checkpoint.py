@@ -57,12 +57,6 @@ class Checkpoints:
             raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read: {error}") from None
 
 
-def exists(out: Path) -> bool:
-    """Whether `out` contains a complete checkpoint."""
-    folder = out / FOLDER
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
-
-
 def _named(tree: Any) -> dict[str, jax.Array]:
     """The leaves by their paths, random keys as the numbers in them."""
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
