@@ -1,5 +1,6 @@
 """Searches in JAX: devices, checkpoints, images on the device."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -43,12 +44,16 @@ def test_a_checkpoint_that_is_not_complete_is_named(tmp_path):
     kept.save(1, state, {})
     with pytest.raises(ValueError, match="checkpoint must contain a complete checkpoint, but could not be read"):
         kept.state({"w": jnp.zeros(3), "v": jnp.zeros(2)})
+    kept.save(2, state, {})
     kept.close()
-    for file in (tmp_path / "checkpoint" / "1").rglob("*"):
+    for file in (tmp_path / "checkpoint" / "2").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(ValueError, match="checkpoint must contain a complete checkpoint, but could not be read"):
+    message = "checkpoint must contain a complete checkpoint, but could not be read; without 2 in it, the run continues from 1"
+    with pytest.raises(ValueError, match=message):
         Checkpoints(tmp_path).state(state)
+    shutil.rmtree(tmp_path / "checkpoint" / "2")
+    assert np.array_equal(Checkpoints(tmp_path).state(state)["w"], state["w"])
 
 
 def test_a_run_of_torch_is_not_continued_in_jax(tmp_path):

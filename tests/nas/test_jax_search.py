@@ -151,13 +151,24 @@ def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
             if step.startswith(name):
                 check_program(programs[step], args)
     if order == "first":
-        settings = gsparsity.GSparsitySettings(
-            data_dir=images, images=32, valid_images=8, channels=2, layers=3, space="cherry", batch=8, out=tmp_path
-        )
-        search = gsparsity.GSparsitySearch(settings, 0, tmp_path, join_devices("cpu"))
+        search = group_search(images, tmp_path)
         search.begin_epoch()
         place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
         check_program(search._step, (search.search, search.train, *place))
+
+
+def group_search(images, tmp_path):
+    settings = gsparsity.GSparsitySettings(
+        data_dir=images, images=32, valid_images=8, channels=2, layers=3, space="cherry", batch=8, out=tmp_path
+    )
+    return gsparsity.GSparsitySearch(settings, 0, tmp_path, join_devices("cpu"))
+
+
+def test_a_search_by_groups_that_diverges_is_ended(images, tmp_path):
+    search = group_search(images, tmp_path)
+    search.search = search.search._replace(sums=np.full(3, np.nan, np.float32))
+    with pytest.raises(ValueError, match="the train loss of epoch 1 must be finite, got nan: a lower lr may help"):
+        search.end_epoch()
 
 
 def check_program(step, args):

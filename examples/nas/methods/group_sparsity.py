@@ -26,6 +26,12 @@ def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -
     return mu * factors[weighting]
 
 
+def check_finite(loss: float, epoch: int) -> None:
+    """Raise ValueError for a training loss that is infinite or NaN, from which the search cannot recover. epoch: from 0."""
+    if not loss < math.inf:
+        raise ValueError(f"the train loss of epoch {epoch + 1} must be finite, got {loss}: a lower lr may help")
+
+
 def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
     """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
 

@@ -42,7 +42,7 @@ from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
-from .group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from .group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
 from .settings.gsparsity import GSparsitySettings
 
 
@@ -208,6 +208,7 @@ class GSparsitySearch(ImageTraining):
 
     def end_epoch(self) -> dict[str, Any]:
         row = super().end_epoch()
+        check_finite(row["train_loss"], self.epoch)
         operations = self.operations
         genotype, point = operations.genotype(), operations.point()
         regulariser = operations.regulariser()

@@ -33,7 +33,7 @@ from ...space import spaces
 from ...space.genotype import CELLS, Genotype
 from ...space.genotype import Path as CellPath
 from ...space.spaces import Masks
-from ..group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from ..group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
 from ..settings.gsparsity import GSparsitySettings
 
 EVALUATED = 500  # images of a batch in evaluations
@@ -232,6 +232,7 @@ class GSparsitySearch(Run):
     def end_epoch(self) -> dict[str, Any]:
         operations = self.operations
         loss, correct, count = np.asarray(self.search.sums, np.float64).tolist()
+        check_finite(loss / count, self.epoch)
         self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
         at_point = operations.at_prox_point(self.search)
         norms = operations.norms(at_point)
