@@ -47,6 +47,8 @@ def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, ste
 class GatedGroup:
     """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
 
+    __module__ = "nas.methods.gsparsity"  # where release 0.1.0 had it, whose checkpoints name it so
+
     def __init__(self, mu: float, gates: int):
         self.mu, self.gates = mu, gates
 
