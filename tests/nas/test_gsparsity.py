@@ -275,6 +275,13 @@ def test_groups_decay_to_nothing_under_a_penalty_that_no_gradient_balances(image
     assert all(run.operations.is_active.values()), "of a cell that would be empty nothing is taken"
 
 
+def test_a_search_that_diverges_is_ended(images, tmp_path):
+    run = search(images, tmp_path)
+    run.sums.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the train loss of epoch 1 must be finite, got nan: a lower lr may help"):
+        run.end_epoch()
+
+
 def test_the_strength_for_so_many_paths_is_looked_for(images, tmp_path, no_pictures, capsys):
     options = [*TINY_COMMAND, "--method", "gsparsity", "--space", "cherry", "--valid-images", "16", "--data-dir", str(images)]
     options += "--lr 0.3 --lr-min 0.3 --epochs 1 --mu 0.2 --bisect-runs 3".split()

@@ -1,26 +1,36 @@
 """Searches in JAX: devices, checkpoints, images on the device."""
 
+import shutil
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from nas.data.cifar_files import Images
 from nas.data.jax import PADDING, Pixels, augmented, epoch_order
-from nas.engine.jax import checkpoint, run
+from nas.engine import loop
+from nas.engine.command_line import CommandLine
+from nas.engine.jax import run
 from nas.engine.jax.checkpoint import Checkpoints
-from nas.engine.jax.devices import Hosts, join_devices
+from nas.engine.jax.devices import Devices, Hosts, join_devices
+from nas.engine.loop import checkpoint_exists
 from nas.engine.settings import RunSettings
+from nas.methods import frameworks, group_sparsity
+from nas.methods.settings.gsparsity import GSparsitySettings
 
 
 def test_a_checkpoint_returns_every_bit(tmp_path):
     devices = join_devices("cpu")
     state = devices.replicate({"w": jnp.arange(6.0).reshape(2, 3) / 7, "key": jax.random.key(3), "n": jnp.int32(4)})
     kept = Checkpoints(tmp_path)
-    assert not checkpoint.exists(tmp_path)
+    assert not checkpoint_exists(tmp_path, "jax")
     for step in (2, 5):
         kept.save(step, state, {"rows": [{"loss": float("inf"), "epoch": step}]})
     kept.close()
-    assert checkpoint.exists(tmp_path)
+    assert checkpoint_exists(tmp_path, "jax")
     found = Checkpoints(tmp_path)
     assert found.plain() == {"rows": [{"loss": float("inf"), "epoch": 5}]}
     back = found.state(jax.tree.map(jnp.zeros_like, {**state, "key": state["n"]}) | {"key": jax.random.key(0)})
@@ -34,12 +44,16 @@ def test_a_checkpoint_that_is_not_complete_is_named(tmp_path):
     kept.save(1, state, {})
     with pytest.raises(ValueError, match="checkpoint must contain a complete checkpoint, but could not be read"):
         kept.state({"w": jnp.zeros(3), "v": jnp.zeros(2)})
+    kept.save(2, state, {})
     kept.close()
-    for file in (tmp_path / "checkpoint" / "1").rglob("*"):
+    for file in (tmp_path / "checkpoint" / "2").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(ValueError, match="checkpoint must contain a complete checkpoint, but could not be read"):
+    message = "checkpoint must contain a complete checkpoint, but could not be read; without 2 in it, the run continues from 1"
+    with pytest.raises(ValueError, match=message):
         Checkpoints(tmp_path).state(state)
+    shutil.rmtree(tmp_path / "checkpoint" / "2")
+    assert np.array_equal(Checkpoints(tmp_path).state(state)["w"], state["w"])
 
 
 def test_a_run_of_torch_is_not_continued_in_jax(tmp_path):
@@ -50,9 +64,133 @@ def test_a_run_of_torch_is_not_continued_in_jax(tmp_path):
         run.launch(lambda devices: None, RunSettings(resume=True), tmp_path)
 
 
+def test_a_run_of_jax_is_not_overwritten_in_torch(tmp_path):
+    from nas.engine.run import launch
+
+    (tmp_path / "checkpoint" / "10").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="already contains a run: continue it with --resume"):
+        launch(lambda processes, device: None, RunSettings(), tmp_path)
+    with pytest.raises(ValueError, match=r"must continue a run of --framework torch, but .* contains one of --framework jax"):
+        launch(lambda processes, device: None, RunSettings(resume=True), tmp_path)
+
+
+class Count(run.Run):
+    """Three epochs of four steps, which compute nothing. saved: the steps after which it saves."""
+
+    def __init__(self, out, devices, **own):
+        super().__init__(Epochs(**own), 0, out, devices)
+        self.saved = []
+
+    def __len__(self):
+        return 4
+
+    def batches(self):
+        return iter(range(self.step, 4))
+
+    def train_step(self, batch):
+        pass
+
+    def end_epoch(self):
+        return {"valid_accuracy": 0.5}
+
+    def save(self):
+        self.saved.append((self.epoch, self.step))
+
+
+@dataclass(frozen=True)
+class Epochs(RunSettings):
+    epochs: int = 3
+
+
+def test_all_processes_save_after_the_step_that_the_first_one_chooses(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "STEPS_BETWEEN_CLOCKS", 2)
+    for late in (True, False):
+        devices = SimpleNamespace(first=True, world=2, wait=lambda: None, from_first=lambda flag, late=late: late)
+        counted = Count(tmp_path / str(late), devices, checkpoint_minutes=1e6 if late else 0)
+        counted.run()
+        within = [(epoch, step) for epoch, step in counted.saved if step]
+        assert within == ([(epoch, step) for epoch in range(3) for step in (2, 4)] if late else [])
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_table_writes_the_table(tmp_path):
+    devices = join_devices("cpu")
+    counted = Count(tmp_path, devices)
+    counted.set_progress({"epoch": 3, "step": 0, "seconds": 1.0, "rows": [{"epoch": i, "loss": i / 3} for i in range(3)]})
+    counted.run()
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 4
+
+
+def test_the_time_of_an_epoch_includes_the_steps_that_were_only_started(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(Count):
+        def wait_for_steps(self):
+            clock.now += 2.0
+
+    slow = Slow(tmp_path, join_devices("cpu"))
+    slow.run()
+    assert slow.seconds == 6.0
+
+
+def test_a_run_that_fails_leaves_no_checkpoint(tmp_path):
+    class Fails(Count):
+        def train_step(self, batch):
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Fails(tmp_path, join_devices("cpu")).run()
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
+    devices = SimpleNamespace(first=False, world=2, wait=lambda: None, all_same=lambda *flags: all(flags))
+    monkeypatch.setattr(run, "join_devices", lambda device: devices)
+    with pytest.raises(ValueError, match=r"out must be a folder that all processes share, got .*none"):
+        run.launch(lambda devices: None, RunSettings(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_process_alone_writes_the_result_of_a_bisection(first, tmp_path, capsys):
+    def search(settings, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(f"mu {settings.mu}")
+        return {"paths_normal": 3, "paths_reduce": 4}
+
+    settings = GSparsitySettings(want_paths=7, mu=0.5)
+    row = group_sparsity.search_or_bisect(settings, tmp_path, search, lambda genotype: 0, lambda: first)
+    assert (row["mu"], row["left"]) == (0.5, 7)
+    written = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert written == ({"report.html", "bisection.csv"} if first else set())
+    assert capsys.readouterr().out == ("mu 0.5: 7 paths, 7 wanted\n" if first else "")
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nas.methods.registry", None)
+    monkeypatch.delattr(sys.modules["nas.methods"], "registry", raising=False)
+    with pytest.raises(SystemExit, match=r"--framework torch needs PyTorch .* or search with --framework jax"):
+        frameworks.registry_of(CommandLine([]))
+
+
 def test_settings_without_effect_are_refused(tmp_path):
     with pytest.raises(ValueError, match="threads must be 0 with --framework jax, got 2"):
         run.launch(lambda devices: None, RunSettings(threads=2), tmp_path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_process_downloads_before_the_others_read(first, tmp_path):
+    """Several processes that unpack the same archive at once would read files of which only a part is written."""
+    events = []
+
+    class Two(Devices):
+        wait = lambda self: events.append("wait")
+
+    Two.first = first
+    two = Two(join_devices("cpu").mesh)
+    assert two.first_then_others(lambda: events.append("read") or 5) == 5
+    with pytest.raises(FileNotFoundError):
+        two.first_then_others((tmp_path / "none").read_text)
+    assert events == (["read", "wait", "wait"] if first else ["wait", "read", "wait"])
 
 
 def test_devices_that_are_not_there_are_refused():
@@ -60,6 +198,11 @@ def test_devices_that_are_not_there_are_refused():
         join_devices("tpu")
     with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, gpu, tpu, got 'mps'"):
         join_devices("mps")
+    for words in (("host", 2, 0), (":1", 2, 0), ("host:one", 2, 0)):
+        with pytest.raises(ValueError, match=f"coordinator must be auto or HOST:PORT, got '{words[0]}'"):
+            Hosts(*words)
+    with pytest.raises(ValueError, match="coordinator must be HOST:PORT where JAX finds none, got 'auto'"):
+        Hosts("auto").join()
     for words in (("host:1",), ("host:1", 2), ("host:1", 2, 2), ("auto", 2, 0)):
         with pytest.raises(ValueError, match="process"):
             Hosts(*words)

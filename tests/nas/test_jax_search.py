@@ -151,13 +151,24 @@ def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
             if step.startswith(name):
                 check_program(programs[step], args)
     if order == "first":
-        settings = gsparsity.GSparsitySettings(
-            data_dir=images, images=32, valid_images=8, channels=2, layers=3, space="cherry", batch=8, out=tmp_path
-        )
-        search = gsparsity.GSparsitySearch(settings, 0, tmp_path, join_devices("cpu"))
+        search = group_search(images, tmp_path)
         search.begin_epoch()
         place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
         check_program(search._step, (search.search, search.train, *place))
+
+
+def group_search(images, tmp_path):
+    settings = gsparsity.GSparsitySettings(
+        data_dir=images, images=32, valid_images=8, channels=2, layers=3, space="cherry", batch=8, out=tmp_path
+    )
+    return gsparsity.GSparsitySearch(settings, 0, tmp_path, join_devices("cpu"))
+
+
+def test_a_search_by_groups_that_diverges_is_ended(images, tmp_path):
+    search = group_search(images, tmp_path)
+    search.search = search.search._replace(sums=np.full(3, np.nan, np.float32))
+    with pytest.raises(ValueError, match="the train loss of epoch 1 must be finite, got nan: a lower lr may help"):
+        search.end_epoch()
 
 
 def check_program(step, args):
@@ -165,12 +176,21 @@ def check_program(step, args):
     assert "f64" not in text and "callback" not in text
 
 
+def test_every_batch_is_divided_over_the_devices(images, corpus, tmp_path):
+    for name, search in searches(images, corpus, tmp_path):
+        search.begin_epoch()
+        args = (search.search, search.data, search.place(next(iter(search.batches()))))
+        for step in (search.steps._architecture, search.steps._weights):
+            own = {"probes": True} if step == search.steps._architecture else {}
+            assert "sharding_constraint" in str(jax.make_jaxpr(partial(step, **own))(*args)), name
+
+
 def test_no_step_is_compiled_twice(images, corpus, tmp_path):
     """Strength, learning rate, place and length of the window, and active paths are inputs of one program.
 
     On text there is one for each set of nodes with paths.
     """
-    for name, search in searches(images, corpus, tmp_path, epochs=3, strength_step=0.3, arch_lr=0.02):
+    for name, search in searches(images, corpus, tmp_path, epochs=3, strength_step=0.3, arch_lr=0.02, target_paths=0):
         for epoch in range(3):
             search.epoch, search.step = epoch, 0
             search.begin_epoch()
@@ -252,11 +272,15 @@ def test_eight_devices_and_two_processes_search_as_one_does(start, own_text, tmp
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     hosts = [["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(i)] for i in (0, 1)]
-    runs = [start(text_search(own_text, tmp_path / "two", *words), 4) for words in hosts]
+    # more than 8 steps in an epoch, and small ones: large ones amplify the rounding of sums over a divided batch
+    short = ["--bptt", "4", "--lr", "0.5"]
+    # the clock of the first process alone decides when all of them write a checkpoint
+    clocks = [["--checkpoint-minutes", minutes] for minutes in ("0", "1000")]
+    runs = [start(text_search(own_text, tmp_path / "two", *words, *own, *short), 4) for words, own in zip(hosts, clocks)]
     printed = [finished(process) for process in runs]
     assert "written:" in printed[0] and "written:" not in printed[1]
-    finished(start(text_search(own_text, tmp_path / "one")))
-    finished(start(text_search(own_text, tmp_path / "eight"), 8))
+    finished(start(text_search(own_text, tmp_path / "one", *short)))
+    finished(start(text_search(own_text, tmp_path / "eight", *short), 8))
     for other in ("two", "eight"):
         for row, expected in zip(numbers(tmp_path / other / "search.csv"), numbers(tmp_path / "one" / "search.csv"), strict=True):
             assert row == pytest.approx(expected, rel=1e-3)

@@ -88,6 +88,11 @@ def test_columns_are_pieces_of_the_text_side_by_side():
         text.text_columns(np.arange(14), 5)
 
 
+def test_no_window_is_too_short_for_a_change_between_words():
+    """The mean change of the hidden state between the words of a window is NaN for a single word."""
+    assert all(words >= 2 for bptt in (2, 3) for _, words in text.windows(400, bptt, seed=0, epoch=0))
+
+
 @pytest.mark.parametrize("spread", [0.0, 5.0])
 @pytest.mark.parametrize("rows", [3, 36, 37, 38, 2000])
 def test_windows_cover_the_text_once(rows, spread):

@@ -155,7 +155,7 @@ def windows(rows: int, bptt: int, seed: int, epoch: int, spread: float = 0.0) ->
     found, start = [], 0
     while start < rows - 2:
         usual = bptt if draw.random() < 0.95 else bptt / 2
-        words = min(max(5, int(draw.normal(usual, spread))), bptt + 20) if spread else int(usual)
+        words = min(max(5, int(draw.normal(usual, spread))), bptt + 20) if spread else max(2, int(usual))
         found.append((start, min(words, rows - 1 - start)))
         start += words
     return found

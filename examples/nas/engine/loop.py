@@ -82,6 +82,13 @@ class Loop:
         """Write a checkpoint, atomically, from which the run can be continued."""
         raise TypeError(f"{type(self).__name__} must define save")
 
+    def save_is_due(self, seconds: float) -> bool:
+        """Whether to write a checkpoint within an epoch. seconds: since the last one, or since the epoch began or was resumed."""
+        return seconds > 60 * self.settings.checkpoint_minutes
+
+    def wait_for_steps(self) -> None:
+        """Wait until the steps that `train_step` has started are finished."""
+
     # -- the loop -----------------------------------------------------------------------------
 
     def progress(self) -> dict[str, Any]:
@@ -96,6 +103,8 @@ class Loop:
         """Run to the last epoch; return the row of `result`."""
         first = self.processes.first
         log = Log(self.out, self.table) if first else None
+        if log is not None and self.rows:  # a run that was killed may have written the checkpoint, but not yet the table
+            log.write(self.rows)
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
         done = self.epoch * len(self) + self.step
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
@@ -124,9 +133,36 @@ class Loop:
             now = time.monotonic()
             self.seconds += now - last
             last = now
-            if now - saved > 60 * self.settings.checkpoint_minutes:
+            if self.save_is_due(now - saved):
                 self.save()
                 saved = now
+        self.wait_for_steps()
+        self.seconds += time.monotonic() - last
+
+
+def checkpoint_exists(out: Path, framework: str) -> bool:
+    """Whether `out` contains a checkpoint of this library: the file of PyTorch, or a complete one in the folder of JAX."""
+    if framework == "torch":
+        return (out / "checkpoint.pt").exists()
+    folder = out / "checkpoint"
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def find_checkpoint(out: Path, framework: str, resume: bool) -> bool:
+    """Whether `out` contains a checkpoint of this library, from which the run must continue.
+
+    Raises:
+      FileExistsError: there is a checkpoint and `resume` is off.
+      ValueError: the checkpoint is one of the other library.
+    """
+    there = {name: checkpoint_exists(out, name) for name in ("torch", "jax")}
+    refuse_existing(any(there.values()), out, resume)
+    for name, found in there.items():
+        if found and name != framework:
+            raise ValueError(
+                f"--resume must continue a run of --framework {framework}, but {out} contains one of --framework {name}"
+            )
+    return there[framework]
 
 
 def refuse_existing(there: bool, out: Path, resume: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from . import checkpoint
 from .distributed import Processes, join_processes
-from .loop import Loop, refuse_existing, refuse_other
+from .loop import Loop, find_checkpoint, refuse_other
 
 
 class Run(Loop):
@@ -54,15 +54,14 @@ def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: P
 
     Raises:
       FileExistsError: `out` contains a run and `settings.resume` is off.
-      ValueError: a setting outside its domain; a checkpoint of other settings, or a damaged one.
+      ValueError: a setting outside its domain; a checkpoint of other settings or of JAX, or a damaged one.
     """
     if settings.threads < 0:
         raise ValueError(f"threads must be >= 0, got {settings.threads}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes, device = join_processes(settings.device)
-    there = (out / "checkpoint.pt").exists()
-    refuse_existing(there, out, settings.resume)
+    there = find_checkpoint(out, "torch", settings.resume)
     run = make(processes, device)
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,9 @@ class RunSettings(CheckedSettings):
     resume: bool = False
     """Continue the run in --out from its checkpoint."""
     device: str = "auto"
-    """auto (CUDA where available), cpu or cuda; with --framework jax also gpu and tpu."""
+    """auto (CUDA where available), cpu or cuda; with --framework jax also gpu or tpu, and auto is the fastest kind there is."""
     threads: int = 0
-    """CPU threads, for PyTorch only; 0 leaves the choice to the library."""
+    """CPU threads; 0 leaves the choice to the library."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written after every epoch, and this often within one."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir",)

@@ -17,8 +17,12 @@ def registry_of(words: CommandLine) -> ModuleType:
     text_size.
     """
     if words.option("--framework", FRAMEWORKS, "torch") == "torch":
-        from . import registry
-
+        try:
+            from . import registry
+        except ModuleNotFoundError as error:
+            raise SystemExit(
+                f"error: --framework torch needs PyTorch ({error.name} is missing): install it, or search with --framework jax"
+            ) from None
         return registry
     try:
         from .jax import registry as of_jax

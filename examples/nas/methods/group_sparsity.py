@@ -26,6 +26,12 @@ def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -
     return mu * factors[weighting]
 
 
+def check_finite(loss: float, epoch: int) -> None:
+    """Raise ValueError for a training loss that is infinite or NaN, from which the search cannot recover. epoch: from 0."""
+    if not loss < math.inf:
+        raise ValueError(f"the train loss of epoch {epoch + 1} must be finite, got {loss}: a lower lr may help")
+
+
 def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
     """The norms of groups after `steps` steps of ProxSGD with zero gradient: the effect of the penalty alone.
 
@@ -40,6 +46,8 @@ def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, ste
 
 class GatedGroup:
     """The penalty mu_k ||w||_2, whose prox clips the last `gates` entries to [0, 1], as in the published code."""
+
+    __module__ = "nas.methods.gsparsity"  # where release 0.1.0 had it, whose checkpoints name it so
 
     def __init__(self, mu: float, gates: int):
         self.mu, self.gates = mu, gates
@@ -64,6 +72,7 @@ def search_or_bisect(
     out: Path,
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
     parameters: Callable[[Genotype], int],
+    first: Callable[[], bool],
 ) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row.
 
@@ -72,6 +81,7 @@ def search_or_bisect(
     Args:
       run: searches with settings in a folder, and returns the last row.
       parameters: of the network of 20 cells and 36 channels of a genotype.
+      first: whether this process prints and writes, where several search together.
 
     Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
     """
@@ -87,13 +97,15 @@ def search_or_bisect(
         rows[mu] = run(at, folder)
         paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
         count = paths if settings.want_paths else parameters(load_genotype(folder / "genotype.json"))
-        print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
+        if first():
+            print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
         rows[mu] = {"mu": mu, "left": count, **rows[mu]}
         return count
 
     mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
-    for file in (out / f"mu-{mu:.6g}").iterdir():
-        if file.is_file() and file.name != "checkpoint.pt":
-            shutil.copy(file, out / file.name)
-    write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
+    if first():
+        for file in (out / f"mu-{mu:.6g}").iterdir():
+            if file.is_file() and file.name != "checkpoint.pt":
+                shutil.copy(file, out / file.name)
+        write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
     return rows[mu]

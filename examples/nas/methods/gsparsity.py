@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from proxopt_torch import ProxSGD
 
 from ..engine import report, results
+from ..engine.command_line import first_process
 from ..engine.distributed import Processes
 from ..engine.run import launch
 from ..nets.torch import cnn
@@ -41,7 +42,7 @@ from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
-from .group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from .group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
 from .settings.gsparsity import GSparsitySettings
 
 
@@ -207,6 +208,7 @@ class GSparsitySearch(ImageTraining):
 
     def end_epoch(self) -> dict[str, Any]:
         row = super().end_epoch()
+        check_finite(row["train_loss"], self.epoch)
         operations = self.operations
         genotype, point = operations.genotype(), operations.point()
         regulariser = operations.regulariser()
@@ -268,7 +270,7 @@ class GSparsitySearch(ImageTraining):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, genotype_parameters)
+    return search_or_bisect(settings, out, run, genotype_parameters, first_process)
 
 
 def genotype_parameters(found: genotype.Genotype) -> int:

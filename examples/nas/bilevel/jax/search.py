@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ...engine.jax.devices import Devices
-from ...engine.jax.run import Run
+from ...engine.jax.run import ARCHITECTURE, Run
 from ...space.spaces import Masks, Space
 from ..outcome import Outcome
 from ..settings import BilevelSettings
@@ -30,7 +30,6 @@ class BilevelSearch(Outcome, Run):
         super().__init__(settings, seed, out, devices)
         self.name, self.make = method.name, method
         self.points: list[dict[str, Any]] = []
-        self.key = jax.random.key(seed)
 
     def prepare(self, graph: Any, params: Any, space: Space, steps: type[BilevelSteps], steps_per_epoch: int) -> None:
         """Build the method and the steps, and copy the state to the devices."""
@@ -38,7 +37,7 @@ class BilevelSearch(Outcome, Run):
         self.space = space
         self.method = self.make(space, self.settings, steps_per_epoch)
         self.steps = steps(graph, space, self.method, self.settings, self.devices)
-        self.search = self.devices.replicate(self.steps.start(params, jax.random.fold_in(self.key, 0)))
+        self.search = self.devices.replicate(self.steps.start(params, self.keys[ARCHITECTURE]))
         self.nodes: Nodes = None
         self.programs: set[Nodes] = set()
 

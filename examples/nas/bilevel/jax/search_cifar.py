@@ -18,6 +18,7 @@ from flax import nnx
 from ...data import cifar_files
 from ...data.jax import Pixels, epoch_order
 from ...engine.jax.devices import Devices
+from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER
 from ...nets.jax import cnn
 from ...space import spaces
 from ...space.spaces import Masks
@@ -39,14 +40,14 @@ class CifarSearch(BilevelSearch):
     def __init__(self, method: type[Method], settings: CifarSearchSettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(method, settings, seed, out, devices)
         space = spaces.get_space(settings.space)
-        dataset = cifar_files.read_cifar(settings.data, settings.data_dir)
+        dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
         if settings.images > len(dataset.train.labels):
             raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
         half = settings.images // 2
         parts = [cifar_files.Images(*(x[i * half : (i + 1) * half] for x in dataset.train)) for i in (0, 1)]
         self.pixels = [devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts]
         dtype = jnp.bfloat16 if settings.amp else jnp.float32
-        rngs = nnx.Rngs(jax.random.fold_in(self.key, 1))
+        rngs = nnx.Rngs(self.keys[NETWORK])
         net = cnn.Supernet(space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
         graph, params = nnx.split(net, nnx.Param)
         self.half = half
@@ -59,7 +60,7 @@ class CifarSearch(BilevelSearch):
 
     def begin_epoch(self) -> None:
         super().begin_epoch()
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 2), self.epoch)
+        key = jax.random.fold_in(self.keys[ORDER], self.epoch)
         orders = [self.order(jax.random.fold_in(key, stream), self.half) for stream in (TRAIN, VALID)]
         self.data = CifarData(*self.pixels, *orders)
 
@@ -67,7 +68,7 @@ class CifarSearch(BilevelSearch):
         return iter(range(self.step, len(self)))
 
     def place(self, batch: int) -> Place:
-        return Place(np.int32(self.epoch), np.int32(batch), np.float32(self.rate()), self.key)
+        return Place(np.int32(self.epoch), np.int32(batch), np.float32(self.rate()), self.keys[BATCH])
 
     def rate(self) -> float:
         s = self.settings
@@ -87,6 +88,6 @@ class CifarSearch(BilevelSearch):
         found = []
         for start in range(0, self.half, EVALUATED):
             part = valid.images[start : start + EVALUATED], valid.labels[start : start + EVALUATED]
-            found.append(self.evaluate(self.search.params, kept, (valid, part, self.key), flags))
+            found.append(self.evaluate(self.search.params, kept, (valid, part, self.keys[EVALUATION]), flags))
         loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
         return loss / count, correct / count

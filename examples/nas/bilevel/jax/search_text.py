@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,6 +16,7 @@ from flax import nnx
 from ...data import text
 from ...data.text import perplexity
 from ...engine.jax.devices import Devices
+from ...engine.jax.run import BATCH, NETWORK
 from ...nets.jax.rnn import RecurrentSupernet, mean_loss
 from ...nets.recurrent import CELL, Drops
 from ...space import spaces
@@ -42,7 +42,7 @@ class TextSearch(TextOutcome, BilevelSearch):
         columns = lambda words: text.text_columns(words, settings.batch).astype(np.int32)
         rows = columns(self.corpus.train[: settings.tokens or None]), columns(self.corpus.valid)
         self.train_rows, self.valid_rows = rows
-        rngs = nnx.Rngs(jax.random.fold_in(self.key, 1))
+        rngs = nnx.Rngs(self.keys[NETWORK])
         net = RecurrentSupernet(space, len(self.corpus.vocabulary), settings.hidden, Drops.of(settings), rngs=rngs)
         self.graph, params = nnx.split(net, nnx.Param)
         self.prepare(self.graph, params, space, TextSteps, len(self))
@@ -75,7 +75,9 @@ class TextSearch(TextOutcome, BilevelSearch):
         places = len(self.valid_rows) - 1
         there = start % places
         numbers = (start, length, there, min(self.settings.bptt, places - there))
-        return TextPlace(np.int32(self.epoch), np.int32(self.step), np.float32(self.rate()), self.key, *map(np.int32, numbers))
+        return TextPlace(
+            np.int32(self.epoch), np.int32(self.step), np.float32(self.rate()), self.keys[BATCH], *map(np.int32, numbers)
+        )
 
     def means(self) -> tuple[float, float]:
         total, words, _ = self.take_sums()

@@ -67,7 +67,8 @@ class BilevelSteps:
     def __init__(self, graph: Any, space: Space, method: Method, settings: BilevelSettings, devices: Devices) -> None:
         self.graph, self.space, self.method, self.settings, self.devices = graph, space, method, settings, devices
         self.sgd = optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.trace(self.momentum))
-        compiled = partial(jax.jit, donate_argnames="state")
+        # split batches must not split the next state: another sharding would be another program, which hosts could not read
+        compiled = partial(jax.jit, donate_argnames="state", out_shardings=devices.replicated)
         self.architecture = compiled(self._architecture, static_argnames=("probes", "nodes"))
         self.weights = compiled(self._weights, static_argnames="nodes")
 
@@ -281,9 +282,9 @@ class TextSteps(BilevelSteps):
         key = jax.random.fold_in(jax.random.fold_in(place.key, place.epoch), place.number)
 
         def window(part: str, rows: Array, start: Array, length: Array, stream: int) -> Window:
-            found = jax.lax.dynamic_slice_in_dim(rows, start, s.bptt + 1)
+            found = self.devices.split(jax.lax.dynamic_slice_in_dim(rows, start, s.bptt + 1), axis=1)
             dropped = net.draw(jax.random.fold_in(key, stream), s.batch)
-            return Window(found[:-1], found[1:], length, state.own[part], dropped)
+            return Window(found[:-1], found[1:], length, self.devices.split(state.own[part]), dropped)
 
         return (
             window("train", data.train, place.start, place.length, TRAIN),

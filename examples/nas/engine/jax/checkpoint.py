@@ -51,16 +51,12 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, **what: Any) -> Any:
+        steps = sorted(self._manager.all_steps())
         try:
-            return self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**what))
+            return self._manager.restore(steps[-1], args=ocp.args.Composite(**what))
         except Exception as error:
-            raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read: {error}") from None
-
-
-def exists(out: Path) -> bool:
-    """Whether `out` contains a complete checkpoint."""
-    folder = out / FOLDER
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+            older = f"; without {steps[-1]} in it, the run continues from {steps[-2]}" if len(steps) > 1 else ""
+            raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read{older}: {error}") from None
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:

@@ -7,14 +7,16 @@ batch = devices.split(batch)                       # inside of jax.jit: the firs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+T = TypeVar("T")
 PLATFORMS = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "tpu": "tpu"}
 
 
@@ -24,6 +26,8 @@ class Hosts:
 
     coordinator: HOST:PORT of process 0, or "auto" where JAX finds it, as on Cloud TPU and under Slurm. processes, process: their
     number and that of this one; not needed with "auto".
+
+    Raises ValueError if they do not fit together.
     """
 
     coordinator: str
@@ -35,6 +39,9 @@ class Hosts:
             if self.processes is not None or self.process is not None:
                 raise ValueError("processes and process are found by JAX with coordinator=auto, and must be left out")
             return
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"coordinator must be auto or HOST:PORT, got {self.coordinator!r}")
         if self.processes is None or self.process is None or not 0 <= self.process < self.processes:
             raise ValueError(
                 "process must lie in [0, processes) with a coordinator that is not auto,"
@@ -42,9 +49,15 @@ class Hosts:
             )
 
     def join(self) -> None:
-        """Wait for the other processes. Must come before anything else that uses JAX."""
+        """Wait for the other processes. Must come before anything else that uses JAX.
+
+        Raises ValueError if "auto" finds no coordinator here.
+        """
         if self.coordinator == "auto":
-            jax.distributed.initialize()
+            try:
+                jax.distributed.initialize()
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"coordinator must be HOST:PORT where JAX finds none, got 'auto': {error}") from None
         else:
             jax.distributed.initialize(self.coordinator, self.processes, self.process)
 
@@ -81,15 +94,36 @@ class Devices:
         put = lambda x: jax.make_array_from_callback(np.shape(x), self.replicated, lambda part: np.asarray(x)[part])
         return jax.tree.map(lambda x: x if _is_key(x) else put(x), tree)
 
-    def split(self, tree: Any) -> Any:
-        """Divide the first axis of arrays over the devices; inside of ``jax.jit``."""
-        split = NamedSharding(self.mesh, PartitionSpec("data"))
+    def split(self, tree: Any, axis: int = 0) -> Any:
+        """Divide an axis of arrays over the devices; inside of ``jax.jit``."""
+        split = NamedSharding(self.mesh, PartitionSpec(*axis * [None], "data"))
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), tree)
 
     def check_divisible(self, name: str, count: int) -> None:
         """Raise ValueError unless every device gets the same part of a batch."""
         if count % self.count:
             raise ValueError(f"{name} must be a multiple of the {self.count} devices, got {count}")
+
+    def from_first(self, flag: bool) -> bool:
+        """The flag of the first process. All processes must call this."""
+        return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+    def all_same(self, *flags: bool) -> bool:
+        """Whether the flags are the same in all processes. All of them must call this."""
+        if self.world == 1:
+            return True
+        found = multihost_utils.process_allgather(np.array(flags))
+        return bool((found == found[0]).all())
+
+    def first_then_others(self, read: Callable[[], T]) -> T:
+        """Call ``read`` in the first process, and then in the others, which find what it downloads to a folder they share."""
+        if not self.first:
+            self.wait()
+        try:
+            return read()
+        finally:  # also where it fails: the others must not wait for ever
+            if self.first:
+                self.wait()
 
     def wait(self) -> None:
         """Wait until all processes have come here."""

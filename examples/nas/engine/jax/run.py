@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..loop import Loop, refuse_existing, refuse_other
-from . import checkpoint
+import jax
+
+from ..loop import Loop, find_checkpoint, refuse_other
 from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
 
 # settings without effect in JAX, or that the networks in JAX lack, and the only values that they may have
 WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
 MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
+ARCHITECTURE, NETWORK, ORDER, BATCH, EVALUATION = range(5)  # the random streams of a run, the indices of its keys
+STEPS_BETWEEN_CLOCKS = 8  # several processes compare their clocks only so often, as that waits for the devices
 
 
 class Run(Loop):
@@ -28,6 +31,8 @@ class Run(Loop):
     def __init__(self, settings: Any, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(settings, seed, out, devices)
         self.devices = devices
+        key = jax.random.key(seed)
+        self.keys = [jax.random.fold_in(key, stream) for stream in range(5)]
         self._checkpoints: Checkpoints | None = None
 
     def state(self) -> Any:
@@ -54,6 +59,15 @@ class Run(Loop):
         plain = {"identity": self.identity(), "progress": self.progress(), "own": self.plain()}
         self.checkpoints().save(self.epoch * MOST_STEPS + self.step, self.state(), plain)
 
+    def save_is_due(self, seconds: float) -> bool:
+        # all processes write a checkpoint after the same step, by the clock of the first one
+        if self.devices.world == 1:
+            return super().save_is_due(seconds)
+        return self.step % STEPS_BETWEEN_CLOCKS == 0 and self.devices.from_first(super().save_is_due(seconds))
+
+    def wait_for_steps(self) -> None:
+        jax.block_until_ready(self.state())
+
     def continue_from_checkpoint(self) -> None:
         """Restore the state of the checkpoint. ValueError if it is damaged or was written with other settings."""
         plain = self.checkpoints().plain()
@@ -66,7 +80,8 @@ class Run(Loop):
         try:
             return super().run()
         finally:
-            self.checkpoints().close()
+            if self._checkpoints is not None:
+                self._checkpoints.close()
 
 
 def refuse_other_settings(settings: Any) -> None:
@@ -91,13 +106,13 @@ def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str
     """
     refuse_other_settings(settings)
     devices = join_devices(settings.device)
-    there = checkpoint.exists(out)
-    other = (out / "checkpoint.pt").exists()
-    refuse_existing(there or other, out, settings.resume)
-    if other:
-        raise ValueError(f"--resume must continue a run of --framework jax, but {out} contains one of --framework torch")
+    there = find_checkpoint(out, "jax", settings.resume)
     run = make(devices)
-    out.mkdir(parents=True, exist_ok=True)
+    if devices.first:
+        out.mkdir(parents=True, exist_ok=True)
+    devices.wait()
+    if not devices.all_same(out.is_dir(), there):
+        raise ValueError(f"out must be a folder that all processes share, got {out}")
     if there:
         run.continue_from_checkpoint()
     devices.wait()

@@ -26,14 +26,14 @@ from ...data import cifar_files
 from ...data import jax as images
 from ...data.jax import Pixels, epoch_order
 from ...engine import report, results
-from ...engine.jax.devices import Devices
-from ...engine.jax.run import Run, launch
+from ...engine.jax.devices import Devices, first_process
+from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, launch
 from ...nets.jax import cnn
 from ...space import spaces
 from ...space.genotype import CELLS, Genotype
 from ...space.genotype import Path as CellPath
 from ...space.spaces import Masks
-from ..group_sparsity import GatedGroup, search_or_bisect, strength_of_group
+from ..group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
 from ..settings.gsparsity import GSparsitySettings
 
 EVALUATED = 500  # images of a batch in evaluations
@@ -189,21 +189,20 @@ class GSparsitySearch(Run):
     def __init__(self, settings: GSparsitySettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(settings, seed, out, devices)
         devices.check_divisible("batch", settings.batch)
-        dataset = cifar_files.read_cifar(settings.data, settings.data_dir)
+        dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
         first = lambda part, count: cifar_files.Images(*(x[: count or None] for x in part))
         parts = first(dataset.train, settings.images), first(dataset.test, settings.valid_images)
         self.train, self.valid = (devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts)
         if not 0 < settings.batch <= len(self.train.labels):
             raise ValueError(f"batch must lie in [1, {len(self.train.labels)}], the number of images, got {settings.batch}")
-        self.key = jax.random.key(seed)
         self.space = spaces.get_space(settings.space)
         dtype = jnp.bfloat16 if settings.amp else jnp.float32
-        rngs = nnx.Rngs(jax.random.fold_in(self.key, 1))
+        rngs = nnx.Rngs(self.keys[NETWORK])
         net = cnn.Supernet(self.space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
         self.operations = OperationGroups(net, settings)
         self.search = devices.replicate(self.operations.start())
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
-        self.weights = jax.jit(self._step, donate_argnames="state")
+        self.weights = jax.jit(self._step, donate_argnames="state", out_shardings=devices.replicated)
         self.evaluation = jax.jit(self._evaluate)
 
     def __len__(self) -> int:
@@ -219,8 +218,8 @@ class GSparsitySearch(Run):
         return self.operations.loss(state, (*batch, key), flags)[1]
 
     def begin_epoch(self) -> None:
-        self.epoch_key = jax.random.fold_in(jax.random.fold_in(self.key, 2), self.epoch)
-        self.epoch_order = self.order(jax.random.fold_in(self.epoch_key, len(self)), len(self.train.labels))
+        self.epoch_key, key = (jax.random.fold_in(self.keys[stream], self.epoch) for stream in (BATCH, ORDER))
+        self.epoch_order = self.order(key, len(self.train.labels))
 
     def batches(self) -> Iterator[int]:
         return iter(range(self.step, len(self)))
@@ -233,6 +232,7 @@ class GSparsitySearch(Run):
     def end_epoch(self) -> dict[str, Any]:
         operations = self.operations
         loss, correct, count = np.asarray(self.search.sums, np.float64).tolist()
+        check_finite(loss / count, self.epoch)
         self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
         at_point = operations.at_prox_point(self.search)
         norms = operations.norms(at_point)
@@ -257,14 +257,13 @@ class GSparsitySearch(Run):
             "restricted_accuracy": restricted[1],
             "regulariser": regulariser,
             **report.architecture_columns(genotype, point),
-            "vanished": sum(not self.search.is_active[cell][i] for cell, i in self._places()),
+            "vanished": self._vanished(),
         }
 
-    def _places(self) -> list[tuple[str, int]]:
-        """The cell and the index of the path of each group."""
-        return [
-            (cell, i) for cell in CELLS for i, path in enumerate(self.space.paths(cell)) if (cell, path) in self.operations.names
-        ]
+    def _vanished(self) -> int:
+        """The number of groups that have been dropped."""
+        active = sum(int(np.asarray(flags).sum()) for flags in self.search.is_active.values())
+        return len(self.operations.names) - active
 
     def measured(self, state: SearchState, active: Masks) -> tuple[float, float]:
         """Compute loss and accuracy on the validation images with these paths alone."""
@@ -272,7 +271,7 @@ class GSparsitySearch(Run):
         found = []
         for start in range(0, len(self.valid.labels), EVALUATED):
             part = self.valid.images[start : start + EVALUATED], self.valid.labels[start : start + EVALUATED]
-            found.append(self.evaluation(state, self.valid, part, self.key, flags))
+            found.append(self.evaluation(state, self.valid, part, self.keys[EVALUATION], flags))
         loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
         return loss / count, correct / count
 
@@ -283,7 +282,7 @@ class GSparsitySearch(Run):
         compute, logits = jax.jit(self.operations.logits), []
         for masks in ({cell: [True] * len(self.space.paths(cell)) for cell in CELLS}, self.space.masks(genotype)):
             flags = {cell: np.array(mask, bool) for cell, mask in masks.items()}
-            logits.append(np.asarray(compute(state, pixels, self.key, flags)))
+            logits.append(np.asarray(compute(state, pixels, self.keys[EVALUATION], flags)))
         return float(np.abs(logits[0] - logits[1]).max())
 
     def finish(self) -> None:
@@ -310,7 +309,7 @@ class GSparsitySearch(Run):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, genotype_parameters)
+    return search_or_bisect(settings, out, run, genotype_parameters, first_process)
 
 
 def genotype_parameters(found: Genotype) -> int:
