@@ -166,19 +166,19 @@ def test_a_saved_torch_optimizer_keeps_its_rule_when_another_loads_it(name, rule
 @pytest.mark.parametrize("name", ["HAPG", "AdamHAPG"])
 def test_a_network_in_the_stack_of_the_benchmark_is_trained_as_alone(name):
     torch, benchmark = pytest.importorskip("torch"), pytest.importorskip("extrapolation")
-    ablation, (make, lr) = benchmark.ablation, benchmark.DIGITS[name]
-    settings = ablation.Settings(seeds=2, epochs=1, batch=32, drop_last=True)
-    data, stack = ablation.Data(settings), benchmark.Stack(settings, make, lr)
+    problem, in_torch, (make, lr) = benchmark.problem, benchmark.in_torch, benchmark.DIGITS[name]
+    settings = problem.Settings(seeds=2, epochs=1, batch=32, drop_last=True)
+    data, stack = in_torch.Batches(problem.Data(settings)), benchmark.Stack(settings, make, lr)
     seed, rule, strength = 1, 2, 1
-    layers = [[torch.nn.Parameter(p[seed, :1].detach().clone()) for p in ps] for ps in ablation.initial(settings, 1)]
-    penalty = benchmark.SparseGroupLasso(benchmark.STRENGTHS[strength], 0.5, benchmark.ablation.OUTGOING)
+    layers = [[torch.nn.Parameter(p[seed, :1].detach().clone()) for p in ps] for ps in in_torch.initial(settings, 1)]
+    penalty = benchmark.SparseGroupLasso(benchmark.STRENGTHS[strength], 0.5, problem.OUTGOING)
     groups = [{"params": layers[0], "penalty": penalty}, {"params": layers[1]}]
     optimizer = make(groups, lr=lr, extrapolation=benchmark.RULES[rule])
     for images, labels in data.epoch(0):
         stack.step(images, labels)
         optimizer.zero_grad()
         one = slice(seed, seed + 1)
-        ablation.loss_of(images[one], labels[one], *([p[None] for p in ps] for ps in layers)).backward()
+        in_torch.loss_of(images[one], labels[one], *([p[None] for p in ps] for ps in layers)).backward()
         optimizer.step()
     optimizer.eval()
     place = rule * len(benchmark.STRENGTHS) + strength
