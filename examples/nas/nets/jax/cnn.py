@@ -7,8 +7,8 @@
     net = Network(genotype, channels=36, layers=20, classes=10, rngs=nnx.Rngs(0))
     logits, auxiliary = net(images)
 
-Both compute what the PyTorch networks of the same names compute, for images (N, H, W, 3). The paths of an operation whose sources
-are known at the same time are one stack (`operations`): those from both inputs of a cell, and those from each node.
+Both compute what the PyTorch networks of the same names compute, for images (N, H, W, 3). The parameters of all paths of one
+operation are one stack (`operations`); in a reduction cell those from the inputs, which have stride 2, are another.
 
 Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural architecture search as sparse supernet",
 2021 (linear weights, any number of paths).
@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import jax
@@ -30,11 +31,13 @@ from jax import Array, lax
 
 from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
+from ..convolutional import cell_kinds
 from .convolution_kernels import convolve_p
 from .operations import (
     BatchNorm,
     ConvNorm,
     FactorizedReduce,
+    Form,
     Identity,
     Noise,
     Pool,
@@ -47,11 +50,6 @@ from .operations import (
 Flags = Sequence[bool] | Array | None
 Place = tuple[tuple[str, ...], int]  # the path of a parameter in the state of a network, and an index of its first axis
 STEPS = len(NODES) + 2  # inputs and nodes of a cell
-
-
-def cell_kinds(layers: int) -> list[str]:
-    """The cell type of each layer: reduction at one third and two thirds of the depth."""
-    return ["reduce" if i in (layers // 3, 2 * layers // 3) else "normal" for i in range(layers)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +85,15 @@ def parts_of(kind: str, paths: Sequence[Path]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def computed_paths(paths: Sequence[Path], active: Sequence[bool] | None) -> list[bool]:
-    """Flags of the paths that are active and start in an input or in a node with such a path."""
-    reached, flags = {0, 1}, [False] * len(paths)
-    for i, path in sorted(enumerate(paths), key=lambda item: item[1].node):
-        if path.operation != "none" and path.source in reached and (active is None or active[i]):
-            flags[i] = True
-            reached.add(path.node)
+def computed_paths(paths: Sequence[Path], active: Sequence[bool] | Array | None) -> list[Any]:
+    """Flags of the paths that are active and start in an input or in a node with such a path: Python's, or traced ones."""
+    reached: dict[int, Any] = {0: True, 1: True}
+    flags: list[Any] = [False] * len(paths)
+    for node in NODES:
+        into = [i for i, path in enumerate(paths) if path.node == node and path.operation != "none"]
+        for i in into:
+            flags[i] = reached[paths[i].source] & (True if active is None else active[i])
+        reached[node] = reduce(or_, (flags[i] for i in into), False)
     return flags
 
 
@@ -107,74 +107,73 @@ class CellPlan:
     channels: int
 
 
-class MixedCell(nnx.Module):
-    """A cell of the supernet: node = sum of weight * operation(source), output = concatenation of its nodes.
+class PlannedCell(nnx.Module):
+    """The operations of a cell: preprocessing of both inputs, and a module for each stack of paths, under its name."""
 
-    One edge after the other runs through the same compiled code, all operations of the edge: XLA compiles a loop over 14 edges
-    in the time of one. Inactive paths are branches that are not taken.
-    """
-
-    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, form: Form, rngs: nnx.Rngs, dtype: Any):
         self.plan = plan
-        first = FactorizedReduce if reduced else ConvNorm
-        self.preprocess0 = first(1, before, plan.channels, False, rngs, dtype)
-        self.preprocess1 = ConvNorm(1, last, plan.channels, False, rngs, dtype)
+        affine, first = form == "evaluation", FactorizedReduce if reduced else ConvNorm
+        self.preprocess0 = first(1, before, plan.channels, affine, rngs, dtype)
+        self.preprocess1 = ConvNorm(1, last, plan.channels, affine, rngs, dtype)
         for part in plan.parts:
             for stack in part.stacks:
-                made = make(stack.operation, len(stack.paths), plan.channels, part.stride, "search", rngs, dtype)
-                setattr(self, stack.name, made)
+                setattr(self, stack.name, make(stack.operation, len(stack.paths), plan.channels, part.stride, form, rngs, dtype))
 
     @property
     def stacks(self) -> list[Stack]:
         """The stacks of all parts."""
         return [stack for part in self.plan.parts for stack in part.stacks]
 
+
+class MixedCell(PlannedCell):
+    """A cell of the supernet: node = sum of weight * operation(source), output = concatenation of its nodes.
+
+    One edge after the other runs through the same compiled code, all operations of the edge: XLA compiles a loop over 14 edges
+    in the time of one. Inactive paths are branches that are not taken.
+    """
+
     def __call__(self, s0: Array, s1: Array, weights: Array | None, active: Flags, key: Array | None) -> Array:
         """s0, s1: outputs of the two cells before, (N, H, W, C). weights: (paths,) or None for 1."""
         flags = self._flags(active)
         x = jnp.concatenate([self.preprocess0(nnx.relu(s0)[None]), self.preprocess1(nnx.relu(s1)[None])])
-        if self.plan.kind == "normal":
-            nodes = jnp.zeros((len(NODES), *x.shape[1:]), x.dtype)
-            steps = self._run(self.plan.parts[0], jnp.concatenate([x, nodes]), weights, flags, key)
-        else:
-            halved, inner = self.plan.parts
-            shape = jax.eval_shape(lambda x: x[:, :, ::2, ::2], x).shape
-            steps = self._halve(halved, x, jnp.zeros((STEPS, *shape[1:]), x.dtype), weights, flags, key)
-            steps = self._run(inner, steps, weights, flags, key)
+        stride = self.plan.parts[0].stride
+        half = jax.eval_shape(lambda x: x[0, :, ::stride, ::stride], x)
+        nodes = jnp.zeros((len(NODES), *half.shape), x.dtype)
+        # in a reduction cell the inputs have another size, and edges from them a part of their own
+        steps = jnp.concatenate([x if stride == 1 else jnp.zeros((2, *half.shape), x.dtype), nodes])
+        for part in self.plan.parts:
+            steps = self._add_edges(part, x if part.stride > 1 else None, steps, weights, flags, key)
         return jnp.concatenate(list(steps[2:]), -1)
 
     def _flags(self, active: Flags) -> list[bool] | Array:
         """Which paths to compute: Python flags if `active` has them, else an array."""
-        if active is not None and isinstance(active, jax.Array):
-            return _reached(self.plan.paths, active)
         flags = computed_paths(self.plan.paths, active)
+        if isinstance(active, jax.Array):
+            return jnp.stack([jnp.asarray(flag) for flag in flags])
         if not any(flags):
             raise ValueError(f"no path is active in the {'reduction' if self.plan.kind == 'reduce' else 'normal'} cell")
         return flags
 
-    def _run(self, part: Part, steps: Array, weights: Array | None, flags: list[bool] | Array, key: Array | None) -> Array:
-        """Add the paths of these edges to the nodes; steps: (6, N, H, W, C), inputs and nodes."""
-        edges, run = self._edges(part, weights, flags, key)
-        if run is None:
-            return steps
-
-        def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
-            (node, source), paths = edge
-            return _add_at(steps, node, run(steps[source], paths)), None
-
-        return lax.scan(add_edge, steps, edges)[0]
-
-    def _halve(
-        self, part: Part, x: Array, steps: Array, weights: Array | None, flags: list[bool] | Array, key: Array | None
+    def _add_edges(
+        self,
+        part: Part,
+        inputs: Array | None,
+        steps: Array,
+        weights: Array | None,
+        flags: list[bool] | Array,
+        key: Array | None,
     ) -> Array:
-        """As `_run`, for edges of stride 2 from the inputs x (2, N, 2 H, 2 W, C)."""
+        """Add the paths of these edges to the nodes.
+
+        steps: (6, N, H, W, C), inputs and nodes of the cell. inputs: where the edges start, (2, N, 2 H, 2 W, C); None: in steps.
+        """
         edges, run = self._edges(part, weights, flags, key)
         if run is None:
             return steps
 
         def add_edge(steps: Array, edge: tuple) -> tuple[Array, None]:
             (node, source), paths = edge
-            return _add_at(steps, node, run(x[source], paths)), None
+            return _add_at(steps, node, run((steps if inputs is None else inputs)[source], paths)), None
 
         return lax.scan(add_edge, steps, edges)[0]
 
@@ -319,7 +318,7 @@ class Supernet(nnx.Module):
         for i, kind in enumerate(kinds):
             width *= 2 if kind == "reduce" else 1
             plans.append(CellPlan(kind, space.paths(kind), parts[kind], width))
-            setattr(self, f"cell{i}", MixedCell(plans[-1], before, last, reduced, rngs, stored))
+            setattr(self, f"cell{i}", MixedCell(plans[-1], before, last, reduced, "search", rngs, stored))
             before, last, reduced = last, len(NODES) * width, kind == "reduce"
         self.plan = Plan(space, tuple(plans))
         self.classifier = Linear(last, classes, rngs, stored)
@@ -407,14 +406,12 @@ class Supernet(nnx.Module):
 
         is_active: for each cell type a flag of each path, (paths,); may be traced.
         """
-        flags = {kind: _reached(self.space.paths(kind), jnp.asarray(is_active[kind], bool)) for kind in CELLS}
-        uses = {
-            kind: [
-                jnp.stack([flags[kind][i] for i, path in enumerate(self.space.paths(kind)) if path.source == s]).any()
-                for s in (0, 1)
-            ]
-            for kind in CELLS
-        }
+        flags, uses = {}, {}
+        for kind in CELLS:
+            paths = self.space.paths(kind)
+            found = computed_paths(paths, jnp.asarray(is_active[kind], bool))
+            uses[kind] = [reduce(or_, (flag for flag, path in zip(found, paths) if path.source == s), False) for s in (0, 1)]
+            flags[kind] = jnp.stack([jnp.asarray(flag) for flag in found])
         used = [jnp.asarray(False)] * (len(self.kinds) + 2)  # the stem as both inputs of the first cell, then the cells
         used[-1] = jnp.asarray(True)
         for i in reversed(range(len(self.kinds))):
@@ -436,18 +433,6 @@ class Supernet(nnx.Module):
 
         params = nnx.state(self, nnx.Param)
         return _like(params, {name: flag(name, leaf) for name, leaf in _flat(params).items()})
-
-
-def _reached(paths: Sequence[Path], active: Array) -> Array:
-    """`computed_paths` of traced flags."""
-    reached = {0: jnp.asarray(True), 1: jnp.asarray(True)}
-    flags: list[Array] = [jnp.asarray(False)] * len(paths)
-    for node in NODES:
-        into = [(i, path) for i, path in enumerate(paths) if path.node == node and path.operation != "none"]
-        for i, path in into:
-            flags[i] = active[i] & reached[path.source]
-        reached[node] = jnp.stack([flags[i] for i, _ in into]).any() if into else jnp.asarray(False)
-    return jnp.stack(flags)
 
 
 def _flat(state: nnx.State) -> dict[tuple[str, ...], Array]:
@@ -492,26 +477,11 @@ def join_paths(net: Supernet, vectors: Vectors, rest: Mapping[tuple[str, ...], A
     return _like(params, stacked)
 
 
-class Cell(nnx.Module):
+class Cell(PlannedCell):
     """A cell of an evaluation network: node = sum of operation(source), output = concatenation of its nodes.
 
     Paths of one operation from sources that are complete at the same time are computed together.
     """
-
-    def __init__(self, plan: CellPlan, before: int, last: int, reduced: bool, rngs: nnx.Rngs, dtype: Any):
-        self.plan = plan
-        first = FactorizedReduce if reduced else ConvNorm
-        self.preprocess0 = first(1, before, plan.channels, True, rngs, dtype)
-        self.preprocess1 = ConvNorm(1, last, plan.channels, True, rngs, dtype)
-        for part in plan.parts:
-            for stack in part.stacks:
-                made = make(stack.operation, len(stack.paths), plan.channels, part.stride, "evaluation", rngs, dtype)
-                setattr(self, stack.name, made)
-
-    @property
-    def stacks(self) -> list[Stack]:
-        """The stacks of all parts."""
-        return [stack for part in self.plan.parts for stack in part.stacks]
 
     def __call__(self, s0: Array, s1: Array, dropping: Dropping) -> Array:
         x = {0: self.preprocess0(nnx.relu(s0)[None])[0], 1: self.preprocess1(nnx.relu(s1)[None])[0]}
@@ -616,7 +586,7 @@ class Network(nnx.Module):
             channels *= 2 if kind == "reduce" else 1
             paths = genotype.paths(kind)
             plan = CellPlan(kind, paths, parts_of(kind, paths), channels)
-            setattr(self, f"cell{i}", Cell(plan, before, last, reduced, rngs, stored))
+            setattr(self, f"cell{i}", Cell(plan, before, last, reduced, "evaluation", rngs, stored))
             before, last, reduced = last, channels * len(genotype.active_nodes(kind)), kind == "reduce"
             if i == 2 * layers // 3 and auxiliary:
                 self.auxiliary = AuxiliaryHead(last, classes, rngs, stored)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
+from ..convolutional import cell_kinds
 from .operations import (
     MAKE,
     BatchNorm,
@@ -36,11 +37,6 @@ from .operations import (
     relu_conv_norm,
     scaled,
 )
-
-
-def cell_kinds(layers: int) -> list[str]:
-    """The cell type of each layer: reduction at one third and two thirds of the depth."""
-    return ["reduce" if i in (layers // 3, 2 * layers // 3) else "normal" for i in range(layers)]
 
 
 class Supernet(nn.Module):
