@@ -129,34 +129,18 @@ def _only(a: Any, keep: np.ndarray) -> Any:
 
 def _gsparsity(name: str, sizes: Sizes, devices: Any) -> Case:
     import jax
-    from nas.data import jax as images
-    from nas.methods.jax.gsparsity import OperationGroups, is_params
+    from nas.methods.jax.gsparsity import OperationGroups
     from nas.methods.settings.gsparsity import GSparsitySettings
 
     operations = OperationGroups(_supernet("darts", sizes), GSparsitySettings(channels=sizes.channels, batch=sizes.batch))
     state = operations.start()
     if "half" in name:
-        zeroed = list(operations.names)[::2]
-        flags = {cell: np.array(found) for cell, found in state.is_active.items()}
-        for cell, path in zeroed:
-            flags[cell][operations.space.paths(cell).index(path)] = False
-        clear = lambda groups: {**groups, **{operations.names[key]: 0 * groups[operations.names[key]] for key in zeroed}}
-        without = lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part
-        optimizer = jax.tree.map(without, state.optimizer, is_leaf=is_params)
-        state = state._replace(groups=clear(state.groups), optimizer=optimizer, is_active=flags)
+        state = operations.without(state, list(operations.names)[::2])
     state, pixels, order, key = devices.replicate((state, _pixels(sizes.batch), np.arange(sizes.batch), jax.random.key(0)))
 
-    def step(state: Any, pixels: Any, order: Any, number: Any, lr: Any, key: Any) -> Any:
-        crops, noise = jax.random.split(jax.random.fold_in(key, number))
-        batch = images.augmented(pixels, order, number, sizes.batch, crops)
-        return operations.step(state, (*devices.split(batch), noise), lr)
-
-    @jax.jit
-    def evaluate(state: Any, pixels: Any) -> Any:
-        batch = images.normalised(pixels, pixels.images), pixels.labels
-        return operations.loss(state, (*devices.split(batch), key), state.is_active)[1]
-
-    jitted = jax.jit(step, donate_argnames="state")
+    jitted = jax.jit(partial(operations.batch_step, devices), donate_argnames="state")
+    evaluated = jax.jit(partial(operations.evaluated, devices))
+    evaluate = lambda state, pixels: evaluated(state, pixels, (pixels.images, pixels.labels), key, state.is_active)
     arguments = (pixels, order, np.int32(0), np.float32(1e-3), key)
     kept = jax.tree.map(np.asarray, state)
     evaluations = [partial(evaluate, kept, devices.replicate(_pixels(count))) for count in sizes.evaluated[:1]]

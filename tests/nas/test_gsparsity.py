@@ -10,7 +10,7 @@ import pytest
 import torch
 from nas.engine import bisection, checkpoint
 from nas.engine.distributed import SINGLE_PROCESS
-from nas.methods import gsparsity
+from nas.methods import group_sparsity
 from nas.methods import operation_pruning as pruning
 from nas.methods.group_sparsity import GatedGroup, loss_free
 from nas.methods.gsparsity import GSparsitySearch, OperationGroups
@@ -309,7 +309,7 @@ def test_bisection_brackets_and_halves():
     assert asked[:3] == [1.0, 4.0, 2.0]
     assert bisection.closest_strength(lambda s: 5, 7, 1.0, 3) == 1 / 16
     found = Genotype({"2": [("skip_connect", 0)]}, {})
-    assert gsparsity.genotype_parameters(found) == 0
+    assert group_sparsity.parameters_of(found, cnn.network_size) == 0
 
 
 @pytest.mark.parametrize(
@@ -326,6 +326,13 @@ def test_bisection_brackets_and_halves():
 def test_a_setting_out_of_its_domain_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         gsparsity_settings.GSparsitySettings(**options)
+
+
+@pytest.mark.parametrize("name", ["images", "valid-images"])
+def test_more_images_than_there_are_are_refused(images, tmp_path, name):
+    options = [*TINY_COMMAND, "--method", "gsparsity", "--data-dir", str(images), "--out", str(tmp_path), f"--{name}", "5000"]
+    with pytest.raises(SystemExit, match=rf"error: {name.replace('-', '_')} must be at most \d+, got 5000"):
+        nas_cifar10.main(options)
 
 
 # -- operation pruning ------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_what_is_stopped_goes_on_bit_for_bit(name, images, corpus, tmp_path, mon
 @pytest.mark.parametrize("words, text", [
     ("--method ista --one-stage", "--one-stage belongs to --method ista of --framework torch, got --method ista"),
     ("--threads 2", "threads must be 0 with --framework jax, got 2"),
+    ("--method gsparsity --images 5000", "images must be at most 160, got 5000"),
     ("--method gsparsity --cutout 8", "cutout must be 0 with --framework jax, got 8"),
     ("--device tpu", "device must be one that JAX finds on this machine"),
     ("--processes 2", "--processes and --process belong to --coordinator, which is missing"),
@@ -154,7 +155,7 @@ def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
         search = group_search(images, tmp_path)
         search.begin_epoch()
         place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
-        check_program(search._step, (search.search, search.train, *place))
+        check_program(partial(search.operations.batch_step, search.devices), (search.search, search.train, *place))
 
 
 def group_search(images, tmp_path):

@@ -1,4 +1,4 @@
-"""What a bilevel search reports and leaves, whatever library computes it: the row of an epoch, the epoch chosen, the files."""
+"""The outcome of a bilevel search, whatever library computes it: the row of an epoch, the epoch chosen, the files."""
 
 from __future__ import annotations
 

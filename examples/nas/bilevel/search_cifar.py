@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..data import cifar
+from ..data import cifar, cifar_files
 from ..engine.distributed import Processes
 from ..nets.torch import cnn
 from ..nets.torch.operations import frozen_statistics
@@ -43,8 +43,7 @@ class CifarSearch(BilevelSearch):
         super().__init__(method, settings, seed, out, processes, device)
         space = spaces.get_space(settings.space)
         dataset = cifar.load_cifar(settings.data, settings.data_dir)
-        if settings.images > len(dataset.train.labels):
-            raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
+        cifar_files.check_counts(dataset, settings.images)
         half = settings.images // 2
         parts = [dataset.train.select(slice(half)), dataset.train.select(slice(half, 2 * half))]
         self.train_set, self.valid_set = (part.to(device) for part in parts)

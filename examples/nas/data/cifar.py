@@ -38,15 +38,11 @@ class Images(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set. mean, std: of each channel, for pixels in [0, 1]."""
+class Dataset(cifar_files.Dataset):
+    """A data set as tensors."""
 
-    name: str
-    train: Images
-    test: Images
-    classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    train: Images  # type: ignore[assignment]
+    test: Images  # type: ignore[assignment]
 
     def to(self, device: torch.device | str) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))

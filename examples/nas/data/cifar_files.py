@@ -112,6 +112,13 @@ def read_cifar(name: str, data_dir: str | Path) -> Dataset:
     return Dataset(name, parts[0], parts[1], source.classes, source.mean, source.std)
 
 
+def check_counts(dataset: Dataset, images: int, valid_images: int = 0) -> None:
+    """Raise ValueError if more images are wanted than a data set has. valid_images: of the test images."""
+    for name, wanted, part in (("images", images, dataset.train), ("valid_images", valid_images, dataset.test)):
+        if wanted > len(part.labels):
+            raise ValueError(f"{name} must be at most {len(part.labels)}, got {wanted}")
+
+
 def _download(source: Source, root: Path) -> None:
     import pooch
 

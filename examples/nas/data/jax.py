@@ -1,22 +1,27 @@
-"""Images on the devices as bytes, augmented inside of a compiled step.
+"""Images on the devices as bytes, augmented inside of a compiled step, and the loss of their labels.
 
-pixels = Pixels.of(part, data.mean, data.std, devices)
-order = epoch_order(key, len(pixels.labels))
-images, labels = augmented(pixels, order, number, batch=64, key=key)          # inside of jax.jit
+    pixels = devices.replicate(Pixels.of(part, data.mean, data.std))
+    order = epoch_order(key, len(pixels.labels))
+    images, labels = augmented(pixels, order, number, batch=64, key=key)          # inside of jax.jit
+
+A batch depends on the order of the epoch, its number and its key only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from .cifar_files import Images
 
 PADDING = 4  # of random crops
+EVALUATED = 500  # images of a batch in evaluations, whose statistics normalise it
 
 
 class Pixels(NamedTuple):
@@ -60,3 +65,26 @@ def augmented(pixels: Pixels, order: Array, number: Array, batch: int, key: Arra
 def normalised(pixels: Pixels, images: Array) -> Array:
     """Bytes as float32 with mean 0 and standard deviation 1 in each channel of the data set."""
     return images.astype(jnp.float32) * (1 / (255 * pixels.std)) - pixels.mean / pixels.std
+
+
+def label_loss(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array]:
+    """The mean cross entropy in float32 or wider, and the sums of loss, correct answers and images."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if smoothing:
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), smoothing)
+        loss = optax.softmax_cross_entropy(logits, smooth).mean()
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    count = jnp.asarray(len(labels), loss.dtype)
+    return loss, jnp.stack([loss * count, (logits.argmax(1) == labels).sum().astype(loss.dtype), count])
+
+
+def mean_measures(pixels: Pixels, sums_of: Callable[[tuple[Any, Any]], Any]) -> tuple[float, float]:
+    """Mean loss and accuracy over all images, by parts of `EVALUATED`.
+
+    sums_of: the sums of `label_loss` of a part (bytes, labels).
+    """
+    parts = (slice(start, start + EVALUATED) for start in range(0, len(pixels.labels), EVALUATED))
+    found = [sums_of((pixels.images[part], pixels.labels[part])) for part in parts]
+    loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
+    return loss / count, correct / count

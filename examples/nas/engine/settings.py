@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -55,3 +56,8 @@ def check(settings: Any, counts: Sequence[str] = (), amounts: Sequence[str] = ()
     for name in shares:
         if not 0 <= getattr(settings, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings, name)}")
+
+
+def cosine(done: float) -> float:
+    """The factor of a cosine schedule, from 1 to 0, when this share of the run is done."""
+    return (1 + math.cos(math.pi * done)) / 2

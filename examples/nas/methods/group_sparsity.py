@@ -1,10 +1,10 @@
-"""What GSparsity is in every library: the weighting and the prox of its groups, their decay, and the bisection for a size."""
+"""The parts of GSparsity that all libraries share: weighting and prox of the groups, what they leave, bisection for a size."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ from proxopt import GroupL2
 
 from ..engine.bisection import closest_strength, refuse_existing_runs
 from ..engine.log import write_csv
-from ..space.genotype import Genotype, load_genotype
+from ..space.genotype import CELLS, Genotype, load_genotype
+from ..space.genotype import Path as CellPath
+from ..space.spaces import Space
 from .settings.gsparsity import GSparsitySettings, Weighting
+
+Key = tuple[str, CellPath]  # of a group: the cell type and the path
 
 
 def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -> float:
@@ -30,6 +34,33 @@ def check_finite(loss: float, epoch: int) -> None:
     """Raise ValueError for a training loss that is infinite or NaN, from which the search cannot recover. epoch: from 0."""
     if not loss < math.inf:
         raise ValueError(f"the train loss of epoch {epoch + 1} must be finite, got {loss}: a lower lr may help")
+
+
+def genotype_of(norms: Mapping[Key, float], cut: float) -> Genotype:
+    """The operations whose norm at the prox point is larger than `cut`, without dead ends."""
+    kept = {cell: [path for (c, path), norm in norms.items() if c == cell and norm > cut] for cell in CELLS}
+    return Genotype.from_paths(**kept).clean()
+
+
+def shares(space: Space, norms: Mapping[Key, float], initial: Mapping[Key, float]) -> dict[str, np.ndarray]:
+    """||w_hat_k|| / ||w_k(0)|| of each path, for pictures; 0 for paths without group."""
+    share = lambda key: norms[key] / initial[key] if key in norms else 0.0
+    return {cell: np.array([share((cell, path)) for path in space.paths(cell)], np.float32) for cell in CELLS}
+
+
+def droppable(keys: Iterable[Key], small: Collection[Key]) -> list[Key]:
+    """The groups of `small`, but for those of a cell that would lose its last connection without them."""
+    found = []
+    for cell in CELLS:
+        left = [path for c, path in keys if c == cell and (c, path) not in small]
+        if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
+            found += [key for key in small if key[0] == cell]
+    return found
+
+
+def parameters_of(found: Genotype, size_of: Callable[[Genotype], dict[str, int]]) -> int:
+    """The parameters of the network of a genotype by this function; 0 if a cell has no paths."""
+    return size_of(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0
 
 
 def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
@@ -71,7 +102,7 @@ def search_or_bisect(
     settings: GSparsitySettings,
     out: Path,
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
-    parameters: Callable[[Genotype], int],
+    size_of: Callable[[Genotype], dict[str, int]],
     first: Callable[[], bool],
 ) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row.
@@ -80,7 +111,7 @@ def search_or_bisect(
 
     Args:
       run: searches with settings in a folder, and returns the last row.
-      parameters: of the network of 20 cells and 36 channels of a genotype.
+      size_of: parameters and multiply-adds of the network of 20 cells and 36 channels of a genotype.
       first: whether this process prints and writes, where several search together.
 
     Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
@@ -96,7 +127,7 @@ def search_or_bisect(
         folder = out / f"mu-{mu:.6g}"
         rows[mu] = run(at, folder)
         paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
-        count = paths if settings.want_paths else parameters(load_genotype(folder / "genotype.json"))
+        count = paths if settings.want_paths else parameters_of(load_genotype(folder / "genotype.json"), size_of)
         if first():
             print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
         rows[mu] = {"mu": mu, "left": count, **rows[mu]}

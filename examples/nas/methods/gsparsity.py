@@ -37,12 +37,12 @@ from ..engine.run import launch
 from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
 from ..nets.torch.operations import Identity, Noise, Pool, frozen_statistics, repeated_noise
-from ..space import genotype, spaces
+from ..space import spaces
 from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
-from .group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
+from .group_sparsity import GatedGroup, check_finite, droppable, genotype_of, search_or_bisect, shares, strength_of_group
 from .settings.gsparsity import GSparsitySettings
 
 
@@ -125,21 +125,17 @@ class OperationGroups:
         """
         found = torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats.values()])).tolist()
         small = {k for (k, point), norm in zip(self.norms().items(), found) if point == 0 and norm < self.settings.vanish}
-        for cell in CELLS:
-            left = [path for c, path in self.flats if c == cell and (c, path) not in small]
-            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
-                for key in (k for k in small if k[0] == cell and self.is_active[k]):
-                    self.flats[key].clear()
-                    for buffer in self.optimizer.state[self.flats[key].vector].values():
-                        if isinstance(buffer, Tensor) and buffer.ndim:
-                            buffer.zero_()  # momentum would make it nonzero again
-                    self.is_active[key] = False
+        for key in droppable(self.flats, small):
+            if self.is_active[key]:
+                self.flats[key].clear()
+                for buffer in self.optimizer.state[self.flats[key].vector].values():
+                    if isinstance(buffer, Tensor) and buffer.ndim:
+                        buffer.zero_()  # momentum would make it nonzero again
+                self.is_active[key] = False
 
     def genotype(self) -> Genotype:
         """The operations that are nonzero at the prox point, without dead ends."""
-        norms = self.norms()
-        kept = {cell: [path for (c, path), n in norms.items() if c == cell and n > self.settings.cut] for cell in CELLS}
-        return Genotype.from_paths(**kept).clean()
+        return genotype_of(self.norms(), self.settings.cut)
 
     def regulariser(self) -> float:
         """sum_k ||w_k|| / sqrt(size_k) at the search point, the value in the published logs."""
@@ -149,9 +145,7 @@ class OperationGroups:
 
     def point(self) -> dict[str, Tensor]:
         """||w_hat_k|| / ||w_k(0)|| of each path, for pictures."""
-        norms = self.norms()
-        share = lambda key: norms[key] / self.initial[key] if key in norms else 0.0
-        return {cell: torch.tensor([share((cell, path)) for path in self.net.space.paths(cell)]) for cell in CELLS}
+        return {cell: torch.from_numpy(found) for cell, found in shares(self.net.space, self.norms(), self.initial).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The state without the weights, which are part of the network's; gates are not."""
@@ -270,11 +264,5 @@ class GSparsitySearch(ImageTraining):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, genotype_parameters, first_process)
-
-
-def genotype_parameters(found: genotype.Genotype) -> int:
-    """The parameters of the network of 20 cells and 36 channels; 0 if a cell has no paths."""
-    if not all(found.active_nodes(cell) for cell in genotype.CELLS):
-        return 0
-    return cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))["parameters"]
+    size_of = lambda found: cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
+    return search_or_bisect(settings, out, run, size_of, first_process)

@@ -12,7 +12,6 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
+from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
 
@@ -54,7 +54,7 @@ class SparseSupernet:
         self.path.step(epoch)
         if self.settings.optimizer == "hapg":
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.settings.epochs)) / 2
+                group["lr"] = self.lr * cosine(epoch / self.settings.epochs)
 
     def weights(self) -> Weights:
         return dict(zip(self.cells, self.parameters))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..engine.settings import CheckedSettings, RunSettings, check
+from ..engine.settings import CheckedSettings, RunSettings, check, cosine
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ImageTrainSettings(RunSettings):
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         done = epoch / self.epochs
-        share = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        share = cosine(done) if self.schedule == "cosine" else 1 - done
         return self.lr_min + (self.lr - self.lr_min) * share
 
 

@@ -62,6 +62,7 @@ def prepare_data(
         return batches, check, len(train.classes)
     dataset = cifar.load_cifar(settings.data, settings.data_dir).to(device)
     augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
+    cifar_files.check_counts(dataset, settings.images, settings.valid_images)
     images = dataset.train.select(slice(settings.images or None))
     plain = cifar.Augment(dataset.mean, dataset.std)
     test = dataset.test.select(slice(settings.valid_images or None))

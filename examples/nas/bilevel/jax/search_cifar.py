@@ -5,7 +5,6 @@ row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from ...data import cifar_files
-from ...data.jax import Pixels, epoch_order
+from ...data.jax import Pixels, epoch_order, mean_measures
 from ...engine.jax.devices import Devices
 from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER
+from ...engine.settings import cosine
 from ...nets.jax import cnn
 from ...space import spaces
 from ...space.spaces import Masks
@@ -26,8 +26,6 @@ from ..settings import CifarSearchSettings
 from .method import Method
 from .search import BilevelSearch
 from .steps import TRAIN, VALID, CifarData, CifarSteps, Place
-
-EVALUATED = 500  # images of a batch in evaluations, whose statistics normalise it
 
 
 class CifarSearch(BilevelSearch):
@@ -41,8 +39,7 @@ class CifarSearch(BilevelSearch):
         super().__init__(method, settings, seed, out, devices)
         space = spaces.get_space(settings.space)
         dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
-        if settings.images > len(dataset.train.labels):
-            raise ValueError(f"images must be at most {len(dataset.train.labels)}, got {settings.images}")
+        cifar_files.check_counts(dataset, settings.images)
         half = settings.images // 2
         parts = [cifar_files.Images(*(x[i * half : (i + 1) * half] for x in dataset.train)) for i in (0, 1)]
         self.pixels = [devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts]
@@ -72,7 +69,7 @@ class CifarSearch(BilevelSearch):
 
     def rate(self) -> float:
         s = self.settings
-        return s.lr_min + (s.lr - s.lr_min) * (1 + math.cos(math.pi * self.epoch / s.epochs)) / 2
+        return s.lr_min + (s.lr - s.lr_min) * cosine(self.epoch / s.epochs)
 
     def means(self) -> tuple[float, float]:
         loss, correct, count = self.take_sums()
@@ -83,11 +80,6 @@ class CifarSearch(BilevelSearch):
 
         Batch norms use the statistics of each batch of 500: the supernet has no running ones.
         """
-        valid = self.pixels[1]
+        valid, key = self.pixels[1], self.keys[EVALUATION]
         kept, flags = self.devices.replicate((weights, {cell: np.array(mask, bool) for cell, mask in active.items()}))
-        found = []
-        for start in range(0, self.half, EVALUATED):
-            part = valid.images[start : start + EVALUATED], valid.labels[start : start + EVALUATED]
-            found.append(self.evaluate(self.search.params, kept, (valid, part, self.keys[EVALUATION]), flags))
-        loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
-        return loss / count, correct / count
+        return mean_measures(valid, lambda part: self.evaluate(self.search.params, kept, (valid, part, key), flags))

@@ -213,12 +213,8 @@ class CifarSteps(BilevelSteps):
 
     def loss(self, net: Any, weights: Weights, batch: Any, is_active: Weights | None, nodes: Nodes = None) -> tuple[Array, Any]:
         pixels, labels, key = batch
-        logits = net(pixels, weights, is_active, key)  # inactive paths are branches that are not taken
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, jnp.stack(
-            [loss * len(labels), (logits.argmax(1) == labels).sum().astype(loss.dtype), len(labels) + 0 * loss]
-        )
+        # inactive paths are branches that are not taken
+        return images.label_loss(net(pixels, weights, is_active, key), labels)
 
     def after_weights(self, state: SearchState, found: Any) -> SearchState:
         return state._replace(sums=state.sums + found)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from .devices import is_key
+
 FOLDER = "checkpoint"
 KEPT = 2  # the last one, and one more for the case that the disk damages it
 
@@ -62,12 +64,8 @@ class Checkpoints:
 def _named(tree: Any) -> dict[str, jax.Array]:
     """The leaves by their paths, random keys as the numbers in them."""
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): jax.random.key_data(x) if _is_key(x) else x for path, x in found}
+    return {jax.tree_util.keystr(path): jax.random.key_data(x) if is_key(x) else x for path, x in found}
 
 
 def _wrap(found: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(found) if _is_key(like) else found
-
-
-def _is_key(x: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(found) if is_key(like) else found

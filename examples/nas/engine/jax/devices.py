@@ -1,8 +1,10 @@
-"""The devices of a run in JAX: every batch is split over all of them, and everything else is the same on each.
+"""The devices of a run in JAX, and its processes.
 
-devices = join_devices("auto")
-images = devices.replicate(images)                 # in the memory of every device
-batch = devices.split(batch)                       # inside of jax.jit: the first axis is divided over the devices
+    devices = join_devices("auto")
+    images = devices.replicate(images)                 # in the memory of every device
+    batch = devices.split(batch)                       # inside of jax.jit: the first axis is divided over the devices
+
+Every batch is split over all devices, and everything else is the same on each.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Devices:
         if self.world == 1:
             return jax.device_put(tree, self.replicated)
         put = lambda x: jax.make_array_from_callback(np.shape(x), self.replicated, lambda part: np.asarray(x)[part])
-        return jax.tree.map(lambda x: x if _is_key(x) else put(x), tree)
+        return jax.tree.map(lambda x: x if is_key(x) else put(x), tree)
 
     def split(self, tree: Any, axis: int = 0) -> Any:
         """Divide an axis of arrays over the devices; inside of ``jax.jit``."""
@@ -152,5 +154,6 @@ def join_devices(device: str) -> Devices:
     return Devices(Mesh(np.array(found), ("data",)))
 
 
-def _is_key(x: Any) -> bool:
+def is_key(x: Any) -> bool:
+    """Whether x is an array of random keys, which NumPy cannot hold."""
     return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

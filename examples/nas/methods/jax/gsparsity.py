@@ -7,7 +7,7 @@ on one leaf for each group. Supernets in JAX have no running statistics: all eva
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,21 +24,27 @@ import proxopt_jax
 from ...bilevel.jax import gradients
 from ...data import cifar_files
 from ...data import jax as images
-from ...data.jax import Pixels, epoch_order
+from ...data.jax import EVALUATED, Pixels, epoch_order, mean_measures
 from ...engine import report, results
 from ...engine.jax.devices import Devices, first_process
 from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, launch
 from ...nets.jax import cnn
 from ...space import spaces
 from ...space.genotype import CELLS, Genotype
-from ...space.genotype import Path as CellPath
 from ...space.spaces import Masks
-from ..group_sparsity import GatedGroup, check_finite, search_or_bisect, strength_of_group
+from ..group_sparsity import (
+    GatedGroup,
+    Key,
+    check_finite,
+    droppable,
+    genotype_of,
+    search_or_bisect,
+    shares,
+    strength_of_group,
+)
 from ..settings.gsparsity import GSparsitySettings
 
-EVALUATED = 500  # images of a batch in evaluations
 GATED = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "noise")  # operations without parameters, and strided skip connections
-Key = tuple[str, CellPath]
 
 
 class SearchState(NamedTuple):
@@ -111,12 +117,7 @@ class OperationGroups:
     def loss(self, state: SearchState, batch: Any, flags: Mapping[str, Array], smoothing: float = 0.0) -> tuple[Array, Array]:
         """The loss of a batch (images, labels, key), and the sums of loss, correct answers and images."""
         pixels, labels, key = batch
-        logits = self.logits(state, pixels, key, flags)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), smoothing)
-        loss = optax.softmax_cross_entropy(logits, smooth).mean()
-        count = jnp.asarray(len(labels), loss.dtype)
-        return loss, jnp.stack([loss * count, (logits.argmax(1) == labels).sum().astype(loss.dtype), count])
+        return images.label_loss(self.logits(state, pixels, key, flags), labels, smoothing)
 
     def step(self, state: SearchState, batch: Any, lr: Any) -> SearchState:
         """Take a step of ProxSGD."""
@@ -133,6 +134,19 @@ class OperationGroups:
         moved = optax.apply_updates(params, updates)
         return state._replace(**moved, optimizer=optimizer, sums=state.sums + sums)
 
+    def batch_step(
+        self, devices: Devices, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array
+    ) -> SearchState:
+        """Take a step on batch `number` of an epoch. key: of the epoch."""
+        crops, noise = jax.random.split(jax.random.fold_in(key, number))
+        found = images.augmented(pixels, order, number, self.settings.batch, crops)
+        return self.step(state, (*devices.split(found), noise), lr)
+
+    def evaluated(self, devices: Devices, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any) -> Array:
+        """The sums of loss, correct answers and images of a part of the images, normalised by its own statistics."""
+        batch = devices.split((images.normalised(pixels, part[0]), part[1]))
+        return self.loss(state, (*batch, key), flags)[1]
+
     def at_prox_point(self, state: SearchState) -> SearchState:
         """The state with the prox point for parameters, which is exactly sparse."""
         return state._replace(**proxopt_jax.prox_point(state.optimizer, {"groups": state.groups, "rest": state.rest}))
@@ -143,39 +157,27 @@ class OperationGroups:
         """The norm of each group."""
         return {key: float(np.linalg.norm(np.asarray(state.groups[name]))) for key, name in self.names.items()}
 
-    def genotype(self, norms: Mapping[Key, float]) -> Genotype:
-        """The operations whose norms at the prox point are not 0, without dead ends."""
-        kept = {cell: [path for (c, path), n in norms.items() if c == cell and n > self.settings.cut] for cell in CELLS}
-        return Genotype.from_paths(**kept).clean()
-
-    def point(self, norms: Mapping[Key, float]) -> dict[str, np.ndarray]:
-        """||w_hat_k|| / ||w_k(0)|| of each path, for pictures."""
-        share = lambda key: norms[key] / self.initial[key] if key in norms else 0.0
-        return {cell: np.array([share((cell, path)) for path in self.space.paths(cell)], np.float32) for cell in CELLS}
-
     def drop_zeroed(self, state: SearchState, points: Mapping[Key, float]) -> SearchState:
         """Set groups to 0 that are 0 at the prox point and have decayed below `vanish`; they are not computed any more.
 
         A cell that would lose its last connection keeps all its groups. points: the norms at the prox point.
         """
         small = {key for key, norm in self.norms(state).items() if points[key] == 0 and norm < self.settings.vanish}
+        return self.without(state, droppable(self.names, small))
+
+    def without(self, state: SearchState, keys: Sequence[Key]) -> SearchState:
+        """The state in which these groups are 0, with what the optimizer keeps of them, and are not computed."""
         flags = {cell: np.array(found) for cell, found in state.is_active.items()}
-        zeroed = []
-        for cell in CELLS:
-            left = [path for c, path in self.names if c == cell and (c, path) not in small]
-            if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
-                for i, path in enumerate(self.space.paths(cell)):
-                    if (cell, path) in small and flags[cell][i]:
-                        flags[cell][i] = False
-                        zeroed.append(self.names[cell, path])
-        clear = lambda groups: {**groups, **{name: jnp.zeros_like(groups[name]) for name in zeroed}}
+        for cell, path in keys:
+            flags[cell][self.space.paths(cell).index(path)] = False
+        clear = lambda groups: {**groups, **{self.names[key]: jnp.zeros_like(groups[self.names[key]]) for key in keys}}
         # momentum would make them nonzero again
-        without = lambda part: {**part, "groups": clear(part["groups"])} if is_params(part) else part
-        optimizer = jax.tree.map(without, state.optimizer, is_leaf=is_params)
+        cleared = lambda part: {**part, "groups": clear(part["groups"])} if _is_params(part) else part
+        optimizer = jax.tree.map(cleared, state.optimizer, is_leaf=_is_params)
         return state._replace(groups=clear(state.groups), optimizer=optimizer, is_active=flags)
 
 
-def is_params(part: Any) -> bool:
+def _is_params(part: Any) -> bool:
     """Whether a part of the state of the optimizer has the form of the parameters."""
     return isinstance(part, dict) and part.keys() == {"groups", "rest"}
 
@@ -190,6 +192,7 @@ class GSparsitySearch(Run):
         super().__init__(settings, seed, out, devices)
         devices.check_divisible("batch", settings.batch)
         dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
+        cifar_files.check_counts(dataset, settings.images, settings.valid_images)
         first = lambda part, count: cifar_files.Images(*(x[: count or None] for x in part))
         parts = first(dataset.train, settings.images), first(dataset.test, settings.valid_images)
         self.train, self.valid = (devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts)
@@ -202,20 +205,13 @@ class GSparsitySearch(Run):
         self.operations = OperationGroups(net, settings)
         self.search = devices.replicate(self.operations.start())
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
-        self.weights = jax.jit(self._step, donate_argnames="state", out_shardings=devices.replicated)
-        self.evaluation = jax.jit(self._evaluate)
+        self.weights = jax.jit(
+            partial(self.operations.batch_step, devices), donate_argnames="state", out_shardings=devices.replicated
+        )
+        self.evaluation = jax.jit(partial(self.operations.evaluated, devices))
 
     def __len__(self) -> int:
         return len(self.train.labels) // self.settings.batch
-
-    def _step(self, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array) -> SearchState:
-        crops, noise = jax.random.split(jax.random.fold_in(key, number))
-        found = images.augmented(pixels, order, number, self.settings.batch, crops)
-        return self.operations.step(state, (*self.devices.split(found), noise), lr)
-
-    def _evaluate(self, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any) -> Array:
-        batch = self.devices.split((images.normalised(pixels, part[0]), part[1]))
-        return self.operations.loss(state, (*batch, key), flags)[1]
 
     def begin_epoch(self) -> None:
         self.epoch_key, key = (jax.random.fold_in(self.keys[stream], self.epoch) for stream in (BATCH, ORDER))
@@ -236,7 +232,7 @@ class GSparsitySearch(Run):
         self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
         at_point = operations.at_prox_point(self.search)
         norms = operations.norms(at_point)
-        genotype, point = operations.genotype(norms), operations.point(norms)
+        genotype, point = genotype_of(norms, self.settings.cut), shares(self.space, norms, operations.initial)
         sizes = {key: sum(operations.sizes[key]) for key in norms}
         regulariser = sum(n / math.sqrt(sizes[key]) for key, n in operations.norms(self.search).items())
         valid_loss, valid_accuracy = self.measured(self.search, self.search.is_active)
@@ -268,12 +264,8 @@ class GSparsitySearch(Run):
     def measured(self, state: SearchState, active: Masks) -> tuple[float, float]:
         """Compute loss and accuracy on the validation images with these paths alone."""
         flags = self.devices.replicate({cell: np.array(mask, bool) for cell, mask in active.items()})
-        found = []
-        for start in range(0, len(self.valid.labels), EVALUATED):
-            part = self.valid.images[start : start + EVALUATED], self.valid.labels[start : start + EVALUATED]
-            found.append(self.evaluation(state, self.valid, part, self.keys[EVALUATION], flags))
-        loss, correct, count = np.sum([np.asarray(sums, np.float64) for sums in found], 0).tolist()
-        return loss / count, correct / count
+        key = self.keys[EVALUATION]
+        return mean_measures(self.valid, lambda part: self.evaluation(state, self.valid, part, key, flags))
 
     def cut_changes(self, genotype: Genotype) -> float:
         """The largest change of a logit of a validation batch when zero paths are removed, at the prox point."""
@@ -287,14 +279,15 @@ class GSparsitySearch(Run):
 
     def finish(self) -> None:
         norms = self.operations.norms(self.operations.at_prox_point(self.search))
-        genotype = self.operations.genotype(norms)
+        genotype = genotype_of(norms, self.settings.cut)
         empty = [cell for cell in CELLS if not genotype.active_nodes(cell)]
         if empty:
             print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
             return
         if self.devices.world == 1:
             print(f"the cut changes logits by {self.cut_changes(genotype):g}")
-        results.write_report(self.out, "gsparsity", self.rows, self.operations.point(norms), self.space, self.identity())
+        point = shares(self.space, norms, self.operations.initial)
+        results.write_report(self.out, "gsparsity", self.rows, point, self.space, self.identity())
 
     def identity(self) -> dict[str, Any]:
         return {"method": "gsparsity", **super().identity()}
@@ -309,9 +302,4 @@ class GSparsitySearch(Run):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, genotype_parameters, first_process)
-
-
-def genotype_parameters(found: Genotype) -> int:
-    """The parameters of the network of 20 cells and 36 channels; 0 if a cell has no paths."""
-    return cnn.genotype_size(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0
+    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process)

@@ -5,7 +5,6 @@ The strength and the learning rate are arrays of the state, so that no epoch com
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from jax import Array
 import proxopt_jax
 from proxopt import Groups, SparseGroupLasso, schedules
 
+from ...engine.settings import cosine
 from ...space.genotype import AnyGenotype
 from ...space.spaces import Masks, Space
 from .guard import Guard
@@ -70,7 +70,7 @@ class SparseSupernet:
     def begin_epoch(self, state: SparseState, epoch: int) -> SparseState:
         lr = self.lr
         if self.settings.optimizer == "hapg":
-            lr *= (1 + math.cos(math.pi * epoch / self.settings.epochs)) / 2
+            lr *= cosine(epoch / self.settings.epochs)
         number = lambda value: jnp.asarray(value, state.lr.dtype)
         return state._replace(strength=number(self.strength(epoch)), lr=number(lr))
 
