@@ -1,4 +1,4 @@
-"""Whole steps of searches in JAX: equal to those in PyTorch, exported for TPU, the same on eight devices as on one."""
+"""Whole steps of searches in JAX: equal to those in PyTorch, with paths that become zero and paths that come back."""
 
 from functools import partial
 
