@@ -29,7 +29,7 @@ PICTURES = ("cells.svg", "cells.png", "weights.png", "curves.png", "report.html"
     [
         ("sparse_supernet", ["--space", "S1"]),
         ("ista", "--one-stage --space cherry --search-epochs 1 --epochs 1 --auxiliary 0".split()),
-        ("gsparsity", "--space S1 --mu 0.05 --lr 0.1 --lr-min 0.1".split()),
+        ("gsparsity", "--space S1 --mu 0.05 --lr 0.1 --lr-min 0.1 --valid-images 16".split()),
     ],
 )
 def test_a_search_leaves_a_genotype_a_table_and_pictures(method, options, tmp_path, place, capsys):
