@@ -14,6 +14,8 @@ from hypothesis import settings
 from libraries import Library, open_library
 
 settings.register_profile("laws", deadline=None, max_examples=15, derandomize=True, database=None)
+# for another version of the libraries: `pytest --hypothesis-profile few`
+settings.register_profile("few", settings.get_profile("laws"), max_examples=3)
 settings.load_profile("laws")
 
 
