@@ -71,7 +71,7 @@ class Outcome(Loop):
         return -row["restricted_accuracy"]
 
     def finish(self) -> None:
-        epoch = self.result()["epoch"]
+        epoch = self.result()["epoch"] - 1  # rows count from 1
         results.select_epoch(self.out, epoch, self.space.kind)
         results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity())
 

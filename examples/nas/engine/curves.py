@@ -16,7 +16,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     one = len(runs) == 1
     for number, (name, rows) in enumerate(runs.items()):
-        epochs = [row["epoch"] + 1 for row in rows]
+        epochs = [row["epoch"] for row in rows]
         color = f"C{number}"
         series: list[tuple[int, str, str, str, str]] = [(0, f"valid_{what}", "supernet", "-", color)]
         if one:
@@ -50,7 +50,7 @@ def _logarithmic(axis: Any) -> None:
 def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """Plot loss and accuracy of a training over the epochs."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
-    epochs = [row["epoch"] + 1 for row in rows]
+    epochs = [row["epoch"] for row in rows]
     for axis, what, factor in zip(axes, ("loss", "accuracy"), (1, 100)):
         for part, style in (("train", ":"), ("valid", "-")):
             axis.plot(epochs, [factor * row[f"{part}_{what}"] for row in rows], style, label=part, marker=".", markersize=3)
@@ -63,15 +63,15 @@ def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
 def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """Plot perplexity over the epochs, with the first epoch of averaged weights and the epochs of rollbacks marked."""
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    epochs = [row["epoch"] + 1 for row in rows]
+    epochs = [row["epoch"] for row in rows]
     for part, style in (("train", ":"), ("valid", "-")):
         axis.plot(epochs, [row[f"{part}_perplexity"] for row in rows], style, label=part, marker=".", markersize=3)
-    averaged = next((row["epoch"] + 1 for row in rows if row["averaged"]), None)
+    averaged = next((row["epoch"] for row in rows if row["averaged"]), None)
     if averaged is not None:
         axis.axvline(averaged - 0.5, color="#969696", linestyle="--", linewidth=1, label="averaged from here")
     for before, row in zip([{"rollbacks": 0}, *rows], rows):
         if row["rollbacks"] > before["rollbacks"]:
-            axis.axvline(row["epoch"] + 1, color="#d94801", linewidth=1)
+            axis.axvline(row["epoch"], color="#d94801", linewidth=1)
     axis.set(xlabel="epoch", title="perplexity")
     axis.xaxis.get_major_locator().set_params(integer=True)
     _logarithmic(axis)
