@@ -179,19 +179,15 @@ def _lines(
     largest = max(sums.values(), default=0.0)
     ports = _ports(part)
     for a, b in part.links:
-        box, other = part.boxes[a], part.boxes[b]
-        source = a[1] if a in edges else a[1] if isinstance(a, tuple) else a  # a lane is ("lane", its node, its column)
-        color = FAINT if source not in active else LINE
-        into_node = b == "out" or a in edges
+        box, other, span = part.boxes[a], part.boxes[b], part.spans[part.boxes[b].column]
+        source = a[1] if isinstance(a, tuple) else a  # operations have the key (node, source), lanes ("lane", source, column)
+        color = FAINT if source not in active else DARK if a in edges else LINE
         width = 0.9 + 2.6 * sums[a] / largest if a in edges and largest else 1.2
-        end = ports.get((a, b), other.y)
-        points = (box.right, box.y), (other.left, end)
-        if not box.width:  # a lane crosses its column on a level
-            points = (part.spans[box.column][1], box.y), points[1]
-            axis.plot(*zip(*((MARGIN + x, top + box.y) for x in part.spans[box.column])), color=color, linewidth=1.2, zorder=1)
-        if not other.width:
-            points = points[0], (part.spans[other.column][0], end)
-        _curve(axis, *((MARGIN + x, top + y) for x, y in points), DARK if a in edges and source in active else color, width, into_node)
+        start = MARGIN + (box.right if box.width else part.spans[box.column][1]), top + box.y
+        end = MARGIN + (other.left if other.width else span[0]), top + ports[a, b]
+        _curve(axis, start, end, color, width, arrow=a in edges or b == "out")
+        if not other.width:  # a lane crosses its column on a level
+            axis.plot([end[0], MARGIN + span[1]], [end[1], end[1]], color=color, linewidth=width, zorder=1)
 
 
 def _ports(part: placement.Layout) -> dict[tuple[Any, Any], float]:
@@ -218,9 +214,7 @@ def _curve(axis: Any, start: tuple[float, float], end: tuple[float, float], colo
         axis.add_artist(Polygon([(x1, y1 - half), end, (x1, y1 + half)], facecolor=color, edgecolor="none", zorder=2))
 
 
-def _boxes(
-    axis: Any, part: placement.Layout, genotype: AnyGenotype, cell: str, shares: Mapping[Path, float], top: float
-) -> None:
+def _boxes(axis: Any, part: placement.Layout, genotype: AnyGenotype, cell: str, shares: Mapping[Path, float], top: float) -> None:
     """Draw nodes, and the operations between two nodes. shares: of the largest weight, for the bars; empty without weights."""
     layout, edges = genotype.layout, _edges(genotype, cell)
     active = genotype.active_nodes(cell)
@@ -256,36 +250,89 @@ def _operations(
         axis.text(x + 0.13, row + ROW / 2, path.operation, color=DARK if active else FAINT, **place)
 
 
-def heat_map(space: Space, point: Mapping[str, Any]) -> plt.Figure:
-    """Draw the weights of all cells: a row for each operation, a column for each edge, lines between nodes.
+def heat_map(space: Space, point: Mapping[str, Any], quantity: str = "architecture weight") -> plt.Figure:
+    """Draw the weights of all cells as a table: a row for each operation, a column for each edge, grouped by the node it enters.
 
-    Exact zeros are white with a dot; entries that are no path of the space are grey. point: arrays of NumPy, torch or JAX.
+    Nonzero weights are written; exact zeros are white with a dot; entries that are no path of the space are grey.
+    point: arrays of NumPy, torch or JAX. quantity: what the weights are, for the titles.
     """
     cells, edges = space.layout.cells, space.layout.edges
-    figure, grids = plt.subplots(len(cells), 1, figsize=(11, 3.2 * len(cells)), constrained_layout=True, squeeze=False)
-    axes = grids[:, 0]
-    values = {cell: np.array(point[cell].tolist()) for cell in cells}
+    values = {cell: np.array(point[cell].tolist(), float) for cell in cells}
     limit = max((float(np.abs(v).max(initial=0.0)) for v in values.values()), default=0.0) or 1.0
-    for axis, cell in zip(axes, cells):
-        names = list(dict.fromkeys(path.operation for path in space.paths(cell)))
-        grid = np.full((len(names), len(edges)), np.nan)
-        for path, weight in zip(space.paths(cell), values[cell]):
-            grid[names.index(path.operation), edges.index((path.node, path.source))] = weight
-        axis.set_facecolor("#dddddd")
-        picture = axis.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        for row, column in np.argwhere(grid == 0):
-            axis.plot(column, row, ".", color="#bbbbbb", markersize=2)
-        for number in np.flatnonzero(np.diff([node for node, _ in edges])):
-            axis.axvline(number + 0.5, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_xticks(range(len(edges)), [f"{source}-{node}" for node, source in edges], fontsize=10 if len(edges) < 20 else 7)
-        zeros = int(np.nansum(grid == 0))
-        axis.set_title(
-            f"{cell} cell: {int(np.isfinite(grid).sum()) - zeros} weights, {zeros} exact zeros", loc="left", fontsize=11
+    signed = any((v < 0).any() for v in values.values())
+    names = {cell: list(dict.fromkeys(path.operation for path in space.paths(cell))) for cell in cells}
+    left = 0.25 + max(_width(name, FONT) for found in names.values() for name in found)
+    column, row, head, foot = (0.52 if len(edges) < 20 else 0.42), 0.28, 0.5, 0.75
+    heights = [head + row * len(names[cell]) + foot for cell in cells]
+    size = left + column * len(edges) + MARGIN, sum(heights)
+    figure = plt.figure(figsize=size)
+    for number, cell in enumerate(cells):
+        bottom = sum(heights[number + 1 :]) + foot
+        axis = figure.add_axes(
+            (left / size[0], bottom / size[1], column * len(edges) / size[0], row * len(names[cell]) / size[1])
         )
-    axes[-1].set_xlabel("edge (source-node)")
-    figure.colorbar(picture, ax=axes, label="architecture weight")
+        grid = np.full((len(names[cell]), len(edges)), np.nan)
+        for path, weight in zip(space.paths(cell), values[cell]):
+            grid[names[cell].index(path.operation), edges.index((path.node, path.source))] = weight
+        _table(axis, grid, _shades(grid, limit, signed), signed)
+        zeros = int((grid == 0).sum())
+        axis.set_yticks(range(len(names[cell])), names[cell], fontsize=FONT)
+        axis.set_title(
+            f"{cell} cell, {quantity}: {int(np.isfinite(grid).sum()) - zeros} nonzero, {zeros} exactly 0", loc="left", fontsize=10
+        )
+        _edge_labels(axis, space)
     return figure
+
+
+def _shades(grid: np.ndarray, limit: float, signed: bool) -> np.ndarray:
+    """The colours of a table of weights: numbers in [0, 1], or in [-1, 1] if weights of any cell are negative (`signed`).
+
+    They follow the square roots of magnitudes, so that small weights differ from zero. Where nothing is zero, as after a softmax,
+    they range from the smallest weight to the largest.
+    """
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    if low > 0 and not signed:
+        return 0.05 + 0.75 * (grid - low) / max(high - low, 1e-12)
+    return np.sign(grid) * np.sqrt(np.abs(grid) / limit)
+
+
+def _table(axis: Any, grid: np.ndarray, shades: np.ndarray, signed: bool) -> None:
+    """Draw a table of weights in these colours."""
+    axis.set_facecolor("#dddddd")
+    axis.imshow(shades, cmap="RdBu_r" if signed else "Blues", vmin=-1 if signed else 0, vmax=1, aspect="auto")
+    digits = 3 if np.nanmax(grid) < 2 * np.nanmin(grid) else 2
+    rows, columns = np.nonzero(grid == 0)
+    axis.plot(columns, rows, ".", color="#bbbbbb", markersize=3)
+    for r, c in np.argwhere(np.isfinite(grid) & (grid != 0)):
+        color = "white" if abs(shades[r, c]) > 0.65 else DARK
+        axis.text(c, r, _short(grid[r, c], digits), ha="center", va="center", fontsize=6.5, color=color)
+    axis.tick_params(length=0)
+
+
+def _short(weight: float, digits: int) -> str:
+    """A weight in a few characters: .12, 3.4, -.05, 2e-5."""
+    text = f"{weight:.{digits}g}" if abs(weight) >= 0.001 else f"{weight:.0e}".replace("e-0", "e-")
+    return text.replace("0.", ".", 1) if abs(weight) < 1 else text
+
+
+def _edge_labels(axis: Any, space: Space) -> None:
+    """Label the columns of a table by the source of each edge, and groups of them by the node that they enter."""
+    edges, names = space.layout.edges, {0: "in"}
+    if space.layout.name == "convolutional":
+        names = {0: "k-2", 1: "k-1"}
+    axis.set_xticks(range(len(edges)), [names.get(source, str(source)) for _, source in edges], fontsize=8)
+    nodes = [node for node, _ in edges]
+    for number in np.flatnonzero(np.diff(nodes)):
+        axis.axvline(number + 0.5, color="black", linewidth=0.8)
+    for node in dict.fromkeys(nodes):
+        first, last = nodes.index(node), len(nodes) - 1 - nodes[::-1].index(node)
+        place = {
+            "xy": ((first + last) / 2, 0),
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (0, -22),
+            "textcoords": "offset points",
+        }
+        axis.annotate(f"into {node}", ha="center", va="top", fontsize=8, **place)
 
 
 def svg(figure: plt.Figure) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def _set_heights(columns: Sequence[Sequence[Key]], layout: Layout) -> None:
     apart = {}
     for number, column in enumerate(columns):
         halves = [boxes[key].height / 2 + SPACE / 2 for key in column]
-        apart[number] = np.cumsum([0.0, *(a + b for a, b in zip(halves, halves[1:]))])
+        apart[number] = np.cumsum([0.0, *(a + b for a, b in pairwise(halves))])
         for key, y in zip(column, apart[number] - apart[number].mean()):
             boxes[key].y = float(y)
     order = [*range(len(columns)), *reversed(range(len(columns)))] * PASSES
