@@ -328,8 +328,9 @@ def _files(out: Path) -> dict[str, str]:
 def _table(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], method: str, space: Space) -> str:
     """The table of epochs, the chosen one in bold."""
     shown = [c for c in COLUMNS if c in rows[-1]]
-    if all(row.get("restricted_accuracy") == row.get("valid_accuracy") for row in rows):
-        shown = [c for c in shown if c != "restricted_accuracy"]
+    for quality in ("accuracy", "perplexity"):  # where the genotype is always the whole network, one column is enough
+        if all(row.get(f"restricted_{quality}") == row.get(f"valid_{quality}") for row in rows):
+            shown = [c for c in shown if c != f"restricted_{quality}"]
     evaluated = "test" if evaluation(method, space) == "test images" else "validation"
     head = "".join(f"<th>{COLUMNS[c].replace('EVALUATED', evaluated)}</th>" for c in shown)
     body = ""

@@ -132,9 +132,9 @@ def _caption(genotype: AnyGenotype, cell: str) -> list[str]:
     return lines
 
 
-def _place(genotype: AnyGenotype, cell: str) -> placement.Layout:
+def _place(genotype: AnyGenotype, cell: str) -> placement.Placement:
     """The boxes of a cell: nodes in even columns, the operations into them in the columns before, the output at the end."""
-    edges, layout = _edges(genotype, cell), placement.Layout({}, [])
+    edges, layout = _edges(genotype, cell), placement.Placement({}, [])
     used = [node for node in genotype.layout.inputs if any(source == node for _, source in edges)]
     depth = placement.depths(used, edges)
     into = {node: [edge for edge in edges if edge[0] == node] for node in depth}
@@ -171,7 +171,7 @@ def _width(text: str, size: float) -> float:
 
 
 def _lines(
-    axis: Any, part: placement.Layout, genotype: AnyGenotype, cell: str, weights: Mapping[Path, float], top: float
+    axis: Any, part: placement.Placement, genotype: AnyGenotype, cell: str, weights: Mapping[Path, float], top: float
 ) -> None:
     """Draw lines from nodes to the operations that read them, and arrows into nodes and the output."""
     edges, active = _edges(genotype, cell), {*genotype.layout.inputs, *genotype.active_nodes(cell)}
@@ -190,7 +190,7 @@ def _lines(
             axis.plot([end[0], MARGIN + span[1]], [end[1], end[1]], color=color, linewidth=width, zorder=1)
 
 
-def _ports(part: placement.Layout) -> dict[tuple[Any, Any], float]:
+def _ports(part: placement.Placement) -> dict[tuple[Any, Any], float]:
     """The height at which each arrow meets its node: apart, in the order in which the arrows come."""
     found = {}
     for key, box in part.boxes.items():
@@ -214,7 +214,9 @@ def _curve(axis: Any, start: tuple[float, float], end: tuple[float, float], colo
         axis.add_artist(Polygon([(x1, y1 - half), end, (x1, y1 + half)], facecolor=color, edgecolor="none", zorder=2))
 
 
-def _boxes(axis: Any, part: placement.Layout, genotype: AnyGenotype, cell: str, shares: Mapping[Path, float], top: float) -> None:
+def _boxes(
+    axis: Any, part: placement.Placement, genotype: AnyGenotype, cell: str, shares: Mapping[Path, float], top: float
+) -> None:
     """Draw nodes, and the operations between two nodes. shares: of the largest weight, for the bars; empty without weights."""
     layout, edges = genotype.layout, _edges(genotype, cell)
     active = genotype.active_nodes(cell)

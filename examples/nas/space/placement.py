@@ -44,7 +44,7 @@ class Box:
 
 
 @dataclass
-class Layout:
+class Placement:
     """Boxes by key, the links between boxes of neighbouring columns, and the size of the whole in inches.
 
     spans: the left and right end of each column, which lanes cross on a level.
@@ -65,7 +65,7 @@ def depths(inputs: Iterable[int], edges: Iterable[tuple[int, int]]) -> dict[int,
     return found
 
 
-def add_lines(layout: Layout, start: Key, ends: Sequence[Key]) -> None:
+def add_lines(layout: Placement, start: Key, ends: Sequence[Key]) -> None:
     """Link a box to boxes in later columns by a tree of lanes."""
     boxes, last = layout.boxes, start
     first, final = boxes[start].column + 1, max((boxes[end].column for end in ends), default=0)
@@ -78,7 +78,7 @@ def add_lines(layout: Layout, start: Key, ends: Sequence[Key]) -> None:
             last = lane
 
 
-def arrange(layout: Layout) -> Layout:
+def arrange(layout: Placement) -> Placement:
     """Set the coordinates of all boxes, which are not negative, and the size of the layout."""
     columns: list[list[Key]] = [[] for _ in range(1 + max(box.column for box in layout.boxes.values()))]
     for key, box in layout.boxes.items():
@@ -122,7 +122,7 @@ def _crossings(columns: Sequence[Sequence[Key]], links: Sequence[tuple[Key, Key]
     return int(((gap == gap.T) & (a < a.T) & (b > b.T)).sum())
 
 
-def _set_heights(columns: Sequence[Sequence[Key]], layout: Layout) -> None:
+def _set_heights(columns: Sequence[Sequence[Key]], layout: Placement) -> None:
     """Set y: each box close to the mean of its neighbours, boxes of a column in order and apart."""
     boxes, beside = layout.boxes, {key: list[tuple[Key, float]]() for key in layout.boxes}
     for a, b in layout.links:
@@ -163,7 +163,7 @@ def _isotonic(wanted: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     return np.concatenate([np.full(count, mean) for mean, _, count in blocks])
 
 
-def _set_columns(columns: Sequence[Sequence[Key]], layout: Layout) -> None:
+def _set_columns(columns: Sequence[Sequence[Key]], layout: Placement) -> None:
     """Set x: columns as wide as their boxes, with gaps that are wider where lines rise or fall steeply."""
     boxes = layout.boxes
     heights: Mapping[int, list[float]] = {number: [0.0] for number in range(len(columns))}
