@@ -144,6 +144,13 @@ def test_a_training_of_one_epoch_is_drawn():
     drawing.plt.close(words)
 
 
+@pytest.mark.parametrize("moved", [0.5, 0.0])
+def test_the_distances_of_codes_are_drawn(moved):
+    figure = curves.distances([{"epoch": epoch, "distance": moved / epoch, "moved": moved} for epoch in (1, 2)])
+    assert all(tick == round(tick) for tick in ticks(figure.axes[0]))
+    drawing.plt.close(figure)
+
+
 def test_what_is_always_equal_is_drawn_once():
     figure = curves.curves({"ista, one stage": rows(3)}, "test images")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["training", "test images"]
@@ -186,6 +193,8 @@ def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path):
     ],
 )
 def test_headings_fit_the_method(method, heading, evaluated, tmp_path, monkeypatch):
+    for module, name in ((drawing, "cells"), (drawing, "heat_map"), (curves, "curves")):
+        monkeypatch.setattr(module, name, lambda *args: drawing.plt.figure())
     monkeypatch.setattr(drawing, "svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
     page = page_of(tmp_path, method)
@@ -200,6 +209,8 @@ def test_headings_fit_the_method(method, heading, evaluated, tmp_path, monkeypat
         ({"valid_accuracy": 0.6, "restricted_accuracy": 0.4}, None, "alone reach 40.0 %, the whole supernet 60.0 %"),
         ({"valid_perplexity": 100, "restricted_perplexity": float("nan")}, None, "perplexity nan"),
         ({"skips_normal": 3, "paths_normal": 5}, None, "3 of the 5 paths of the normal cell are skip connections"),
+        ({"guarded_normal": 2}, None, "2 updates left no path through the normal cell"),
+        ({"frozen_nodes": 5, "stopped_nodes": 3}, None, "5 nodes converged, 3 had not"),
         ({}, "no path in a cell", "The normal cell has no paths"),
         ({}, "one path", "The normal cell has no path into nodes 2, 4, 5: its output has 1 of 4 nodes"),
         ({}, "every path", "98 of the 98 possible paths of the normal cell are left"),

@@ -95,6 +95,17 @@ def training(rows: Sequence[Mapping[str, Any]], evaluated: str = "validation") -
     return figure
 
 
+def distances(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Plot the mean and the largest distance of the codes of all nodes between two recoveries over the epochs of ISTA-NAS."""
+    figure, axis = plt.subplots(figsize=(7, 4.4), constrained_layout=True)
+    for key, label, color, style in (("distance", "mean over the nodes", "C0", "-"), ("moved", "largest", "C2", ":")):
+        _line(axis, [row for row in rows if row.get(key, 0) > 0], key, label, color, style)  # 0 once all nodes are frozen
+    _finish(axis, "distance of the codes of two recoveries")
+    if math.isfinite(axis.dataLim.y0):
+        axis.set_yscale("log")
+    return figure
+
+
 def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """Plot perplexity over the epochs, with the first epoch of averaged weights and the epochs of rollbacks marked."""
     figure, axis = plt.subplots(figsize=(7, 4.4), constrained_layout=True)

@@ -47,11 +47,14 @@ COLUMNS = {
     "paths_reduce": "paths, reduce cell",
     "paths_recurrent": "paths",
     "nodes_recurrent": "nodes",
+    "frozen_nodes": "frozen nodes",
+    "stopped_nodes": "stopped nodes",
 }
 # What the numbers of a method are. A method that is not listed has architecture weights.
 QUANTITIES = {
     "sparse_supernet": "architecture weights at the prox point",
     "darts": "softmax weights of the operations of each edge",
+    "pc_darts": "softmax weights of the operations of each edge, times those of the edges",
     "ista": "coefficients of the sparse code of each node",
     "gsparsity": "norms of the groups at the prox point, relative to their initial norms",
 }
@@ -68,6 +71,7 @@ FILES = {
     "cells.svg": "the picture of the cells (cells.png too)",
     "weights.png": "the weights",
     "curves.png": "the curves",
+    "distances.png": "the distances of the codes between two recoveries",
     "search.csv": "the table of epochs with all columns",
     "settings.json": "the settings",
     "network.pt": "the trained network",
@@ -116,7 +120,7 @@ def write(
     texts = {name: drawing.svg(figure) for name, figure in pictures.items()}
     drawn = {name: _figure(text, pictures[name].get_figwidth()) for name, text in texts.items()}
     command = training_command(out, genotype, settings, details.data_dir)
-    notes = warnings([row], genotype, space, size, settings)
+    notes = warnings([r for r in rows if r["epoch"] <= row["epoch"]], genotype, space, size, settings)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         *(f'<p class="warning">{html.escape(note)}</p>' for note in notes),
@@ -128,7 +132,7 @@ def write(
         f"<h2>{quantity[0].upper()}{quantity[1:]}</h2>{drawn['weights']}",
         f"<h2>Epochs</h2>{drawn['curves']}{_table(rows, row, method, space)}",
         f"<h2>Genotype</h2><pre>{html.escape(genotype.to_json())}</pre>",
-        f"<h2>Files</h2>{_facts(_files(out), links=True)}",
+        f"<h2>Files</h2>{_facts(_files(out, row), links=True)}",
         f"<h2>Settings</h2>{_facts(settings)}",
     ]
     page = "\n".join(
@@ -198,12 +202,12 @@ def warnings(
     size: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Reasons to doubt the result, to be read before it is trained. The last of the rows is that of the result.
+    """Reasons to doubt the result, to be read before it is trained. rows: up to that of the result.
 
     Arguments that are missing leave out the warnings that need them.
     """
     last = rows[-1]
-    found = [*_quality_warnings(last, settings or {}), *_skip_warnings(last)]
+    found = [*_quality_warnings(last, settings or {}), *_method_warnings(rows), *_skip_warnings(last)]
     if genotype is not None:
         found += _cell_warnings(genotype, space)
     if size and size.get("parameters", 0) > LARGE and "macs" in size:
@@ -233,6 +237,23 @@ def _quality_warnings(row: Mapping[str, Any], settings: Mapping[str, Any]) -> li
         found.append(
             f"The paths of the genotype alone have perplexity {alone:.0f}, the whole supernet {whole:.0f}: the search has not"
             " settled on them. More epochs may help."
+        )
+    return found
+
+
+def _method_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings about what a method did to end: cells that were kept from becoming empty, nodes that did not converge."""
+    last, found = rows[-1], []
+    for cell in [key.removeprefix("guarded_") for key in last if key.startswith("guarded_")]:
+        if count := sum(row.get(f"guarded_{cell}", 0) for row in rows):
+            found.append(
+                f"{drawing.plural(count, 'update')} left no path through the {cell} cell, and the guard restored one, which is"
+                " not in the published method. A smaller strength of the penalty, or --no-guard, avoids it."
+            )
+    if stopped := last.get("stopped_nodes", 0):
+        found.append(
+            f"{drawing.plural(last['frozen_nodes'], 'node')} converged, {stopped} had not converged when the search ended: their"
+            " operations may be arbitrary. More --search-epochs may help."
         )
     return found
 
@@ -319,9 +340,9 @@ def _facts(facts: Mapping[str, Any], links: bool = False) -> str:
     return f'<table class="facts">{lines}</table>'
 
 
-def _files(out: Path) -> dict[str, str]:
-    """The files of the search; those that the report writes itself need not be there yet."""
-    own = ("cells.svg", "weights.png", "curves.png")
+def _files(out: Path, row: Mapping[str, Any]) -> dict[str, str]:
+    """The files of the search; those that are written with the report need not be there yet."""
+    own = ["cells.svg", "weights.png", "curves.png"] + ["distances.png"] * ("distance" in row)
     return {name: meaning for name, meaning in FILES.items() if name in own or (out / name).exists()}
 
 
