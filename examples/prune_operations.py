@@ -161,6 +161,7 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
         axis.annotate(text, place, (9, 0), textcoords="offset points", va="center", fontsize=8, color="#555555")
     axis.set(xlabel="pruned weights (%)", ylabel="accuracy on the test images (%)")
     axis.margins(0.14, 0.08)
+    axis.set_xlim(-3, max(axis.get_xlim()[1], 10))  # also where nothing was pruned
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
