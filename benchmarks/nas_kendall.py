@@ -42,7 +42,7 @@ def single(settings: ista_one_stage.OneStageSettings, out: Path, seed: int) -> t
     make = lambda processes, device: ista_one_stage.OneStageSearch(settings, seed, out / "search", processes, device)
     row = launch(make, settings, out / "search")
     shared = {f.name: getattr(settings, f.name) for f in fields(ImageTrainSettings)}
-    again = CifarTrainSettings(**{**shared, "epochs": row["epoch"] + 1, "form": "one_stage"})
+    again = CifarTrainSettings(**{**shared, "epochs": row["epoch"], "form": "one_stage"})
     return row["valid_accuracy"], trained(again, genotype.load_genotype(out / "search" / "genotype.json"), out / "train", seed)[
         "valid_accuracy"
     ]

@@ -65,14 +65,16 @@ def row(name, net, valid):
 
 
 def draw(weights, pixels, path):
-    """Draw the weight matrices, with zeros in white, and the pixels that the network uses."""
+    """Draw the weight matrices, with zeros in grey, and the pixels that the network uses."""
     figure, axes = plt.subplots(1, 4, figsize=(15, 4.6), width_ratios=[3.2, 2, 1.4, 1.6], constrained_layout=True)
     titles = ("64 pixels to 40 neurons", "40 to 20 neurons", "20 neurons to 10 digits")
     for axis, weight, title in zip(axes, weights, titles):
         limit = float(weight.abs().flatten().quantile(0.99)) or 1.0
         shown = torch.where(weight == 0, torch.nan, weight)
+        axis.set_facecolor("#c8c8c8")
         axis.imshow(shown.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros", xlabel="from", ylabel="to")
+        axis.set(title=f"{title}\n{100 * float((weight == 0).float().mean()):.0f} % zeros (grey)", xlabel="from", ylabel="to")
+        axis.locator_params(integer=True)
     axes[3].imshow(pixels.reshape(8, 8).numpy(), cmap="Greys", vmin=0, interpolation="nearest")
     axes[3].set(title=f"outgoing weight of each pixel\n{int((pixels > 0).sum())} of 64 used", xticks=[], yticks=[])
     for unused in (pixels == 0).nonzero().flatten().tolist():

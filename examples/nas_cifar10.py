@@ -57,9 +57,9 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
         print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
-    size = size_of(found)
+    size = row if "parameters" in row else size_of(found)
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
-    for warning in report.warnings([row]):
+    for warning in report.warnings([row], found, size=size):
         print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")
 

@@ -50,9 +50,9 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     print(
         f"perplexity of the supernet {row['valid_perplexity']:.2f}, of its nonzero paths alone {row['restricted_perplexity']:.2f}"
     )
-    size = size_of(found, 10_000, 850)
+    size = row.get("parameters") or size_of(found, 10_000, 850)
     print(f"as a network of hidden size 850 with 10 000 words: {size / 1e6:.2f} M parameters")
-    for warning in report.warnings([row]):
+    for warning in report.warnings([row], found):
         print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")
 

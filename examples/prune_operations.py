@@ -143,17 +143,27 @@ def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int,
 
 
 def picture(rows: list[dict[str, Any]]) -> plt.Figure:
-    """Plot accuracy over the share of pruned weights."""
-    figure, axis = plt.subplots(figsize=(5.6, 4), constrained_layout=True)
-    first = [row for row in rows if "parameters" in row]
-    curves = (("before", "before the cut", "o-"), ("after", "after the cut", "x--"), ("retrained", "retrained", "s:"))
+    """Plot accuracy over the share of pruned weights, a point for each mu."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.8), constrained_layout=True)
+    first = sorted((row for row in rows if "parameters" in row), key=lambda row: row["mu"])
+    curves = (
+        ("before", "before the operations are removed", "o-"),
+        ("after", "after they are removed", "x--"),
+        ("retrained", "the rest, trained from new weights", "s:"),
+    )
     for key, label, style in curves:
-        points = sorted((100 * row["pruned_share"], 100 * row[key]) for row in first if key in row)
+        points = [(100 * row["pruned_share"], 100 * row[key]) for row in first if key in row]
         if points:
             axis.plot(*zip(*points), style, label=label)
-    axis.set(xlabel="pruned weights (%)", ylabel="accuracy (%)")
+    for row in first:
+        place = 100 * row["pruned_share"], 100 * row["after"]
+        text = f"mu {row['mu']:.3g}"
+        axis.annotate(text, place, (9, 0), textcoords="offset points", va="center", fontsize=8, color="#555555")
+    axis.set(xlabel="pruned weights (%)", ylabel="accuracy on the test images (%)")
+    axis.margins(0.14, 0.08)
+    axis.set_xlim(-3, max(axis.get_xlim()[1], 10))  # also where nothing was pruned
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 

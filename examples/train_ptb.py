@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     def one(seed: int, out: Path) -> dict[str, Any]:
         make = lambda processes, device: TextTraining(cell, settings, seed, out, processes, device)
         row = launch(make, settings, out)
-        print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch'] + 1}")
+        print(f"\n{row['parameters'] / 1e6:.2f} M parameters, best epoch {row['epoch']}")
         print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
         if row["rollbacks"]:
             print(

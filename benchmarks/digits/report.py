@@ -75,6 +75,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.4))
     for axis, (key, title, factor) in zip(axes, PANELS):
@@ -90,6 +91,8 @@ def draw(rows: list[dict], path: Path) -> None:
             low, high = [m - s for m, s in zip(mean, spread)], [m + s for m, s in zip(mean, spread)]
             axis.fill_between(list(points), low, high, color=color, alpha=0.12, linewidth=0)
         axis.set(xscale="log", xlabel="strength", title=title + (" (%)" if factor == 100 else ""))
+        if factor == 1:
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
     dense = 100 * statistics.mean(r["dense_accuracy"] for r in rows)
     axes[0].axhline(dense, color="black", linewidth=0.8)

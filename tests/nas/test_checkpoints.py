@@ -70,13 +70,14 @@ def test_a_run_of_an_earlier_release_goes_on(release, name, tmp_path, images, co
     importlib.import_module(command["program"]).main(options)
 
     state, *progress = loaded[0]
-    assert progress == [before["progress"][k] for k in ("epoch", "step", "rows")]
+    rows = [{**row, "epoch": row["epoch"] + 1} for row in before["progress"]["rows"]]  # release 0.1.0 counts from 0
+    assert progress == [before["progress"]["epoch"], before["progress"]["step"], rows]
     found = dict(tensors(state))
     for place, saved in tensors(before["state"]):
         assert torch.equal(found[place], saved), place
     after = checkpoint.load(file)["progress"]
-    epochs = len(before["progress"]["rows"])
-    assert after["rows"][:epochs] == before["progress"]["rows"] and after["epoch"] == len(after["rows"]) > epochs
+    assert after["rows"][: len(rows)] == rows and after["epoch"] == len(after["rows"]) > len(rows)
+    assert [row["epoch"] for row in after["rows"]] == list(range(1, after["epoch"] + 1))
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda folder: folder.name)

@@ -76,19 +76,20 @@ def test_a_search_may_stand_for_its_best_sparse_epoch(tmp_path, images, monkeypa
     )
     run = CifarSearch(darts.Darts, settings, 0, tmp_path, SINGLE_PROCESS, torch.device("cpu"))
     found = [(12, 12, 0.9), (11, 9, 0.5), (9, 11, 0.7), (5, 5, 0.6)]
-    run.rows = [{"epoch": i, "paths_normal": n, "paths_reduce": r, "restricted_accuracy": a} for i, (n, r, a) in enumerate(found)]
-    assert run.result()["epoch"] == 2
+    columns = ("epoch", "paths_normal", "paths_reduce", "restricted_accuracy")
+    run.rows = [dict(zip(columns, (epoch, *values))) for epoch, values in enumerate(found, 1)]
+    assert run.result()["epoch"] == 3
     drawn = []
     monkeypatch.setattr(report, "write", lambda out, name, rows, point, *rest: drawn.append(point))
-    run.points = [{"epoch": i} for i in range(4)]
+    run.points = [{"epoch": i + 1} for i in range(4)]
     for i in range(4):
         run.method.parameters[0].data[i] = 5.0 + i
         run.method.genotype().save(tmp_path / "genotypes" / f"epoch-{i + 1:03d}.json")
     run.finish()
     assert genotype.load_genotype(tmp_path / "genotype.json") == genotype.load_genotype(tmp_path / "genotypes" / "epoch-003.json")
-    assert drawn == [{"epoch": 2}]
+    assert drawn == [{"epoch": 3}]
     run.rows = [{**row, "paths_normal": 12} for row in run.rows]
-    assert run.result()["epoch"] == 3, "without a sparse epoch the last one counts"
+    assert run.result()["epoch"] == 4, "without a sparse epoch the last one counts"
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..engine import report, results
@@ -17,7 +17,8 @@ Measured = tuple[float, float]  # mean loss, and the measure of quality
 class Outcome(Loop):
     """The part of a bilevel search that no library computes. measure: of quality, reported in addition to the loss.
 
-    points: by epoch, for each cell the weights at the prox point, on the host. name: of the method.
+    points: by epoch, for each cell the weights at the prox point, on the host. name: of the method. genotype_size: counts the
+    evaluation network of a genotype. size: that of the result, once the search is finished.
     """
 
     kind, table = "search", "search.csv"
@@ -26,6 +27,8 @@ class Outcome(Loop):
     space: Space
     settings: BilevelSettings
     points: list[dict[str, Any]]
+    genotype_size: Callable[[Any], dict[str, int]]
+    size: Mapping[str, int] | None = None
 
     def epoch_row(
         self,
@@ -64,16 +67,18 @@ class Outcome(Loop):
     def result(self) -> dict[str, Any]:
         limit, cells = self.settings.pick_below, self.space.layout.cells
         sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
-        return min(sparse, key=self.selection_loss) if sparse else self.rows[-1]
+        return {**(min(sparse, key=self.selection_loss) if sparse else self.rows[-1]), **(self.size or {})}
 
     def selection_loss(self, row: dict[str, Any]) -> float:
         """The quantity that `pick_below` minimises over the epochs."""
         return -row["restricted_accuracy"]
 
     def finish(self) -> None:
-        epoch = self.result()["epoch"]
+        row = self.result()
+        epoch = row["epoch"] - 1  # rows count from 1
         results.select_epoch(self.out, epoch, self.space.kind)
-        results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity())
+        details = report.Details(row, self.genotype_size, self.settings.data_dir)
+        self.size = results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity(), details)
 
     def identity(self) -> dict[str, Any]:
         return {"method": self.name, **super().identity()}

@@ -30,6 +30,7 @@ class CifarSearch(BilevelSearch):
     """A bilevel search on images."""
 
     steps: CifarSteps
+    genotype_size = staticmethod(cnn.genotype_size)
 
     def __init__(
         self,

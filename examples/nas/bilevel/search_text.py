@@ -18,7 +18,7 @@ import torch
 from ..data import text
 from ..data.text import Window, perplexity, window
 from ..engine.distributed import Processes, require_single_process
-from ..nets.torch.rnn import Drops, RecurrentSupernet, mean_loss
+from ..nets.torch.rnn import Drops, RecurrentSupernet, cell_size, mean_loss
 from ..space import spaces
 from ..space.genotype import RecurrentGenotype
 from ..space.spaces import Masks
@@ -33,6 +33,7 @@ class TextSearch(TextOutcome, BilevelSearch):
     """A bilevel search on text."""
 
     steps: TextSteps
+    genotype_size = staticmethod(cell_size)
 
     def __init__(
         self, method: type[Method], settings: TextSearchSettings, seed: int, out: Path, processes: Processes, device: torch.device

@@ -60,7 +60,7 @@ class Loop:
         raise TypeError(f"{type(self).__name__} must define train_step")
 
     def end_epoch(self) -> dict[str, Any]:
-        """Evaluate, and return the columns of this epoch without its number and time."""
+        """Evaluate, and return the columns of this epoch without its number, counted from 1, and its time."""
         return {}
 
     def headline(self, row: dict[str, Any]) -> str:
@@ -97,7 +97,8 @@ class Loop:
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         """Continue from what `progress` returned."""
-        self.epoch, self.step, self.seconds, self.rows = (progress[k] for k in ("epoch", "step", "seconds", "rows"))
+        self.epoch, self.step, self.seconds, rows = (progress[k] for k in ("epoch", "step", "seconds", "rows"))
+        self.rows = counted_from_one(rows)
 
     def run(self) -> dict[str, Any]:
         """Run to the last epoch; return the row of `result`."""
@@ -110,7 +111,7 @@ class Loop:
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
             while self.epoch < self.epochs():
                 self._steps(bar)
-                row = {"epoch": self.epoch, "seconds": round(self.seconds, 1), **self.end_epoch()}
+                row = {"epoch": self.epoch + 1, "seconds": round(self.seconds, 1), **self.end_epoch()}
                 self.rows.append(row)
                 self.epoch, self.step = self.epoch + 1, 0
                 self.save()
@@ -138,6 +139,12 @@ class Loop:
                 saved = now
         self.wait_for_steps()
         self.seconds += time.monotonic() - last
+
+
+def counted_from_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with epochs counted from 1, as tables have them; release 0.1.0 wrote checkpoints that count from 0."""
+    shift = 1 - rows[0]["epoch"] if rows else 0
+    return [{**row, "epoch": row["epoch"] + shift} for row in rows]
 
 
 def checkpoint_exists(out: Path, framework: str) -> bool:

@@ -30,10 +30,11 @@ def write_report(
     point: Mapping[str, Any],
     space: Space,
     settings: Mapping[str, Any],
-) -> None:
-    """Write settings.json, report.html and its pictures. Arguments as in `report.write`."""
+    details: report.Details | None = None,
+) -> dict[str, int]:
+    """Write settings.json, report.html and its pictures. Arguments and result as of `report.write`."""
     (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    report.write(out, method, rows, point, space, settings)
+    return report.write(out, method, rows, point, space, settings, details) or {}
 
 
 def _of_epoch(out: Path, epoch: int) -> Path:

@@ -172,6 +172,7 @@ class GSparsitySearch(ImageTraining):
 
     kind, table = "search", "search.csv"
     settings: GSparsitySettings
+    size: dict[str, int] | None = None
 
     def __init__(self, settings: GSparsitySettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
@@ -247,7 +248,12 @@ class GSparsitySearch(ImageTraining):
             print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
             return
         print(f"the cut changes logits by {self.cut_changes():g}")
-        results.write_report(self.out, "gsparsity", self.rows, self.operations.point(), self.net.space, self.identity())
+        details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
+        point = self.operations.point()
+        self.size = results.write_report(self.out, "gsparsity", self.rows, point, self.net.space, self.identity(), details)
+
+    def result(self) -> dict[str, Any]:
+        return {**super().result(), **(self.size or {})}
 
     def identity(self) -> dict[str, Any]:
         return {"method": "gsparsity", **super().identity()}

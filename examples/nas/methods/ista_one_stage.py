@@ -73,6 +73,7 @@ class OneStageSearch(ImageTraining):
     """A search and training in one run, with one seed."""
 
     kind, table = "search", "search.csv"
+    size: dict[str, int] | None = None
 
     def __init__(self, settings: OneStageSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
@@ -203,8 +204,14 @@ class OneStageSearch(ImageTraining):
         with torch.no_grad():
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save_network(self.out / "network.pt", net)
-        drawing.save(curves.training(self.rows), self.out / "train.png")
-        results.write_report(self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity())
+        drawing.save(curves.training(self.rows, "test images"), self.out / "train.png")
+        details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
+        self.size = results.write_report(
+            self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity(), details
+        )
+
+    def result(self) -> dict[str, Any]:
+        return {**super().result(), **(self.size or {})}
 
     def identity(self) -> dict[str, Any]:
         return {"method": "ista one_stage", **super().identity()}

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..bilevel.method import Method
 from ..bilevel.search import BilevelSearch
 from ..bilevel.search_cifar import CifarSearch
@@ -16,7 +14,7 @@ from ..bilevel.search_text import TextSearch
 from ..engine.command_line import first_process
 from ..engine.run import Run, launch
 from ..nets.torch import cnn
-from ..nets.torch.rnn import RecurrentNetwork, parameter_count
+from ..nets.torch.rnn import cell_size
 from ..space.genotype import Genotype, RecurrentGenotype
 from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
 from .search_method import SearchMethod
@@ -71,10 +69,9 @@ def build(name: str, net: Any, settings: Any) -> Method:
 
 def cifar_size(found: Genotype) -> dict[str, int]:
     """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
-    return cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
+    return cnn.genotype_size(found)
 
 
 def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:
     """The parameters of the language model of a genotype."""
-    with torch.device("meta"):
-        return parameter_count(RecurrentNetwork(found, vocabulary, hidden))
+    return cell_size(found, vocabulary, hidden)["parameters"]

@@ -155,7 +155,8 @@ class ImageTraining(Run):
         return loss_sum / n, top1 / n, top5 / n
 
     def finish(self) -> None:
-        drawing.save(curves.training(self.rows), self.out / "train.png")
+        evaluated = "validation images" if isinstance(self.settings, ImageNetTrainSettings) else "test images"
+        drawing.save(curves.training(self.rows, evaluated), self.out / "train.png")
         checkpoint.save_network(self.out / "network.pt", self.net)
 
     def state(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class CifarSearch(BilevelSearch):
     settings: CifarSearchSettings
     data: CifarData
     steps: CifarSteps
+    genotype_size = staticmethod(cnn.genotype_size)
 
     def __init__(self, method: type[Method], settings: CifarSearchSettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(method, settings, seed, out, devices)

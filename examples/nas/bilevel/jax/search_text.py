@@ -17,7 +17,7 @@ from ...data import text
 from ...data.text import perplexity
 from ...engine.jax.devices import Devices
 from ...engine.jax.run import BATCH, NETWORK
-from ...nets.jax.rnn import RecurrentSupernet, mean_loss
+from ...nets.jax.rnn import RecurrentSupernet, cell_size, mean_loss
 from ...nets.recurrent import CELL, Drops
 from ...space import spaces
 from ...space.genotype import RecurrentGenotype
@@ -34,6 +34,7 @@ class TextSearch(TextOutcome, BilevelSearch):
 
     settings: TextSearchSettings
     steps: TextSteps
+    genotype_size = staticmethod(cell_size)
 
     def __init__(self, method: type[Method], settings: TextSearchSettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(method, settings, seed, out, devices)

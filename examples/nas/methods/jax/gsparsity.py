@@ -187,6 +187,7 @@ class GSparsitySearch(Run):
 
     kind, table = "search", "search.csv"
     settings: GSparsitySettings
+    size: dict[str, int] | None = None
 
     def __init__(self, settings: GSparsitySettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(settings, seed, out, devices)
@@ -287,7 +288,11 @@ class GSparsitySearch(Run):
         if self.devices.world == 1:
             print(f"the cut changes logits by {self.cut_changes(genotype):g}")
         point = shares(self.space, norms, self.operations.initial)
-        results.write_report(self.out, "gsparsity", self.rows, point, self.space, self.identity())
+        details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
+        self.size = results.write_report(self.out, "gsparsity", self.rows, point, self.space, self.identity(), details)
+
+    def result(self) -> dict[str, Any]:
+        return {**super().result(), **(self.size or {})}
 
     def identity(self) -> dict[str, Any]:
         return {"method": "gsparsity", **super().identity()}

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from ...bilevel.jax.method import Method
 from ...bilevel.jax.search import BilevelSearch
 from ...bilevel.jax.search_cifar import CifarSearch
@@ -16,7 +14,7 @@ from ...bilevel.jax.search_text import TextSearch
 from ...engine.jax.devices import Hosts, first_process
 from ...engine.jax.run import launch
 from ...nets.jax import cnn
-from ...nets.jax.rnn import RecurrentNetwork, parameter_count
+from ...nets.jax.rnn import cell_size
 from ...space.genotype import RecurrentGenotype
 from ..search_method import SearchMethod
 from ..settings import darts as darts_settings
@@ -73,4 +71,4 @@ cifar_size = cnn.genotype_size
 
 def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:
     """The parameters of the language model of a genotype."""
-    return parameter_count(nnx.eval_shape(lambda: RecurrentNetwork(found, vocabulary, hidden, rngs=nnx.Rngs(0))))
+    return cell_size(found, vocabulary, hidden)["parameters"]

@@ -312,6 +312,12 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+def cell_size(found: RecurrentGenotype, vocabulary: int = 10_000, hidden: int = 850) -> dict[str, int]:
+    """The parameters of the language model of a genotype, by default of the size for Penn Treebank."""
+    net = nnx.eval_shape(lambda: RecurrentNetwork(found, vocabulary, hidden, rngs=nnx.Rngs(0)))
+    return {"parameters": parameter_count(net)}
+
+
 def mean_loss(
     model: LanguageModel,
     rows: Array,

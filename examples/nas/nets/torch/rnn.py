@@ -214,6 +214,12 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def cell_size(found: RecurrentGenotype, vocabulary: int = 10_000, hidden: int = 850) -> dict[str, int]:
+    """The parameters of the language model of a genotype, by default of the size for Penn Treebank."""
+    with torch.device("meta"):
+        return {"parameters": parameter_count(RecurrentNetwork(found, vocabulary, hidden))}
+
+
 @torch.no_grad()
 def mean_loss(model: LanguageModel, rows: Tensor, bptt: int, *args: Any) -> float:
     """Mean cross entropy of a text (rows, columns), with the hidden state carried through all rows.
