@@ -21,6 +21,7 @@ from typing import Any
 
 from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
+from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
@@ -29,7 +30,7 @@ COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduc
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
-    words = CommandLine(argv)
+    words = CommandLine(expand(argv, "nas_cifar10", "runs/nas_cifar10"))
     registry = registry_of(words)
     method = words.option("--method", registry.CIFAR, "sparse_supernet")
     chosen = registry.CIFAR[method]

@@ -20,7 +20,9 @@ import torch
 from nas.engine import checkpoint
 from nas.engine.bisection import closest_strength, refuse_existing_runs
 from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.lock import locked
 from nas.engine.log import write_csv
+from nas.engine.resume import expand, write_settings
 from nas.engine.run import launch
 from nas.engine.settings import check
 from nas.methods import operation_pruning as pruning
@@ -135,7 +137,8 @@ def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int,
         recipe = CifarTrainSettings()
         shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeTrainSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
-        again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
+        own = {"epochs": settings.retrain_epochs, "resume": True, "start": None}
+        again = replace(recipe, **{**shared, **kept, **own})
         folder = out / "retrained"
         make = lambda processes, device: GenotypeTraining(cells, again, seed, folder, processes, device)
         row["retrained"] = launch(make, again, folder)["valid_accuracy"]
@@ -159,16 +162,23 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Prune; return the rows of the table."""
-    settings = CommandLine(argv).settings(PRESETS, __doc__)
+    settings = CommandLine(expand(argv, "prune_operations", "runs/prune")).settings(PRESETS, __doc__)
     with errors_in_one_line():
         found = genotype.load_genotype(settings.genotype)
-    seeds = run_each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
+
+    def one(seed: int, out: Path) -> dict[str, Any]:
+        with locked(out):
+            return {"rows": every_mu(settings, found, seed, out)}
+
+    seeds = run_each_seed(settings, one)
     return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
 
 
 def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
     """Prune with every mu and one seed; return the rows of the table, which is also written and printed."""
     refuse_existing_runs(out, settings.resume)
+    write_settings(out, settings, command="prune_operations", seed=seed)
+    found.save(out / "genotype.json")
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:

@@ -20,7 +20,7 @@ class Outcome(Loop):
     points: by epoch, for each cell the weights at the prox point, on the host. name: of the method.
     """
 
-    kind, table = "search", "search.csv"
+    kind, table, command = "search", "search.csv", "nas_cifar10"
     measure = "accuracy"
     name: str
     space: Space
@@ -50,15 +50,16 @@ class Outcome(Loop):
             results.save_epoch(self.out, self.epoch, genotype)
         return row | report.architecture_columns(genotype, point)
 
-    def check_finite(self, part: str, loss: float, largest: float) -> None:
+    def check_finite(self, part: str, loss: float, largest: float | None = None) -> None:
         """Raise ValueError for a loss that is infinite or NaN, from which the search cannot recover.
 
         largest: the largest architecture weight, for the message.
         """
         if not loss < float("inf"):
+            known = "" if largest is None else f" and the largest architecture weight {largest:.3g}"
             raise ValueError(
-                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; the largest architecture weight"
-                f" is {largest:.3g}: a lower lr or arch_lr may help"
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}{known}:"
+                " a lower lr or arch_lr may help"
             )
 
     def result(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Outcome(Loop):
 class TextOutcome(Outcome):
     """The outcome of a search on text, by perplexity."""
 
-    measure = "perplexity"
+    measure, command = "perplexity", "nas_ptb"
 
     def selection_loss(self, row: dict[str, Any]) -> float:
         return row["restricted_loss"]

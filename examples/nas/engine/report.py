@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..space import drawing
+from ..space.files import write_text
 from ..space.genotype import AnyGenotype, load_genotype
 from ..space.spaces import Space
 from . import curves
@@ -46,11 +47,11 @@ def write(
     }
     texts = {name: drawing.svg(figure) for name, figure in pictures.items()}
     page = _page(title, genotype, rows, texts, settings)
-    (out / "cells.svg").write_text(texts["cells"], encoding="utf-8")
+    write_text(out / "cells.svg", texts["cells"])
     drawing.save(pictures["cells"], out / "cells.png")
     drawing.save(pictures["weights"], out / "weights.png")
     drawing.save(pictures["curves"], out / "curves.png")
-    (out / "report.html").write_text(page, encoding="utf-8")
+    write_text(out / "report.html", page)
 
 
 def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,7 @@ def write_report(
     space: Space,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write settings.json, report.html and its pictures. Arguments as in `report.write`."""
-    (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    """Write report.html and its pictures. Arguments as in `report.write`."""
     report.write(out, method, rows, point, space, settings)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from .files import draft, write_text
 from .genotype import AnyGenotype
 from .spaces import Space
 
@@ -151,7 +152,8 @@ def save(figure: plt.Figure, *files: File) -> None:
     """Save the figure to every file, in the format of its suffix, and close it."""
     for file in files:
         if file.suffix == ".svg":
-            file.write_text(svg(figure), encoding="utf-8")
+            write_text(file, svg(figure))
         else:
-            figure.savefig(file, dpi=120)
+            with draft(file) as part:
+                figure.savefig(part, dpi=120, format=file.suffix[1:])
     plt.close(figure)

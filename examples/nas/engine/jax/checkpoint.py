@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from ..loop import first_sentence
 from .devices import is_key
 
 FOLDER = "checkpoint"
@@ -31,9 +34,15 @@ class Checkpoints:
         state: a tree of arrays. plain: data of JSON.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), plain=ocp.args.JsonSave(plain))
-        if step not in self._manager.all_steps():
+        if step in self._manager.all_steps():
+            return
+        try:
             self._manager.save(step, args=args, force=True)
             self._manager.wait_until_finished()
+        except Exception as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None  # Orbax hides it
 
     def plain(self) -> dict[str, Any]:
         """The plain data of the last checkpoint. ValueError if it is damaged."""
@@ -58,7 +67,10 @@ class Checkpoints:
             return self._manager.restore(steps[-1], args=ocp.args.Composite(**what))
         except Exception as error:
             older = f"; without {steps[-1]} in it, the run continues from {steps[-2]}" if len(steps) > 1 else ""
-            raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read{older}: {error}") from None
+            reason = first_sentence(error)
+            raise ValueError(
+                f"{self.folder} must contain a complete checkpoint, but could not be read{older}: {reason}"
+            ) from None
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
