@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..engine import report, results
-from ..engine.loop import Loop
+from ..engine.loop import Diverged, Loop
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Space
 from .settings import BilevelSettings
@@ -51,13 +51,13 @@ class Outcome(Loop):
         return row | report.architecture_columns(genotype, point)
 
     def check_finite(self, part: str, loss: float, largest: float | None = None) -> None:
-        """Raise ValueError for a loss that is infinite or NaN, from which the search cannot recover.
+        """Raise Diverged for a loss that is infinite or NaN, from which the search cannot recover.
 
         largest: the largest architecture weight, for the message.
         """
         if not loss < float("inf"):
             known = "" if largest is None else f" and the largest architecture weight {largest:.3g}"
-            raise ValueError(
+            raise Diverged(
                 f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}{known}:"
                 " a lower lr or arch_lr may help"
             )

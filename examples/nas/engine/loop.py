@@ -35,6 +35,10 @@ class Processes(Protocol):
         """Whether the flag is set in one of the processes. All of them must call this."""
 
 
+class Diverged(ValueError):
+    """A run cannot go on: a loss, a gradient or a weight is infinite or NaN."""
+
+
 class Loop:
     """Epochs of steps, whatever library computes them. Subclasses define a step, a row of the table, and how a checkpoint is
     written.
@@ -116,9 +120,9 @@ class Loop:
     # -- checks and files ---------------------------------------------------------------------
 
     def check_finite(self, part: str, loss: float) -> None:
-        """Raise ValueError for a loss that is infinite or NaN, from which the run cannot recover. part: of the data."""
+        """Raise Diverged for a loss that is infinite or NaN, from which the run cannot recover. part: of the data."""
         if not loss < float("inf"):
-            raise ValueError(
+            raise Diverged(
                 f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}:"
                 " a lower lr may help"
             )
@@ -180,7 +184,7 @@ class Loop:
         self.begin_epoch()
         last = saved = time.monotonic()
         for batch in self.batches():
-            self.train_step(batch)
+            self._step(batch)
             self.step += 1
             bar.update()
             now = time.monotonic()
@@ -195,6 +199,17 @@ class Loop:
                 saved = now
         self.wait_for_steps()
         self.seconds += time.monotonic() - last
+
+    def _step(self, batch: Any) -> None:
+        try:
+            self.train_step(batch)
+        except Diverged:
+            raise
+        except ValueError as error:  # the optimizers of proxopt check gradients on a CPU
+            if "must be finite" not in str(error):
+                raise
+            reason = f"{error}; lr is {self.settings.lr:g}: a lower lr may help"
+            raise Diverged(f"the {self.kind} diverged in epoch {self.epoch + 1}: {reason}") from None
 
     def save_within_epoch(self) -> None:
         """Write a checkpoint, unless the run has diverged, so that the last one from which it can go on is kept."""

@@ -93,8 +93,11 @@ def _from_files(words: list[str], given: Collection[str], command: str, out: Pat
         return _options(words, given, _read_options(Path(file), command))
     for option, names in (("evaluate", EVALUATION), ("start", NETWORK)):
         file = _value(words, option)
-        if file is not None and Path(file).is_dir():  # --start may also name a file of weights
+        if file is not None and (Path(file) / NAME).is_file():  # --start may name a file of weights, too
             found = _read_options(Path(file), None)
+            if ("text" in found) != command.endswith("ptb"):
+                wanted = "text" if command.endswith("ptb") else "images"
+                raise ValueError(f"{file} must be the folder of a training on {wanted}, for which {command}.py is")
             found.pop("method", None), found.pop("one_stage", None)  # of a one-stage search, which ends in a training
             return _options(words, given, found, names)
     if "resume" in given and (there := find_settings(out)) is not None:

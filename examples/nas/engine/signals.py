@@ -79,8 +79,11 @@ def stops_in_one_line(out: Path, first: Callable[[], bool]) -> Iterator[None]:
 
 def said_of_disk(error: OSError) -> str:
     """One sentence about a file that could not be read or written, whether the message has its name or not."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.strerror}): free some space, and continue with --resume from the last checkpoint"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"the disk is full, or its quota used up ({error.strerror}): free some space, and continue with --resume from the"
+            " last checkpoint"
+        )
     if error.filename is None or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,24 @@ class Checkpoints:
         """Write a checkpoint, unless there is one of this step.
 
         state: a tree of arrays. plain: data of JSON.
+
+        Raises OSError if the disk is full, after which the last checkpoints are complete.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), plain=ocp.args.JsonSave(plain))
         if step in self._manager.all_steps():
             return
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        if shutil.disk_usage(self.folder).free < sum(x.nbytes for x in jax.tree.leaves(state) if not is_key(x)):
+            raise full  # before Orbax begins, whose threads report their own errors
         try:
             self._manager.save(step, args=args, force=True)
             self._manager.wait_until_finished()
         except Exception as error:
-            if os.strerror(errno.ENOSPC) not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None  # Orbax hides it
+            for part in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            if str(full.strerror) in str(error):
+                raise full from None  # Orbax hides it in an error of another class
+            raise
 
     def plain(self) -> dict[str, Any]:
         """The plain data of the last checkpoint. ValueError if it is damaged."""
