@@ -9,6 +9,9 @@ Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv
 an interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. With several --seeds each search
 has a folder of its own, and a table compares them.
 
+`--resume --out FOLDER` continues a search with the method and settings in its folder, --config FILE starts a new one with those
+in a settings.json. Ctrl-C and SIGTERM let it finish its step, and save.
+
 --framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
 find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
 """

@@ -2,11 +2,12 @@
 
 For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
 threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
-trained from new weights (Fig. 1). --start begins with the weights in a network.pt of `train_cifar10.py`. --want-share 0.5 finds
-the mu that prunes half of the weights, by bisection from the first --mu.
+trained from new weights (Fig. 1). --start begins with the weights in a folder of `train_cifar10.py`, or in a network.pt.
+--want-share 0.5 finds the mu that prunes half of the weights, by bisection from the first --mu.
 
 Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
-pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run.
+pruned network (network.pt, cells.json), which `nas.load` reads, and checkpoints: `--resume --out FOLDER` continues an interrupted
+run, `--config FILE` starts a new one with the settings in a settings.json.
 """
 
 from __future__ import annotations

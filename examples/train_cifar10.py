@@ -6,9 +6,13 @@ reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "m
 for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet trains the mobile network on images in the folders
 DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
-and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a folder of its
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: settings.json and genotype.json at
+the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training has a folder of its
 own, and a table compares them.
+
+`--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs one without schedules.
+`--config FILE` starts a new one with the settings in a settings.json. `--evaluate FOLDER` prints the accuracy of a trained
+network, `--start FOLDER` trains it further, and `nas.load(FOLDER)` returns it as a module of PyTorch.
 """
 
 from __future__ import annotations

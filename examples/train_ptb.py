@@ -4,9 +4,13 @@
 or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
 trains nothing. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of Python.
 
-Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
-result.json, and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a
-folder of its own, and a table compares them.
+Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: settings.json, genotype.json and
+vocabulary.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training
+has a folder of its own, and a table compares them.
+
+`--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs it. `--config FILE` starts a
+new one with the settings in a settings.json. `--evaluate FOLDER` prints the perplexities of a trained network, `--start FOLDER`
+trains it further, and `nas.load(FOLDER)` returns it as a module of PyTorch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from .signals import said_of_disk, stops_in_one_line
+from .signals import file_error, stops_in_one_line
 
 
 class CommandLine:
@@ -63,7 +63,7 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SystemExit(f"error: {said_of_disk(error)}") from None
+        raise SystemExit(f"error: {file_error(error)}") from None
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -272,6 +272,9 @@ def refuse_other(
     which must then be the same.
     """
     found = {**defaults, **found}
+    missing = [k for k in wanted if k not in found]
+    if missing:
+        raise ValueError(f"--resume must continue a {kind}, but the checkpoint is one of something else: it has no {missing[0]}")
     other = {k: f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v}
     if "epochs" in other and not schedules and wanted["epochs"] > found["epochs"]:
         del other["epochs"]

@@ -25,10 +25,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM is only recorded, as `number`. The second one ends the process at once.
+    """Context in which the first SIGINT or SIGTERM is only recorded, as `number`. The same one again ends the process at once.
 
-    In threads, which cannot handle signals, nothing is recorded. At the end of the context a signal that came too late for the
-    run to react raises Interrupted.
+    torchrun sends SIGTERM to the processes that have received SIGINT from the terminal already, so that both count as one. A
+    signal that is ignored, as SIGINT by a job in the background, stays so, and threads cannot handle signals. At the end of the
+    context a signal that came too late for the run to react raises Interrupted.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._record) for number in STOPPING}
+            handled = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
@@ -47,9 +49,8 @@ class StopRequest:
             raise Interrupted(self.number)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for each in STOPPING:
-            signal.signal(each, signal.SIG_DFL)
+        self.number = self.number or number
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -63,7 +64,9 @@ def stops_in_one_line(out: Path, first: Callable[[], bool]) -> Iterator[None]:
     first: whether this process prints.
     """
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _raise) if main else None
+    before = signal.getsignal(signal.SIGTERM)
+    if main:
+        signal.signal(signal.SIGTERM, _raise)
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -74,10 +77,10 @@ def stops_in_one_line(out: Path, first: Callable[[], bool]) -> Iterator[None]:
         raise SystemExit(128 + number) from None
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def said_of_disk(error: OSError) -> str:
+def file_error(error: OSError) -> str:
     """One sentence about a file that could not be read or written, whether the message has its name or not."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
