@@ -206,7 +206,7 @@ class Loop:
         except Diverged:
             raise
         except ValueError as error:  # the optimizers of proxopt check gradients on a CPU
-            if "must be finite" not in str(error):
+            if "must be finite" not in str(error) or "may help" in str(error):
                 raise
             reason = f"{error}; lr is {self.settings.lr:g}: a lower lr may help"
             raise Diverged(f"the {self.kind} diverged in epoch {self.epoch + 1}: {reason}") from None
