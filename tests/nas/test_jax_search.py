@@ -169,7 +169,7 @@ def group_search(images, tmp_path):
 def test_a_search_by_groups_that_diverges_is_ended(images, tmp_path):
     search = group_search(images, tmp_path)
     search.search = search.search._replace(sums=np.full(3, np.nan, np.float32))
-    with pytest.raises(ValueError, match="the train loss of epoch 1 must be finite, got nan; lr is 0.001: a lower lr may help"):
+    with pytest.raises(ValueError, match=r"the train loss of epoch 1 must be finite, got nan; lr is 0\.001: a lower lr may help"):
         search.end_epoch()
 
 
