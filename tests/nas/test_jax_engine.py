@@ -109,7 +109,7 @@ def test_all_processes_save_after_the_step_that_the_first_one_chooses(tmp_path, 
     monkeypatch.setattr(run, "STEPS_BETWEEN_CLOCKS", 2)
     for late in (True, False):
         devices = SimpleNamespace(
-            first=True, world=2, wait=lambda: None, any=lambda flag: flag, from_first=lambda flag, late=late: late
+            first=True, world=2, count=2, wait=lambda: None, any=lambda flag: flag, from_first=lambda flag, late=late: late
         )
         counted = Count(tmp_path / str(late), devices, checkpoint_minutes=1e6 if late else 0)
         counted.run()
@@ -127,7 +127,7 @@ def test_all_processes_stop_after_the_same_step(own, tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
 
     signalled = lambda flag: flag or (not own and (stopped.epoch, stopped.step) == (1, 4))
-    devices = SimpleNamespace(first=True, world=2, wait=lambda: None, any=signalled, from_first=lambda flag: False)
+    devices = SimpleNamespace(first=True, world=2, count=2, wait=lambda: None, any=signalled, from_first=lambda flag: False)
     stopped = Stopped(tmp_path, devices)
     with pytest.raises(Interrupted, match=f"stopped by {'SIGINT' if own else 'SIGTERM'} after step 4 of epoch 2"):
         stopped.run()

@@ -157,6 +157,8 @@ class Loop:
     def _run(self) -> dict[str, Any]:
         first = self.processes.first
         log = Log(self.out, self.table) if first else None
+        if first:
+            self.write_settings()
         if log is not None and self.rows:  # a run that was killed may have written the checkpoint, but not yet the table
             log.write(self.rows)
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal

@@ -82,7 +82,5 @@ def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: P
         run = make(processes, device)
         if there:
             run.continue_from_checkpoint()
-        if processes.first:
-            run.write_settings()
         processes.wait()
         return run.run()

@@ -111,14 +111,14 @@ def search_or_bisect(
       run: searches with settings in a folder, and returns the last row.
       size_of: parameters and multiply-adds of the network of 20 cells and 36 channels of a genotype.
       first: whether this process prints and writes, where several search together.
-      description: what settings.json of a bisection has besides the settings, such as the seed.
+      description: what settings.json of a bisection has besides the settings, such as the seed; None: no such file.
 
     Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
     """
     if not settings.want_paths and not settings.want_parameters:
         return run(settings, out)
     with locked(out) if first() else nullcontext():
-        return _bisect(settings, out, run, size_of, first, description or {})
+        return _bisect(settings, out, run, size_of, first, description)
 
 
 def _bisect(
@@ -127,11 +127,11 @@ def _bisect(
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
     size_of: Callable[[Genotype], dict[str, int]],
     first: Callable[[], bool],
-    description: Mapping[str, Any],
+    description: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Arguments as those of `search_or_bisect`."""
     refuse_existing_runs(out, settings.resume)
-    if first():
+    if first() and description is not None:
         write_settings(out, settings, **description)
     rows: dict[float, dict[str, Any]] = {}
     want = settings.want_paths or settings.want_parameters

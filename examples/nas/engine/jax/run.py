@@ -145,7 +145,5 @@ def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str
             raise ValueError(f"out must be a folder that all processes share, got {out}")
         if there:
             run.continue_from_checkpoint()
-        if devices.first:
-            run.write_settings()
         devices.wait()
         return run.run()
