@@ -30,6 +30,7 @@ from nas.methods import operation_pruning as pruning
 from nas.nets.torch import cnn
 from nas.space import drawing, genotype
 from nas.space.drawing import plt
+from nas.space.files import write_text
 from nas.space.genotype import Genotype
 from nas.train.settings import CifarTrainSettings, GenotypeTrainSettings
 from nas.train.train_cifar import GenotypeTraining
@@ -127,7 +128,7 @@ def save_pruned(net: cnn.Discrete, out: Path) -> None:
     """Write the pruned network and the paths of each of its cells."""
     checkpoint.save_network(out / "network.pt", net)
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
-    (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "cells.json", json.dumps(cells, indent=1) + "\n")
 
 
 def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:

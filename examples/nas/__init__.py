@@ -10,7 +10,7 @@
 
 Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
 shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `text`), `bilevel.outcome`, and of
-`engine` the files command_line, loop, log, curves, report, results and bisection import neither of the two.
+`engine` the files command_line, loop, log, curves, report, results, bisection, lock, resume and signals import neither of them.
 """
 
 from __future__ import annotations

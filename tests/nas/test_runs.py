@@ -215,6 +215,16 @@ def test_a_signal_before_the_first_step_ends_the_program(tmp_path, capsys):
     assert capsys.readouterr().err == "\nstopped by SIGTERM before the first step: start it again with the same command\n"
 
 
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.number
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_processes_are_continued_as_they_were_started():
     argv = ["a.py", "--coordinator", "host:1", "--processes=2", "--process", "1", "--lr", "2"]
     words = "python a.py --resume --out 'my run' --coordinator=host:1 --processes=2 --process=1"
@@ -314,7 +324,7 @@ def test_a_config_is_a_new_run_with_its_settings(train, tmp_path):
     again = ["--config", str(tmp_path / "out" / "settings.json"), "--out"]
     (other,) = train_cifar10.main([*again, str(tmp_path / "again")])
     assert same(row, other)
-    train_cifar10.main([*again, str(tmp_path / "wider"), "--channels", "3"])
+    train_cifar10.main([*again, str(tmp_path / "wider"), "--channels=3"])
     assert json.loads((tmp_path / "wider" / "settings.json").read_text())["channels"] == 3
     said = message(lambda: train_cifar10.main([*again, str(tmp_path / "a"), "--preset", "small"]))
     assert said.startswith("error: --config and --preset exclude each other")
@@ -375,8 +385,39 @@ def test_a_trained_network_is_loaded_from_its_folder(main, options, folder, imag
     assert torch.equal(logits, net(net.normalised(pixels)))
     exported = torch.export.export(net, (net.normalised(pixels),)).module()
     torch.testing.assert_close(exported(net.normalised(pixels)), logits)
+    (tmp_path / folder / "settings.json").unlink()  # as in a folder of an earlier release
+    assert torch.equal(nas.load(tmp_path / folder)(pixels), logits)
     net.train()(pixels).sum().backward()
-    json.loads((tmp_path / folder / "genotype.json").read_text())
+
+
+def test_a_network_for_large_images_is_loaded_from_its_folder(tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "tree" / split / label).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (70 + i, 60), (90 * i, 200 if label == "cat" else 0, 10)).save(
+                    tmp_path / "tree" / split / label / f"{i}.png"
+                )
+    options = (
+        "--imagenet --preset small --epochs 1 --batch 4 --channels 2 --layers 3 --pixels 64 --workers 0 --device cpu".split()
+    )
+    out = tmp_path / "out"
+    argv = [*options, "--auxiliary", "0", "--data-dir", str(tmp_path / "tree"), "--out", str(out)]
+    (row,) = train_cifar10.main(argv)
+    (evaluated,) = train_cifar10.main(["--evaluate", str(out)])
+    assert evaluated["valid_loss"] == row["valid_loss"]
+    net = nas.load(out)
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 2) and net.mean == (0.485, 0.456, 0.406)
+
+
+def test_loading_needs_torch(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "nas.train.loading", raising=False)
+    monkeypatch.delattr(sys.modules["nas.train"], "loading", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"nas\.load needs PyTorch, in which networks are trained: pip install torch"):
+        nas.load(tmp_path)
 
 
 def test_a_training_starts_with_trained_weights(train, images, tmp_path):

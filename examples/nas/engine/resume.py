@@ -84,7 +84,7 @@ def resume_command(out: Path, argv: Sequence[str], environment: Mapping[str, str
     return shlex.join([*start, argv[0], "--resume", "--out", str(out), *hosts])
 
 
-def _from_files(words: list[str], given: Collection[str], command: str, out: Path) -> list[str]:
+def _from_files(words: list[str], given: set[str], command: str, out: Path) -> list[str]:
     """The options that are not given, from the file that one of the options names. Removes --config from the words."""
     if (file := _value(words, "config")) is not None:
         if "preset" in given:
@@ -100,7 +100,8 @@ def _from_files(words: list[str], given: Collection[str], command: str, out: Pat
                 raise ValueError(f"{file} must be the folder of a training on {wanted}, for which {command}.py is")
             found.pop("method", None), found.pop("one_stage", None)  # of a one-stage search, which ends in a training
             return _options(words, given, found, names)
-    if "resume" in given and (there := find_settings(out)) is not None:
+    elsewhere = "out" not in given and {"method", "one_stage"} & given  # whose default folder may be another
+    if "resume" in given and not elsewhere and (there := find_settings(out)) is not None:
         found = _read_options(there, command)
         if there.parent == out and "seed" in found:
             found["seeds"] = [found["seed"]]

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .resume import find_settings, resume_command
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,7 +85,7 @@ def stops_in_one_line(out: Path, first: Callable[[], bool]) -> Iterator[None]:
 
 def file_error(error: OSError) -> str:
     """One sentence about a file that could not be read or written, whether the message has its name or not."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return (
             f"the disk is full, or its quota used up ({error.strerror}): free some space, and continue with --resume from the"
             " last checkpoint"
@@ -93,8 +96,6 @@ def file_error(error: OSError) -> str:
 
 
 def _how_to_continue(out: Path) -> str:
-    from .resume import find_settings, resume_command
-
     if find_settings(out) is None:
         return " before the first step: start it again with the same command"
     return f"; continue with: {resume_command(out, sys.argv, os.environ)}"
