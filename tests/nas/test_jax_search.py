@@ -84,7 +84,7 @@ def test_what_is_stopped_goes_on_bit_for_bit(name, images, corpus, tmp_path, mon
     argv = [*argv, "--checkpoint-minutes", "0", "--out", str(parts)]
     for number, saves in enumerate(stops):
         stopped(monkeypatch, main, [*argv, *(["--resume"] if number else [])], saves)
-    again = main([*argv, "--resume"])
+    again = main(["--resume", "--out", str(parts)])  # the folder has the library, the method and the settings
     assert same(rows, again) and rows_of(whole / "search.csv") == rows_of(parts / "search.csv")
     assert (whole / "genotype.json").read_bytes() == (parts / "genotype.json").read_bytes()
 
