@@ -9,6 +9,9 @@ Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv
 an interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. With several --seeds each search
 has a folder of its own, and a table compares them.
 
+`--resume --out FOLDER` continues a search with the method and settings in its folder, --config FILE starts a new one with those
+in a settings.json. Ctrl-C and SIGTERM let it finish its step, and save.
+
 --framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
 find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
+from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
@@ -29,7 +33,7 @@ COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "node
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
-    words = CommandLine(argv)
+    words = CommandLine(expand(argv, "nas_ptb", "runs/nas_ptb"))
     registry = registry_of(words)
     method = words.option("--method", registry.TEXT, "sparse_supernet")
     settings = words.settings(registry.TEXT[method].presets, __doc__)

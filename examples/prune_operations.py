@@ -2,11 +2,12 @@
 
 For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
 threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
-trained from new weights (Fig. 1). --start begins with the weights in a network.pt of `train_cifar10.py`. --want-share 0.5 finds
-the mu that prunes half of the weights, by bisection from the first --mu.
+trained from new weights (Fig. 1). --start begins with the weights in a folder of `train_cifar10.py`, or in a network.pt.
+--want-share 0.5 finds the mu that prunes half of the weights, by bisection from the first --mu.
 
 Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
-pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run.
+pruned network (network.pt, cells.json), which `nas.load` reads, and checkpoints: `--resume --out FOLDER` continues an interrupted
+run, `--config FILE` starts a new one with the settings in a settings.json.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import torch
 from nas.engine import checkpoint
 from nas.engine.bisection import closest_strength, refuse_existing_runs
 from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.lock import locked
 from nas.engine.log import write_csv
+from nas.engine.resume import expand, write_settings
 from nas.engine.run import launch
 from nas.engine.settings import check
 from nas.methods import operation_pruning as pruning
 from nas.nets.torch import cnn
 from nas.space import drawing, genotype
 from nas.space.drawing import plt
+from nas.space.files import write_text
 from nas.space.genotype import Genotype
 from nas.train.settings import CifarTrainSettings, GenotypeTrainSettings
 from nas.train.train_cifar import GenotypeTraining
@@ -124,7 +128,7 @@ def save_pruned(net: cnn.Discrete, out: Path) -> None:
     """Write the pruned network and the paths of each of its cells."""
     checkpoint.save_network(out / "network.pt", net)
     cells = [[list(path) for path in cell.paths] for cell in net.cells]
-    (out / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "cells.json", json.dumps(cells, indent=1) + "\n")
 
 
 def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
@@ -135,7 +139,8 @@ def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int,
         recipe = CifarTrainSettings()
         shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeTrainSettings)}
         kept = {name: getattr(recipe, name) for name in ("lr", "lr_min", "momentum", "weight_decay")}
-        again = replace(recipe, **{**shared, **kept, "epochs": settings.retrain_epochs, "resume": True})
+        own = {"epochs": settings.retrain_epochs, "resume": True, "start": None}
+        again = replace(recipe, **{**shared, **kept, **own})
         folder = out / "retrained"
         make = lambda processes, device: GenotypeTraining(cells, again, seed, folder, processes, device)
         row["retrained"] = launch(make, again, folder)["valid_accuracy"]
@@ -169,16 +174,23 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Prune; return the rows of the table."""
-    settings = CommandLine(argv).settings(PRESETS, __doc__)
+    settings = CommandLine(expand(argv, "prune_operations", "runs/prune")).settings(PRESETS, __doc__)
     with errors_in_one_line():
         found = genotype.load_genotype(settings.genotype)
-    seeds = run_each_seed(settings, lambda seed, out: {"rows": every_mu(settings, found, seed, out)})
+
+    def one(seed: int, out: Path) -> dict[str, Any]:
+        with locked(out):
+            return {"rows": every_mu(settings, found, seed, out)}
+
+    seeds = run_each_seed(settings, one)
     return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
 
 
 def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:
     """Prune with every mu and one seed; return the rows of the table, which is also written and printed."""
     refuse_existing_runs(out, settings.resume)
+    write_settings(out, settings, command="prune_operations", seed=seed)
+    found.save(out / "genotype.json")
     tables: dict[float, list[dict[str, Any]]] = {}
 
     def left(mu: float) -> int:

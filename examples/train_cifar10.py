@@ -6,9 +6,13 @@ reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "m
 for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet trains the mobile network on images in the folders
 DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
-and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a folder of its
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: settings.json and genotype.json at
+the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training has a folder of its
 own, and a table compares them.
+
+`--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs one without schedules.
+`--config FILE` starts a new one with the settings in a settings.json. `--evaluate FOLDER` prints the accuracy of a trained
+network, `--start FOLDER` trains it further, and `nas.load(FOLDER)` returns it as a module of PyTorch.
 """
 
 from __future__ import annotations
@@ -18,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from nas.engine.command_line import CommandLine, errors_in_one_line, first_process, run_each_seed
+from nas.engine.distributed import join_processes
+from nas.engine.resume import expand
 from nas.engine.run import launch
 from nas.space import genotype
-from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS
+from nas.train.loading import ImageClassifier, evaluate_images, load
+from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS, CifarTrainSettings
 from nas.train.train_cifar import GenotypeTraining, size_of_genotype
 
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
@@ -28,10 +35,13 @@ COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; return the last row of the table of each seed."""
-    words = CommandLine(argv)
+    words = CommandLine(expand(argv, "train_cifar10", "runs/train"))
+    trained = words.value("--evaluate")
     presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
     settings = words.settings(presets, __doc__)
     with errors_in_one_line():
+        if trained is not None:
+            return [evaluate(Path(trained), settings)]
         chosen = genotype.load_genotype(settings.genotype)
         if settings.classes and not settings.count:
             raise ValueError(f"classes is for --count only, as a training has the classes of its data, got {settings.classes}")
@@ -47,6 +57,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         return row
 
     return run_each_seed(settings, one, COLUMNS)
+
+
+def evaluate(folder: Path, settings: CifarTrainSettings) -> dict[str, Any]:
+    """Print loss and accuracy of the network in a folder on the validation images, and return them."""
+    _, device = join_processes(settings.device)
+    net = load(folder, device)
+    if not isinstance(net, ImageClassifier):
+        raise ValueError(f"{folder} must be the folder of a training on images, got one on text")
+    row = dict(zip(("valid_loss", "valid_accuracy", "valid_top5"), evaluate_images(net, settings, device)))
+    print(f"validation accuracy {100 * row['valid_accuracy']:.2f} %, top-5 {100 * row['valid_top5']:.2f} %")
+    return row
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@
 or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
 trains nothing. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of Python.
 
-Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
-result.json, and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a
-folder of its own, and a table compares them.
+Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: settings.json, genotype.json and
+vocabulary.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training
+has a folder of its own, and a table compares them.
+
+`--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs it. `--config FILE` starts a
+new one with the settings in a settings.json. `--evaluate FOLDER` prints the perplexities of a trained network, `--start FOLDER`
+trains it further, and `nas.load(FOLDER)` returns it as a module of PyTorch.
 """
 
 from __future__ import annotations
@@ -15,10 +19,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nas.data.text import load_corpus
 from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.distributed import join_processes
+from nas.engine.resume import expand
 from nas.engine.run import launch
 from nas.space.genotype import RecurrentGenotype, load_genotype
-from nas.train.settings import TEXT_TRAIN_PRESETS
+from nas.train.loading import LanguageClassifier, evaluate_text, load
+from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas.train.train_text import TextTraining, size_of_cell
 
 COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
@@ -26,8 +34,12 @@ COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; return the row of the best epoch of each seed, with the perplexity on the test text."""
-    settings = CommandLine(argv).settings(TEXT_TRAIN_PRESETS, __doc__)
+    words = CommandLine(expand(argv, "train_ptb", "runs/train_ptb"))
+    trained = words.value("--evaluate")
+    settings = words.settings(TEXT_TRAIN_PRESETS, __doc__)
     with errors_in_one_line():
+        if trained is not None:
+            return [evaluate_folder(Path(trained), settings)]
         cell = None if settings.genotype.upper() == "LSTM" else load_genotype(settings.genotype, RecurrentGenotype)
         if settings.count:
             print(json.dumps(size_of_cell(cell, settings)))
@@ -46,6 +58,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         return row
 
     return run_each_seed(settings, one, COLUMNS)
+
+
+def evaluate_folder(folder: Path, settings: TextTrainSettings) -> dict[str, Any]:
+    """Print the perplexities of the network in a folder, and return them with the losses."""
+    _, device = join_processes(settings.device)
+    net = load(folder, device)
+    if not isinstance(net, LanguageClassifier):
+        raise ValueError(f"{folder} must be the folder of a training on text, got one on images")
+    row = evaluate_text(net, load_corpus(settings.data_dir), settings)
+    print(f"perplexity: validation {row['valid_perplexity']:.2f}, test {row['test_perplexity']:.2f}")
+    return row
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Searches in JAX: devices, checkpoints, images on the device."""
 
+import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from nas.engine.jax.checkpoint import Checkpoints
 from nas.engine.jax.devices import Devices, Hosts, join_devices
 from nas.engine.loop import checkpoint_exists
 from nas.engine.settings import RunSettings
+from nas.engine.signals import Interrupted
 from nas.methods import frameworks, group_sparsity
 from nas.methods.settings.gsparsity import GSparsitySettings
 
@@ -105,11 +108,69 @@ class Epochs(RunSettings):
 def test_all_processes_save_after_the_step_that_the_first_one_chooses(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "STEPS_BETWEEN_CLOCKS", 2)
     for late in (True, False):
-        devices = SimpleNamespace(first=True, world=2, wait=lambda: None, from_first=lambda flag, late=late: late)
+        devices = SimpleNamespace(
+            first=True, world=2, count=2, wait=lambda: None, any=lambda flag: flag, from_first=lambda flag, late=late: late
+        )
         counted = Count(tmp_path / str(late), devices, checkpoint_minutes=1e6 if late else 0)
         counted.run()
         within = [(epoch, step) for epoch, step in counted.saved if step]
         assert within == ([(epoch, step) for epoch in range(3) for step in (2, 4)] if late else [])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["this process", "another process"])
+def test_all_processes_stop_after_the_same_step(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STEPS_BETWEEN_CLOCKS", 2)
+
+    class Stopped(Count):
+        def train_step(self, batch):
+            if own and (self.epoch, self.step) == (1, 2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    signalled = lambda flag: flag or (not own and (stopped.epoch, stopped.step) == (1, 4))
+    devices = SimpleNamespace(first=True, world=2, count=2, wait=lambda: None, any=signalled, from_first=lambda flag: False)
+    stopped = Stopped(tmp_path, devices)
+    with pytest.raises(Interrupted, match=f"stopped by {'SIGINT' if own else 'SIGTERM'} after step 4 of epoch 2"):
+        stopped.run()
+    assert stopped.saved == [(1, 0), (1, 4)]
+
+
+def test_the_first_process_tells_the_others_that_the_folder_is_in_use(tmp_path, monkeypatch):
+    (tmp_path / "run.lock").write_text('{"pid": 7, "host": "elsewhere"}')
+    for first, reason in ((True, "in use by process 7 on elsewhere"), (False, "is in use: the first process has the reason")):
+        devices = SimpleNamespace(first=first, any=lambda flag: True)
+        monkeypatch.setattr(run, "join_devices", lambda device, devices=devices: devices)
+        with pytest.raises(FileExistsError, match=reason):
+            run.launch(lambda devices: None, RunSettings(), tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    state, kept = {"w": jnp.ones(3)}, Checkpoints(tmp_path)
+    kept.save(1, state, {})
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device"):
+        patched.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4))
+        kept.save(2, state, {})
+
+    def save(self, step, **others):
+        (kept.folder / f"{step}.orbax-checkpoint-tmp").mkdir()
+        raise RuntimeError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left on device]")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device"):
+        patched.setattr(type(kept._manager), "save", save)
+        kept.save(2, state, {})
+    assert [entry.name for entry in kept.folder.iterdir()] == ["1"]
+    assert np.array_equal(kept.state(state)["w"], state["w"])
+
+
+def test_a_checkpoint_of_something_else_is_named(tmp_path):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "checkpoint").touch()
+    with pytest.raises(ValueError, match="must be a folder of checkpoints, but is a file"):
+        run.launch(lambda devices: None, RunSettings(resume=True), tmp_path / "file")
+    kept = Checkpoints(tmp_path)
+    kept.save(1, {"w": jnp.zeros(3)}, {"rows": []})
+    kept.close()
+    with pytest.raises(ValueError, match="must hold checkpoints of a run, but the last one has no 'identity'"):
+        Count(tmp_path, join_devices("cpu")).continue_from_checkpoint()
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_table_writes_the_table(tmp_path):
@@ -145,7 +206,7 @@ def test_a_run_that_fails_leaves_no_checkpoint(tmp_path):
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
-    devices = SimpleNamespace(first=False, world=2, wait=lambda: None, all_same=lambda *flags: all(flags))
+    devices = SimpleNamespace(first=False, world=2, wait=lambda: None, any=lambda flag: flag, all_same=lambda *flags: all(flags))
     monkeypatch.setattr(run, "join_devices", lambda device: devices)
     with pytest.raises(ValueError, match=r"out must be a folder that all processes share, got .*none"):
         run.launch(lambda devices: None, RunSettings(), tmp_path / "none")

@@ -224,7 +224,7 @@ def test_another_text_does_not_continue_a_search(tmp_path, place, no_pictures):
     out = ["--out", str(tmp_path / "out"), "--epochs", "1"]
     nas_ptb.main([*SEARCH, *place, *out])
     with pytest.raises(SystemExit, match=r"--resume must continue with the settings of the search: in the checkpoint .*text is"):
-        nas_ptb.main([*SEARCH, *out, "--resume"])
+        nas_ptb.main([*SEARCH, *out, "--resume", "--data-dir", "None"])
 
 
 # -- trainings ------------------------------------------------------------------------------
@@ -356,6 +356,7 @@ def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
     batches = list(run.batches())
     run.train_step(batches[0])
     run.best = run._copy()
+    run.losses = [1.0]
     before = run._copy()
     for batch in batches:
         run._roll_back()
@@ -365,8 +366,18 @@ def test_what_is_kept_of_the_best_epoch_does_not_move(tmp_path, corpus):
 
 def test_a_training_that_only_diverges_says_so(tmp_path, place, capsys):
     options = ["--lr", "1e30", "--clip", "0", "--genotype", "DARTS_V2"]
-    with pytest.raises(SystemExit, match=r"the loss was not finite 21 times: lr 1e\+30 is too large"):
+    with pytest.raises(SystemExit, match=r"the train loss of epoch 1 must be finite, got nan; lr is 1e\+30: a lower lr may help"):
         train_ptb.main(["--out", str(tmp_path / "out"), *TRAIN, *place, *options, "--epochs", "20"])
+    assert not (tmp_path / "out" / "network.pt").exists()
+
+
+def test_a_training_returns_to_its_best_epoch_a_limited_number_of_times(tmp_path, corpus):
+    run = training(tmp_path / "out", corpus, epochs=1)
+    run.losses = [1.0]
+    for _ in range(train_text.ROLLBACKS):
+        run._roll_back()
+    with pytest.raises(ValueError, match="the loss was not finite 21 times: lr 5 is too large"):
+        run._roll_back()
 
 
 def test_a_convolutional_genotype_is_refused(tmp_path):

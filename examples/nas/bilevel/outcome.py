@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..engine import report, results
-from ..engine.loop import Loop
+from ..engine.loop import Diverged, Loop
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Space
 from .settings import BilevelSettings
@@ -21,7 +21,7 @@ class Outcome(Loop):
     evaluation network of a genotype. size: that of the result, once the search is finished.
     """
 
-    kind, table = "search", "search.csv"
+    kind, table, command = "search", "search.csv", "nas_cifar10"
     measure = "accuracy"
     name: str
     space: Space
@@ -53,15 +53,16 @@ class Outcome(Loop):
             results.save_epoch(self.out, self.epoch, genotype)
         return row | report.architecture_columns(genotype, point)
 
-    def check_finite(self, part: str, loss: float, largest: float) -> None:
-        """Raise ValueError for a loss that is infinite or NaN, from which the search cannot recover.
+    def check_finite(self, part: str, loss: float, largest: float | None = None) -> None:
+        """Raise Diverged for a loss that is infinite or NaN, from which the search cannot recover.
 
         largest: the largest architecture weight, for the message.
         """
         if not loss < float("inf"):
-            raise ValueError(
-                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; the largest architecture weight"
-                f" is {largest:.3g}: a lower lr or arch_lr may help"
+            known = "" if largest is None else f" and the largest architecture weight {largest:.3g}"
+            raise Diverged(
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}{known}:"
+                " a lower lr or arch_lr may help"
             )
 
     def result(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Outcome(Loop):
 class TextOutcome(Outcome):
     """The outcome of a search on text, by perplexity."""
 
-    measure = "perplexity"
+    measure, command = "perplexity", "nas_ptb"
 
     def selection_loss(self, row: dict[str, Any]) -> float:
         return row["restricted_loss"]

@@ -1,7 +1,7 @@
 """The loop of a bilevel search, for any data and network.
 
-Writes to `out`: checkpoint.pt, search.csv, genotype.json (and one for each epoch), settings.json and the pictures of
-`engine.report`.
+Writes to `out`: settings.json, checkpoint.pt, search.csv, genotype.json (and one for each epoch), result.json and the pictures
+of `engine.report`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..engine.distributed import Processes
-from ..engine.run import Run
+from ..engine.run import Run, all_finite
 from ..space.spaces import Masks
 from .method import Method
 from .outcome import Outcome
@@ -64,6 +64,9 @@ class BilevelSearch(Outcome, Run):
         on_host = {cell: p.cpu() for cell, p in point.items()}
         lr = self.steps.sgd.param_groups[0]["lr"]
         return self.epoch_row(lr, trained, valid, restricted, genotype, on_host) | self.method.log()
+
+    def is_finite(self) -> bool:
+        return bool(self.steps.sums[0].isfinite()) and all_finite(self.steps.params)
 
     def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
         """Compute loss and measure of the supernet on the validation data."""

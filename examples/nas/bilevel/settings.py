@@ -70,6 +70,9 @@ class CifarSearchSettings(BilevelSettings):
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 
+    def schedules(self) -> list[str]:
+        return [*super().schedules(), *([f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else [])]
+
 
 def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
     """Settings for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""

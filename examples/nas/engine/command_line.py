@@ -12,6 +12,8 @@ from typing import Any
 
 import tyro
 
+from .signals import file_error, stops_in_one_line
+
 
 class CommandLine:
     """The words of a command line. `option` and `flag` remove what they find; `settings` parses the rest.
@@ -60,7 +62,9 @@ def errors_in_one_line() -> Iterator[None]:
     """End the program with one line, without a traceback, for the errors that a user can correct."""
     try:
         yield
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except OSError as error:
+        raise SystemExit(f"error: {file_error(error)}") from None
+    except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -84,7 +88,7 @@ def run_each_seed(
     rows = []
     for seed in settings.seeds:
         out = settings.out if len(settings.seeds) == 1 else settings.out / f"seed-{seed}"
-        with errors_in_one_line():
+        with errors_in_one_line(), stops_in_one_line(settings.out, first):
             rows.append({"seed": seed, **run(seed, out)})
     if columns and len(rows) > 1 and first():
         print("\n" + table(rows, columns))

@@ -70,6 +70,15 @@ class Processes:
         if different:
             raise RuntimeError(f"{name} must be the same on all processes, but differs from rank 0 on ranks {different}")
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes. All of them must call this."""
+        if self.world == 1:
+            return flag
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        found = torch.tensor(float(flag), device=device)
+        dist.all_reduce(found)
+        return bool(found > 0)
+
     def wait(self) -> None:
         """Wait until all processes have come here."""
         if self.world > 1:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..space.files import write_text
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -16,9 +17,7 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(column for row in rows for column in row)))
     writer.writeheader()
     writer.writerows(rows)
-    draft = file.with_suffix(".part")
-    draft.write_text(text.getvalue(), encoding="utf-8", newline="")
-    os.replace(draft, file)
+    write_text(file, text.getvalue())
 
 
 class Log:

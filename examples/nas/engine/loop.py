@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ..space.files import write_text
+from . import resume
 from .log import Log
+from .signals import Interrupted, StopRequest
+
+STEPS_BETWEEN_CLOCKS = 8  # several processes compare their clocks and signals only so often, as that waits for the devices
 
 
 class Processes(Protocol):
@@ -24,19 +31,32 @@ class Processes(Protocol):
     def wait(self) -> None:
         """Wait until all processes have come here."""
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes. All of them must call this."""
+
+
+class Diverged(ValueError):
+    """A run cannot go on: a loss, a gradient or a weight is infinite or NaN."""
+
 
 class Loop:
     """Epochs of steps, whatever library computes them. Subclasses define a step, a row of the table, and how a checkpoint is
-    written."""
+    written.
+
+    kind: what an error calls the run. command: the script that starts it. framework: the library that computes it.
+    """
 
     kind = "run"
     table = "run.csv"
+    command = ""
+    framework = ""
 
     def __init__(self, settings: Any, seed: int, out: Path, processes: Processes) -> None:
         self.settings, self.seed, self.out, self.processes = settings, seed, out, processes
         self.epoch = self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
+        self.stop = StopRequest()
 
     # -- defined by subclasses ----------------------------------------------------------------
 
@@ -78,6 +98,14 @@ class Loop:
         """What the run computes, as plain data. A checkpoint can be resumed by runs with the same identity only."""
         return {"seed": self.seed, "processes": self.processes.world, **self.settings.plain()}
 
+    def description(self) -> dict[str, Any]:
+        """What settings.json has besides the settings."""
+        return {"command": self.command, "framework": self.framework, **self.identity()}
+
+    def is_finite(self) -> bool:
+        """Whether the run has not diverged since the last epoch, as far as losses and weights tell."""
+        return True
+
     def save(self) -> None:
         """Write a checkpoint, atomically, from which the run can be continued."""
         raise TypeError(f"{type(self).__name__} must define save")
@@ -88,6 +116,25 @@ class Loop:
 
     def wait_for_steps(self) -> None:
         """Wait until the steps that `train_step` has started are finished."""
+
+    # -- checks and files ---------------------------------------------------------------------
+
+    def check_finite(self, part: str, loss: float) -> None:
+        """Raise Diverged for a loss that is infinite or NaN, from which the run cannot recover. part: of the data."""
+        if not loss < float("inf"):
+            raise Diverged(
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}:"
+                " a lower lr may help"
+            )
+
+    def refuse_other(self, found: dict[str, Any]) -> None:
+        """Raise ValueError unless a checkpoint with this identity can be continued: only `epochs` may have grown."""
+        defaults = type(self.settings)().plain()
+        refuse_other(self.kind, self.identity(), found, defaults, self.settings.schedules())
+
+    def write_settings(self) -> None:
+        """Write settings.json, from which --resume and --config take the settings."""
+        resume.write_settings(self.out, self.settings, **self.description())
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -101,9 +148,18 @@ class Loop:
         self.rows = counted_from_one(rows)
 
     def run(self) -> dict[str, Any]:
-        """Run to the last epoch; return the row of `result`."""
+        """Run to the last epoch; return the row of `result`.
+
+        Raises Interrupted after SIGINT or SIGTERM: the run finishes its step and saves.
+        """
+        with StopRequest() as self.stop:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         first = self.processes.first
         log = Log(self.out, self.table) if first else None
+        if first:
+            self.write_settings()
         if log is not None and self.rows:  # a run that was killed may have written the checkpoint, but not yet the table
             log.write(self.rows)
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
@@ -119,8 +175,11 @@ class Loop:
                 if log is not None:
                     log.write(self.rows)
                     bar.set_postfix_str(self.headline(row), refresh=False)
+                if self.epoch < self.epochs() and self.processes.any(self.stop.number > 0):
+                    self._stop()
         if first:
             self.finish()
+            write_text(self.out / "result.json", json.dumps(self.result(), indent=1) + "\n")
         self.processes.wait()
         return self.result()
 
@@ -128,17 +187,50 @@ class Loop:
         self.begin_epoch()
         last = saved = time.monotonic()
         for batch in self.batches():
-            self.train_step(batch)
+            self._step(batch)
             self.step += 1
             bar.update()
             now = time.monotonic()
             self.seconds += now - last
             last = now
+            if self._stop_is_due():
+                self.wait_for_steps()
+                self.save_within_epoch()
+                self._stop()
             if self.save_is_due(now - saved):
-                self.save()
+                self.save_within_epoch()
                 saved = now
         self.wait_for_steps()
         self.seconds += time.monotonic() - last
+
+    def _step(self, batch: Any) -> None:
+        try:
+            self.train_step(batch)
+        except Diverged:
+            raise
+        except ValueError as error:  # the optimizers of proxopt check gradients on a CPU
+            if "must be finite" not in str(error) or "may help" in str(error):
+                raise
+            reason = f"{error}; lr is {self.settings.lr:g}: a lower lr may help"
+            raise Diverged(f"the {self.kind} diverged in epoch {self.epoch + 1}: {reason}") from None
+
+    def save_within_epoch(self) -> None:
+        """Write a checkpoint, unless the run has diverged, so that the last one from which it can go on is kept."""
+        if not self.is_finite():
+            self.check_finite("train", float("nan"))
+        self.save()
+
+    def _stop_is_due(self) -> bool:
+        """Whether to stop after this step. Several processes stop after the same one, or they would wait for each other."""
+        number = self.stop.number
+        if self.processes.world == 1:
+            return number > 0
+        return self.step % STEPS_BETWEEN_CLOCKS == 0 and self.processes.any(number > 0)
+
+    def _stop(self) -> None:
+        number, self.stop.number = self.stop.number or signal.SIGTERM, 0
+        where = f" after step {self.step} of epoch {self.epoch + 1}" if self.step else f" after epoch {self.epoch}"
+        raise Interrupted(number, where)
 
 
 def counted_from_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,8 +252,10 @@ def find_checkpoint(out: Path, framework: str, resume: bool) -> bool:
 
     Raises:
       FileExistsError: there is a checkpoint and `resume` is off.
-      ValueError: the checkpoint is one of the other library.
+      ValueError: the checkpoint is one of the other library; a file has the name of its folder.
     """
+    if (out / "checkpoint").is_file():
+        raise ValueError(f"{out / 'checkpoint'} must be a folder of checkpoints, but is a file")
     there = {name: checkpoint_exists(out, name) for name in ("torch", "jax")}
     refuse_existing(any(there.values()), out, resume)
     for name, found in there.items():
@@ -178,12 +272,29 @@ def refuse_existing(there: bool, out: Path, resume: bool) -> None:
         raise FileExistsError(f"{out} already contains a run: continue it with --resume, or choose another --out")
 
 
-def refuse_other(kind: str, wanted: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Raise ValueError, with every difference, unless a checkpoint was written with the same settings.
+def refuse_other(
+    kind: str, wanted: dict[str, Any], found: dict[str, Any], defaults: dict[str, Any], schedules: Sequence[str] = ()
+) -> None:
+    """Raise ValueError, with every difference, unless a checkpoint was written with the same settings, or fewer epochs.
 
-    defaults: values of settings that the checkpoint of an earlier release lacks.
+    defaults: values of settings that the checkpoint of an earlier release lacks. schedules: what follows the number of epochs,
+    which must then be the same.
     """
     found = {**defaults, **found}
-    other = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    missing = [k for k in wanted if k not in found]
+    if missing:
+        raise ValueError(f"--resume must continue a {kind}, but the checkpoint is one of something else: it has no {missing[0]}")
+    other = {k: f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v}
+    if "epochs" in other and not schedules and wanted["epochs"] > found["epochs"]:
+        del other["epochs"]
+    elif "epochs" in other:
+        reason = f"{' and '.join(schedules)} follow{'s' if len(schedules) == 1 else ''} the number of epochs"
+        other["epochs"] += f" ({reason if schedules else 'it can only grow'})"
     if other:
-        raise ValueError(f"--resume must continue with the settings of the {kind}: in the checkpoint {'; '.join(other)}")
+        raise ValueError(f"--resume must continue with the settings of the {kind}: in the checkpoint {'; '.join(other.values())}")
+
+
+def first_sentence(error: Exception) -> str:
+    """The begin of a message: those of torch and Orbax have many lines."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line.split(". ")[0].rstrip(".")[:200]

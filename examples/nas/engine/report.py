@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..space import drawing
+from ..space.files import write_text
 from ..space.genotype import AnyGenotype, load_genotype
 from ..space.spaces import Space
 from . import curves
@@ -143,11 +144,11 @@ def write(
             "</body></html>\n",
         ]
     )
-    (out / "cells.svg").write_text(texts["cells"], encoding="utf-8")
+    write_text(out / "cells.svg", texts["cells"])
     drawing.save(pictures["cells"], out / "cells.png")
     drawing.save(pictures["weights"], out / "weights.png")
     drawing.save(pictures["curves"], out / "curves.png")
-    (out / "report.html").write_text(page, encoding="utf-8")
+    write_text(out / "report.html", page)
     return size
 
 

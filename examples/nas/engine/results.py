@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,7 @@ def write_report(
     settings: Mapping[str, Any],
     details: report.Details | None = None,
 ) -> dict[str, int]:
-    """Write settings.json, report.html and its pictures. Arguments and result as of `report.write`."""
-    (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    """Write report.html and its pictures. Arguments and result as of `report.write`."""
     return report.write(out, method, rows, point, space, settings, details) or {}
 
 

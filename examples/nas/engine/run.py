@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checkpoint
 from .distributed import Processes, join_processes
-from .loop import Loop, find_checkpoint, refuse_other
+from .lock import locked
+from .loop import Loop, find_checkpoint, first_sentence
 
 
 class Run(Loop):
     """A loop in PyTorch. Subclasses define the state in a checkpoint as well."""
+
+    framework = "torch"
 
     def __init__(self, settings: Any, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes)
@@ -36,36 +41,46 @@ class Run(Loop):
             checkpoint.save(self.out / "checkpoint.pt", content)
 
     def continue_from_checkpoint(self) -> None:
-        """Restore the state of the checkpoint. ValueError if it is damaged or was written with other settings."""
-        content = checkpoint.load(self.out / "checkpoint.pt", self.device)
-        refuse_other(self.kind, self.identity(), content["identity"], type(self.settings)().plain())
-        self.set_progress(content["progress"])
-        self.restore(content["state"])
-        checkpoint.restore_random_state(content["random"], self.device)
+        """Restore the state of the checkpoint. ValueError if it is damaged, of another program, or of other settings."""
+        file = self.out / "checkpoint.pt"
+        content = checkpoint.load_run(file, self.device)
+        self.refuse_other(content["identity"])
+        try:
+            self.set_progress(content["progress"])
+            self.restore(content["state"])
+            checkpoint.restore_random_state(content["random"], self.device)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            reason = first_sentence(error)
+            raise ValueError(f"{file} must be the checkpoint of this {self.kind}, but its state does not fit: {reason}") from None
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no entry is infinite or NaN."""
+    return bool(torch.stack(torch._foreach_norm([t.detach() for t in tensors], float("inf"))).isfinite().all())
 
 
 def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
     """Build a run, resume it from its checkpoint if there is one, and run it to the end; return the row of its result.
 
-    Under torchrun every process calls this; the first one writes files.
+    Under torchrun every process calls this; the first one locks `out` and writes files.
 
     Args:
       make: builds the run from the process and its device.
 
     Raises:
-      FileExistsError: `out` contains a run and `settings.resume` is off.
-      ValueError: a setting outside its domain; a checkpoint of other settings or of JAX, or a damaged one.
+      FileExistsError: `out` contains a run and `settings.resume` is off, or another process runs in it.
+      Interrupted: the run was stopped by Ctrl-C or SIGTERM, and has saved.
+      ValueError: a setting outside its domain; a checkpoint of other settings or of JAX, or a damaged one; a run that diverges.
     """
     if settings.threads < 0:
         raise ValueError(f"threads must be >= 0, got {settings.threads}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     processes, device = join_processes(settings.device)
-    there = find_checkpoint(out, "torch", settings.resume)
-    run = make(processes, device)
-    if processes.first:
-        out.mkdir(parents=True, exist_ok=True)
-    if there:
-        run.continue_from_checkpoint()
-    processes.wait()
-    return run.run()
+    with locked(out) if processes.first else nullcontext():
+        there = find_checkpoint(out, "torch", settings.resume)
+        run = make(processes, device)
+        if there:
+            run.continue_from_checkpoint()
+        processes.wait()
+        return run.run()

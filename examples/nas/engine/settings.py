@@ -15,6 +15,10 @@ class CheckedSettings:
     def __post_init__(self) -> None:
         pass
 
+    def schedules(self) -> list[str]:
+        """What follows the number of epochs, as a learning rate with a cosine schedule; without any, a run can be prolonged."""
+        return []
+
 
 @dataclass(frozen=True)
 class RunSettings(CheckedSettings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from array_api_compat import array_namespace
 from proxopt import GroupL2
 
 from ..engine.bisection import closest_strength, refuse_existing_runs
+from ..engine.lock import locked
 from ..engine.log import write_csv
+from ..engine.resume import write_settings
 from ..space.genotype import CELLS, Genotype, load_genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Space
@@ -28,12 +31,6 @@ def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -
     """mu_k of a group with so many entries and this initial norm."""
     factors = {"inverse_sqrt_size": 1 / math.sqrt(size), "none": 1.0, "sqrt_size": math.sqrt(size), "initial_norm": norm}
     return mu * factors[weighting]
-
-
-def check_finite(loss: float, epoch: int) -> None:
-    """Raise ValueError for a training loss that is infinite or NaN, from which the search cannot recover. epoch: from 0."""
-    if not loss < math.inf:
-        raise ValueError(f"the train loss of epoch {epoch + 1} must be finite, got {loss}: a lower lr may help")
 
 
 def genotype_of(norms: Mapping[Key, float], cut: float) -> Genotype:
@@ -104,6 +101,7 @@ def search_or_bisect(
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
     size_of: Callable[[Genotype], dict[str, int]],
     first: Callable[[], bool],
+    description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row.
 
@@ -113,12 +111,28 @@ def search_or_bisect(
       run: searches with settings in a folder, and returns the last row.
       size_of: parameters and multiply-adds of the network of 20 cells and 36 channels of a genotype.
       first: whether this process prints and writes, where several search together.
+      description: what settings.json of a bisection has besides the settings, such as the seed; None: no such file.
 
     Unfinished searches are resumed. Raises FileExistsError if `out` contains searches and `settings.resume` is off.
     """
     if not settings.want_paths and not settings.want_parameters:
         return run(settings, out)
+    with locked(out) if first() else nullcontext():
+        return _bisect(settings, out, run, size_of, first, description)
+
+
+def _bisect(
+    settings: GSparsitySettings,
+    out: Path,
+    run: Callable[[GSparsitySettings, Path], dict[str, Any]],
+    size_of: Callable[[Genotype], dict[str, int]],
+    first: Callable[[], bool],
+    description: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Arguments as those of `search_or_bisect`."""
     refuse_existing_runs(out, settings.resume)
+    if first() and description is not None:
+        write_settings(out, settings, **description)
     rows: dict[float, dict[str, Any]] = {}
     want = settings.want_paths or settings.want_parameters
 
@@ -136,7 +150,7 @@ def search_or_bisect(
     mu = closest_strength(left, want, settings.mu, settings.bisect_runs)
     if first():
         for file in (out / f"mu-{mu:.6g}").iterdir():
-            if file.is_file() and file.name != "checkpoint.pt":
+            if file.is_file() and file.name not in ("checkpoint.pt", "settings.json"):
                 shutil.copy(file, out / file.name)
         write_csv(out / "bisection.csv", [rows[m] for m in sorted(rows)])
     return rows[mu]

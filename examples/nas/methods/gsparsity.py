@@ -42,7 +42,7 @@ from ..space.genotype import CELLS, Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
-from .group_sparsity import GatedGroup, check_finite, droppable, genotype_of, search_or_bisect, shares, strength_of_group
+from .group_sparsity import GatedGroup, droppable, genotype_of, search_or_bisect, shares, strength_of_group
 from .settings.gsparsity import GSparsitySettings
 
 
@@ -170,7 +170,7 @@ class OperationGroups:
 class GSparsitySearch(ImageTraining):
     """A search by GSparsity with one seed."""
 
-    kind, table = "search", "search.csv"
+    kind, table, command = "search", "search.csv", "nas_cifar10"
     settings: GSparsitySettings
     size: dict[str, int] | None = None
 
@@ -203,7 +203,6 @@ class GSparsitySearch(ImageTraining):
 
     def end_epoch(self) -> dict[str, Any]:
         row = super().end_epoch()
-        check_finite(row["train_loss"], self.epoch)
         operations = self.operations
         genotype, point = operations.genotype(), operations.point()
         regulariser = operations.regulariser()
@@ -271,4 +270,5 @@ def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
     size_of = lambda found: cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
-    return search_or_bisect(settings, out, run, size_of, first_process)
+    description = {"command": GSparsitySearch.command, "framework": "torch", "method": "gsparsity", "seed": seed}
+    return search_or_bisect(settings, out, run, size_of, first_process, description)

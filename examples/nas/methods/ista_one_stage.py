@@ -72,7 +72,7 @@ CIFAR_PRESETS = {
 class OneStageSearch(ImageTraining):
     """A search and training in one run, with one seed."""
 
-    kind, table = "search", "search.csv"
+    kind, table, command = "search", "search.csv", "nas_cifar10"
     size: dict[str, int] | None = None
 
     def __init__(self, settings: OneStageSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:

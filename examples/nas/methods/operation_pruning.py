@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from proxopt import GroupL2
 from proxopt_torch import ProxSGD
@@ -29,7 +29,10 @@ from ..nets.torch import cnn
 from ..nets.torch.flat import Flat
 from ..space.genotype import CELLS, Genotype
 from ..train.settings import GenotypeTrainSettings
-from ..train.train_cifar import ImageTraining, image_network
+from ..train.train_cifar import ImageTraining, start_network
+from ..train.weights import read_weights
+
+__all__ = ["Pruning", "PruningSettings", "cascade", "cut", "groups_of", "pruned_share", "read_weights", "weights_of"]
 
 Operation = tuple[int, int]  # index of the cell, index of the path in it
 BETA = 0.999  # decay of the second moment for the adaptive tau
@@ -54,8 +57,6 @@ class PruningSettings(GenotypeTrainSettings):
     sparse."""
     vanish: float = 1e-6
     """At the end of an epoch groups that are 0 at the prox point and have a norm below this are set to exactly 0."""
-    start: Path | None = None
-    """File of initial weights, a network.pt of `train_cifar10.py`; without it weights are random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +68,7 @@ class PruningSettings(GenotypeTrainSettings):
 class Pruning(ImageTraining):
     """A pruning run with one mu and one seed."""
 
-    kind, table = "pruning", "prune.csv"
+    kind, table, command = "pruning", "prune.csv", "prune_operations"
     settings: PruningSettings
 
     def __init__(
@@ -96,10 +97,11 @@ class Pruning(ImageTraining):
         self.sgd = ProxSGD([*named, *unpenalised], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
-        net = image_network(self.genotype, self.settings, classes)
-        if self.settings.start is not None:
-            net.load_state_dict(read_weights(self.settings.start, net))
-        return net
+        return start_network(self.genotype, self.settings, classes, self.out)
+
+    def write_settings(self) -> None:
+        super().write_settings()
+        self.genotype.save(self.out / "genotype.json")
 
     def begin_epoch(self) -> None:
         super().begin_epoch()
@@ -222,21 +224,3 @@ def cascade(net: cnn.Discrete) -> list[Genotype]:
             raise ValueError(f"all operations of cell {i} are zero: a smaller mu keeps some")
         found.append(genotype)
     return found
-
-
-def read_weights(file: Path, net: nn.Module) -> dict[str, Tensor]:
-    """Read the weights in a network.pt. ValueError if they are not weights of this network."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of weights {str(file)!r}")
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-        got = {k: tuple(v.shape) for k, v in loaded.items()}
-    except Exception as error:
-        raise ValueError(f"{file} does not contain weights of a network: {error}") from None
-    if got != wanted:
-        off = sorted(k for k in {*got, *wanted} if got.get(k) != wanted.get(k))[0]
-        raise ValueError(
-            f"{file} must hold the weights of this network: {off} must have shape {wanted.get(off)}, got {got.get(off)}"
-        )
-    return loaded

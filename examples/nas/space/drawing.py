@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 
 from . import placement
+from .files import draft, write_text
 from .genotype import AnyGenotype, Path
 from .spaces import Space
 
@@ -349,7 +350,8 @@ def save(figure: plt.Figure, *files: File) -> None:
     """Save the figure to every file, in the format of its suffix, and close it."""
     for file in files:
         if file.suffix == ".svg":
-            file.write_text(svg(figure), encoding="utf-8")
+            write_text(file, svg(figure))
         else:
-            figure.savefig(file, dpi=120)
+            with draft(file) as part:
+                figure.savefig(part, dpi=120, format=file.suffix[1:])
     plt.close(figure)

@@ -15,11 +15,12 @@ import difflib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from .files import write_text
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,7 @@ class AnyGenotype:
         """Write the JSON file atomically: a reader sees the old content or the new one, never a part."""
         target = File(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # a temporary file is readable by its owner only
-            os.replace(name, target)
-        except BaseException:
-            File(name).unlink(missing_ok=True)
-            raise
+        write_text(target, self.to_json())
 
 
 G = TypeVar("G", bound=AnyGenotype)

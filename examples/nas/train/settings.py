@@ -61,6 +61,10 @@ class ImageTrainSettings(RunSettings):
             shares=("drop_path", "smoothing"),
         )
 
+    def schedules(self) -> list[str]:
+        lr = [f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else []
+        return [*super().schedules(), *lr, *(["drop_path"] if self.drop_path else [])]
+
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         done = epoch / self.epochs
@@ -77,6 +81,9 @@ class GenotypeTrainSettings(ImageTrainSettings):
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
     form: Literal["evaluation", "one_stage"] = "evaluation"
     """one_stage: batch norms after pools and identities too, as in the network of a one-stage search."""
+    start: Path | None = None
+    """Folder of a training whose final weights this one starts with, or a network.pt; without it weights are random. The
+    classifier starts with random weights where the number of classes is another."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,8 @@ class TextTrainSettings(LanguageSettings, RunSettings):
     """Weight decay."""
     clip: float = 0.25
     """Gradient clipping threshold (norm)."""
+    start: Path | None = None
+    """Folder of a training whose final weights this one starts with, or a network.pt; without it weights are random."""
     patience: int = 5
     """Averaging of SGD starts once validation is worse than the best epoch before the last so many epochs."""
 

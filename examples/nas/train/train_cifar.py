@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from ..data import cifar, cifar_files, image_folder
 from ..engine import checkpoint, curves
-from ..engine.distributed import Processes
-from ..engine.run import Run
+from ..engine.distributed import SINGLE_PROCESS, Processes
+from ..engine.loop import checkpoint_exists
+from ..engine.run import Run, all_finite
 from ..nets.torch import cnn
 from ..space import drawing
 from ..space.genotype import Genotype
 from .settings import CifarTrainSettings, GenotypeTrainSettings, ImageNetTrainSettings, ImageTrainSettings
+from .weights import read_weights
 
 
 class Epochs(Protocol):
@@ -34,6 +36,16 @@ def image_network(genotype: Genotype | Sequence[Genotype], settings: GenotypeTra
     """The network of a genotype, or of one for each layer."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
     return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetTrainSettings) else cnn.Network(*sizes, form=settings.form)
+
+
+def start_network(
+    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, out: Path
+) -> cnn.Discrete:
+    """The network before its training, with the weights of `settings.start` unless a checkpoint in `out` replaces them."""
+    net = image_network(genotype, settings, classes)
+    if settings.start is not None and not checkpoint_exists(out, "torch"):
+        net.load_state_dict(read_weights(settings.start, net))
+    return net
 
 
 def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
@@ -68,6 +80,25 @@ def prepare_data(
     test = dataset.test.select(slice(settings.valid_images or None))
     check = lambda: cifar.evaluation_batches(test, plain, share=share)
     return cifar.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
+
+
+@torch.no_grad()
+def measures(
+    logits_of: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    processes: Processes = SINGLE_PROCESS,
+) -> tuple[float, float, float]:
+    """Compute loss, accuracy and top-5 accuracy on all images. logits_of: the network. batches: those of this process."""
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, labels in batches:
+        logits = logits_of(images).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum").double()
+        best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
+        sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), torch.full_like(loss, len(labels))])
+    processes.total([sums])
+    loss_sum, top1, top5, n = sums.tolist()
+    return loss_sum / n, top1 / n, top5 / n
 
 
 class ImageTraining(Run):
@@ -130,7 +161,9 @@ class ImageTraining(Run):
         self.processes.total([self.sums])
         loss, correct, images = self.sums.tolist()
         self.sums.zero_()
+        self.check_finite("train", loss / images)
         valid_loss, valid_accuracy, top5 = self.evaluate()
+        self.check_finite("valid", valid_loss)
         return {
             "lr": self.sgd.param_groups[0]["lr"],
             "train_loss": loss / images,
@@ -140,19 +173,13 @@ class ImageTraining(Run):
             "valid_top5": top5,
         }
 
-    @torch.no_grad()
+    def is_finite(self) -> bool:
+        return bool(self.sums[0].isfinite()) and all_finite(self.params)
+
     def evaluate(self) -> tuple[float, float, float]:
         """Compute loss, accuracy and top-5 accuracy on all validation images."""
         self.net.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for images, labels in self.validation():
-            logits = self.forward(images)[0].float()
-            loss = F.cross_entropy(logits, labels, reduction="sum").double()
-            best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
-            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), torch.full_like(loss, len(labels))])
-        self.processes.total([sums])
-        loss_sum, top1, top5, n = sums.tolist()
-        return loss_sum / n, top1 / n, top5 / n
+        return measures(lambda images: self.forward(images)[0], self.validation(), self.device, self.processes)
 
     def finish(self) -> None:
         evaluated = "validation images" if isinstance(self.settings, ImageNetTrainSettings) else "test images"
@@ -171,7 +198,7 @@ class ImageTraining(Run):
 class GenotypeTraining(ImageTraining):
     """The training of the network of a genotype, or of one for each layer, with one seed."""
 
-    kind = "training"
+    kind, command = "training", "train_cifar10"
 
     def __init__(
         self,
@@ -186,7 +213,15 @@ class GenotypeTraining(ImageTraining):
         super().__init__(settings, seed, out, processes, device)
 
     def build(self, classes: int) -> cnn.Discrete:
-        return image_network(self.genotype, self.settings, classes)
+        return start_network(self.genotype, self.settings, classes, self.out)
+
+    def write_settings(self) -> None:
+        super().write_settings()
+        if isinstance(self.genotype, Genotype):
+            self.genotype.save(self.out / "genotype.json")
+
+    def description(self) -> dict[str, Any]:
+        return {**super().description(), "imagenet": isinstance(self.settings, ImageNetTrainSettings)}
 
     def identity(self) -> dict[str, Any]:
         each = [self.genotype] if isinstance(self.genotype, Genotype) else self.genotype

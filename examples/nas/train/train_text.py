@@ -2,7 +2,8 @@
 
     row = launch(partial(TextTraining, genotype, settings, 0, out), settings, out)
 
-Writes to `out`: checkpoint.pt, train.csv, train.png, network.pt (the weights of the best epoch) and result.json (perplexities).
+Writes to `out`: settings.json, genotype.json and vocabulary.json at the start, checkpoint.pt, train.csv, and at the end
+train.png, network.pt (the weights of the best epoch) and result.json (perplexities). `nas.load` reads the network.
 
 Sources: Merity, Keskar, Socher, "Regularizing and optimizing LSTM language models", 2018 (the switch, the averages, the lengths
 of windows); Liu, Simonyan, Yang, "DARTS", 2019 (settings, rollback).
@@ -24,11 +25,14 @@ from ..data import text
 from ..data.text import Window, perplexity, window
 from ..engine import checkpoint, curves
 from ..engine.distributed import Processes, require_single_process
+from ..engine.loop import checkpoint_exists
 from ..engine.run import Run
 from ..nets.torch.rnn import LSTM, CellModel, Drops, LanguageModel, RecurrentNetwork, mean_loss, parameter_count
 from ..space import drawing
+from ..space.files import write_text
 from ..space.genotype import RecurrentGenotype
 from .settings import TextTrainSettings
+from .weights import read_weights
 
 SPREAD = 5.0  # standard deviation of the lengths of windows
 ROLLBACKS = 20  # before a training ends with an error
@@ -51,7 +55,7 @@ def size_of_cell(cell: RecurrentGenotype | None, settings: TextTrainSettings) ->
 class TextTraining(Run):
     """The training of the language model of a cell, or of an LSTM if it is None, with one seed."""
 
-    kind, table = "training", "train.csv"
+    kind, table, command = "training", "train.csv", "train_ptb"
     settings: TextTrainSettings
     sgd: torch.optim.Optimizer
 
@@ -75,6 +79,8 @@ class TextTraining(Run):
             "test": columns(self.corpus.test, s.test_batch, "test_batch"),
         }
         self.net = language_model(cell, len(self.corpus.vocabulary), s).to(device)
+        if s.start is not None and not checkpoint_exists(out, "torch"):
+            self.net.load_state_dict(read_weights(s.start, self.net))
         if s.compiled and isinstance(self.net, CellModel):
             self.net.fuse()
         self.params = list(self.net.parameters())
@@ -132,7 +138,13 @@ class TextTraining(Run):
         self.sums += torch.stack([loss.detach().double() * targets.numel(), self.sums.new_tensor(targets.numel())])
 
     def _roll_back(self) -> None:
-        """Return to the state of the best epoch and continue there with the next windows and masks of this one."""
+        """Return to the state of the best epoch and continue there with the next windows and masks of this one.
+
+        As in the published code an error in the first epoch, when there is no such state, and after that a bounded number of
+        times, so that the training ends with a network that it has trained.
+        """
+        if not self.losses:
+            self.check_finite("train", float("nan"))
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise ValueError(f"the loss was not finite {self.rollbacks} times: lr {self.settings.lr:g} is too large")
@@ -204,11 +216,17 @@ class TextTraining(Run):
         own = self._copy()
         self._return_to(self.best)
         test = mean_loss(self.net, self.rows_of["test"], self.settings.bptt)
+        self.check_finite("test", test)
         self.found = {"test_loss": test, "test_perplexity": perplexity(test), "parameters": parameter_count(self.net)}
         checkpoint.save_network(self.out / "network.pt", self.net)
         self._return_to(own)
         drawing.save(curves.perplexities(self.rows), self.out / "train.png")
-        (self.out / "result.json").write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")
+
+    def write_settings(self) -> None:
+        super().write_settings()
+        write_text(self.out / "vocabulary.json", json.dumps(self.corpus.vocabulary, ensure_ascii=False) + "\n")
+        if self.cell is not None:
+            self.cell.save(self.out / "genotype.json")
 
     def identity(self) -> dict[str, Any]:
         cell = "LSTM" if self.cell is None else self.cell.to_json()

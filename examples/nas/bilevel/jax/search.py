@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ...engine.jax.devices import Devices
-from ...engine.jax.run import ARCHITECTURE, Run
+from ...engine.jax.run import ARCHITECTURE, Run, all_finite
 from ...space.spaces import Masks, Space
 from ..outcome import Outcome
 from ..settings import BilevelSettings
@@ -92,6 +92,9 @@ class BilevelSearch(Outcome, Run):
     def means(self) -> tuple[float, float]:
         """Mean loss and measure of the weight steps since the last call."""
         raise TypeError(f"{type(self).__name__} must define means")
+
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(np.asarray(self.search.sums)[0])) and all_finite(self.search.params)
 
     def take_sums(self) -> list[float]:
         """The sums of the weight steps since the last call."""

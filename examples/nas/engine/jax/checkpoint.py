@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from ..loop import first_sentence
 from .devices import is_key
 
 FOLDER = "checkpoint"
@@ -29,11 +33,24 @@ class Checkpoints:
         """Write a checkpoint, unless there is one of this step.
 
         state: a tree of arrays. plain: data of JSON.
+
+        Raises OSError if the disk is full, after which the last checkpoints are complete.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), plain=ocp.args.JsonSave(plain))
-        if step not in self._manager.all_steps():
+        if step in self._manager.all_steps():
+            return
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        if shutil.disk_usage(self.folder).free < sum(x.nbytes for x in jax.tree.leaves(state) if not is_key(x)):
+            raise full  # before Orbax begins, whose threads report their own errors
+        try:
             self._manager.save(step, args=args, force=True)
             self._manager.wait_until_finished()
+        except Exception as error:
+            for part in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            if str(full.strerror) in str(error):
+                raise full from None  # Orbax hides it in an error of another class
+            raise
 
     def plain(self) -> dict[str, Any]:
         """The plain data of the last checkpoint. ValueError if it is damaged."""
@@ -58,7 +75,10 @@ class Checkpoints:
             return self._manager.restore(steps[-1], args=ocp.args.Composite(**what))
         except Exception as error:
             older = f"; without {steps[-1]} in it, the run continues from {steps[-2]}" if len(steps) > 1 else ""
-            raise ValueError(f"{self.folder} must contain a complete checkpoint, but could not be read{older}: {error}") from None
+            reason = first_sentence(error)
+            raise ValueError(
+                f"{self.folder} must contain a complete checkpoint, but could not be read{older}: {reason}"
+            ) from None
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:

@@ -110,6 +110,10 @@ class Devices:
         """The flag of the first process. All processes must call this."""
         return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes. All of them must call this."""
+        return flag if self.world == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
     def all_same(self, *flags: bool) -> bool:
         """Whether the flags are the same in all processes. All of them must call this."""
         if self.world == 1:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from ..loop import Loop, find_checkpoint, refuse_other
+from ..lock import locked
+from ..loop import STEPS_BETWEEN_CLOCKS, Loop, find_checkpoint, first_sentence
 from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
 
@@ -16,7 +19,9 @@ from .devices import Devices, join_devices
 WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
 MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
 ARCHITECTURE, NETWORK, ORDER, BATCH, EVALUATION = range(5)  # the random streams of a run, the indices of its keys
-STEPS_BETWEEN_CLOCKS = 8  # several processes compare their clocks only so often, as that waits for the devices
+
+
+PARTS = ("identity", "progress", "own")  # of the plain data of a checkpoint
 
 
 class Run(Loop):
@@ -26,6 +31,7 @@ class Run(Loop):
     that all can read.
     """
 
+    framework = "jax"
     processes: Devices
 
     def __init__(self, settings: Any, seed: int, out: Path, devices: Devices) -> None:
@@ -48,7 +54,7 @@ class Run(Loop):
 
     def identity(self) -> dict[str, Any]:
         # sums over a batch are rounded in another order when more devices share it
-        return {**super().identity(), "framework": "jax", "devices": self.devices.count}
+        return {**super().identity(), "framework": self.framework, "devices": self.devices.count}
 
     def checkpoints(self) -> Checkpoints:
         if self._checkpoints is None:
@@ -69,12 +75,22 @@ class Run(Loop):
         jax.block_until_ready(self.state())
 
     def continue_from_checkpoint(self) -> None:
-        """Restore the state of the checkpoint. ValueError if it is damaged or was written with other settings."""
-        plain = self.checkpoints().plain()
+        """Restore the state of the checkpoint. ValueError if it is damaged, of another program, or of other settings."""
+        folder, plain = self.checkpoints().folder, self.checkpoints().plain()
+        missing = [part for part in PARTS if part not in plain]
+        if missing:
+            raise ValueError(f"{folder} must hold checkpoints of a run, but the last one has no {missing[0]!r}")
         found = {name: tuple(value) if isinstance(value, list) else value for name, value in plain["identity"].items()}
-        refuse_other(self.kind, self.identity(), found, {**type(self.settings)().plain()})
+        self.refuse_other(found)
         self.set_progress(plain["progress"])
-        self.restore(self.checkpoints().state(self.state()), plain["own"])
+        state = self.checkpoints().state(self.state())
+        try:
+            self.restore(state, plain["own"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = first_sentence(error)
+            raise ValueError(
+                f"{folder} must hold checkpoints of this {self.kind}, but its state does not fit: {reason}"
+            ) from None
 
     def run(self) -> dict[str, Any]:
         try:
@@ -82,6 +98,11 @@ class Run(Loop):
         finally:
             if self._checkpoints is not None:
                 self._checkpoints.close()
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether no entry of the arrays is infinite or NaN."""
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
 def refuse_other_settings(settings: Any) -> None:
@@ -101,19 +122,28 @@ def launch(make: Callable[[Devices], Run], settings: Any, out: Path) -> dict[str
       make: builds the run for its devices.
 
     Raises:
-      FileExistsError: `out` contains a run and `settings.resume` is off.
-      ValueError: a setting outside its domain; a checkpoint of other settings or of PyTorch, or a damaged one.
+      FileExistsError: `out` contains a run and `settings.resume` is off, or another process runs in it.
+      Interrupted: the run was stopped by Ctrl-C or SIGTERM, and has saved.
+      ValueError: a setting outside its domain; a checkpoint of other settings or of PyTorch, or a damaged one; a run that
+        diverges.
     """
     refuse_other_settings(settings)
     devices = join_devices(settings.device)
-    there = find_checkpoint(out, "jax", settings.resume)
-    run = make(devices)
-    if devices.first:
-        out.mkdir(parents=True, exist_ok=True)
-    devices.wait()
-    if not devices.all_same(out.is_dir(), there):
-        raise ValueError(f"out must be a folder that all processes share, got {out}")
-    if there:
-        run.continue_from_checkpoint()
-    devices.wait()
-    return run.run()
+    with ExitStack() as stack:
+        refused: FileExistsError | None = None
+        if devices.first:
+            try:
+                stack.enter_context(locked(out))
+            except FileExistsError as error:
+                refused = error
+        if devices.any(refused is not None):  # the other processes must not wait for the first one
+            raise refused or FileExistsError(f"{out} is in use: the first process has the reason")
+        there = find_checkpoint(out, "jax", settings.resume)
+        run = make(devices)
+        devices.wait()
+        if not devices.all_same(out.is_dir(), there):
+            raise ValueError(f"out must be a folder that all processes share, got {out}")
+        if there:
+            run.continue_from_checkpoint()
+        devices.wait()
+        return run.run()

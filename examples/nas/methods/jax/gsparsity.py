@@ -27,7 +27,7 @@ from ...data import jax as images
 from ...data.jax import EVALUATED, Pixels, epoch_order, mean_measures
 from ...engine import report, results
 from ...engine.jax.devices import Devices, first_process
-from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, launch
+from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, all_finite, launch
 from ...nets.jax import cnn
 from ...space import spaces
 from ...space.genotype import CELLS, Genotype
@@ -35,7 +35,6 @@ from ...space.spaces import Masks
 from ..group_sparsity import (
     GatedGroup,
     Key,
-    check_finite,
     droppable,
     genotype_of,
     search_or_bisect,
@@ -185,7 +184,7 @@ def _is_params(part: Any) -> bool:
 class GSparsitySearch(Run):
     """A search by GSparsity with one seed."""
 
-    kind, table = "search", "search.csv"
+    kind, table, command = "search", "search.csv", "nas_cifar10"
     settings: GSparsitySettings
     size: dict[str, int] | None = None
 
@@ -229,7 +228,7 @@ class GSparsitySearch(Run):
     def end_epoch(self) -> dict[str, Any]:
         operations = self.operations
         loss, correct, count = np.asarray(self.search.sums, np.float64).tolist()
-        check_finite(loss / count, self.epoch)
+        self.check_finite("train", loss / count)
         self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
         at_point = operations.at_prox_point(self.search)
         norms = operations.norms(at_point)
@@ -237,6 +236,7 @@ class GSparsitySearch(Run):
         sizes = {key: sum(operations.sizes[key]) for key in norms}
         regulariser = sum(n / math.sqrt(sizes[key]) for key, n in operations.norms(self.search).items())
         valid_loss, valid_accuracy = self.measured(self.search, self.search.is_active)
+        self.check_finite("valid", valid_loss)
         restricted = (float("nan"), float("nan"))
         if all(genotype.active_nodes(cell) for cell in CELLS):
             restricted = self.measured(at_point, self.space.masks(genotype))
@@ -256,6 +256,9 @@ class GSparsitySearch(Run):
             **report.architecture_columns(genotype, point),
             "vanished": self._vanished(),
         }
+
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(np.asarray(self.search.sums)[0])) and all_finite((self.search.groups, self.search.rest))
 
     def _vanished(self) -> int:
         """The number of groups that have been dropped."""
@@ -307,4 +310,5 @@ class GSparsitySearch(Run):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process)
+    description = {"command": GSparsitySearch.command, "framework": "jax", "method": "gsparsity", "seed": seed}
+    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process, description)

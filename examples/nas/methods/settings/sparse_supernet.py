@@ -43,6 +43,9 @@ class PenaltySettings(CheckedSettings):
         if self.optimizer == "hapg" and self.metric != "median":
             raise ValueError(f"metric belongs to adamhapg; hapg has one step size for all, got metric={self.metric!r}")
 
+    def schedules(self) -> list[str]:
+        return [*super().schedules(), *(["arch_lr of hapg"] if self.optimizer == "hapg" else [])]
+
 
 @dataclass(frozen=True)
 class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
