@@ -73,6 +73,11 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         paths, skips = last[f"paths_{cell}"], last[f"skips_{cell}"]
         if paths and skips > paths / 2:
             found.append(f"{skips} of the {paths} paths of the {cell} cell are skip connections: the search may have collapsed")
+    for cell in [key.removeprefix("guarded_") for key in last if key.startswith("guarded_")]:
+        if guarded := sum(row.get(f"guarded_{cell}", 0) for row in rows):
+            found.append(
+                f"{guarded} updates left the {cell} cell without a path: the guard (not published) restored its strongest one"
+            )
     if "restricted_accuracy" in last and last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
         found.append("the nonzero paths alone are more than ten points worse than the supernet: it has not settled yet")
     if "restricted_perplexity" in last and not last["restricted_perplexity"] < 1.25 * last["valid_perplexity"]:
