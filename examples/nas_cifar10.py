@@ -5,7 +5,7 @@ Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it search
 and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
 
 Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
-an interrupted search; with --one-stage also train.png and network.pt, the trained network.
+an interrupted search; with --method ista also distances.png; with --one-stage also train.png and network.pt, the trained network.
 `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
 own, and a table compares them. Under torchrun the processes share every batch.
 
@@ -53,8 +53,9 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
-    if "resting_nodes" in row:
-        print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
+    if "frozen_nodes" in row:
+        print(f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped")
+        print(f"test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = size_of(found)

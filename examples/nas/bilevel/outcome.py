@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..engine import report, results
+from ..engine import curves, report, results
 from ..engine.loop import Loop
+from ..space import drawing
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Space
 from .settings import BilevelSettings
@@ -74,6 +75,8 @@ class Outcome(Loop):
         epoch = self.result()["epoch"]
         results.select_epoch(self.out, epoch, self.space.kind)
         results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity())
+        if "distance" in self.rows[-1]:
+            drawing.save(curves.distances(self.rows), self.out / "distances.png")
 
     def identity(self) -> dict[str, Any]:
         return {"method": self.name, **super().identity()}

@@ -60,6 +60,22 @@ def training(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     return figure
 
 
+def distances(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Plot the mean and the largest distance of the codes of all nodes between two recoveries over the epochs of ISTA-NAS."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), constrained_layout=True)
+    for key, label, style in (("distance", "mean over the nodes", "-"), ("moved", "largest", ":")):
+        found = [(row["epoch"] + 1, row[key]) for row in rows if row.get(key, 0) > 0]  # zero once all nodes are frozen
+        if found:
+            axis.plot(*zip(*found), style, label=label, marker=".", markersize=3)
+    axis.set(xlabel="epoch", title="distance of the codes of two recoveries")
+    axis.set_yscale("log")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.25)
+    if axis.lines:
+        axis.legend(frameon=False)
+    return figure
+
+
 def perplexities(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """Plot perplexity over the epochs, with the first epoch of averaged weights and the epochs of rollbacks marked."""
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)

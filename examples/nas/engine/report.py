@@ -24,7 +24,7 @@ pre { background: #f6f6f6; padding: 1rem; }
 COLUMNS = (
     *("epoch", "strength", "train_accuracy", "valid_accuracy", "restricted_accuracy"),
     *("train_perplexity", "valid_perplexity", "restricted_perplexity"),
-    *("paths_normal", "paths_reduce", "paths_recurrent", "nodes_recurrent"),
+    *("paths_normal", "paths_reduce", "paths_recurrent", "nodes_recurrent", "frozen_nodes", "stopped_nodes"),
 )
 
 
@@ -75,9 +75,9 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"{skips} of the {paths} paths of the {cell} cell are skip connections: the search may have collapsed")
     for cell in [key.removeprefix("guarded_") for key in last if key.startswith("guarded_")]:
         if guarded := sum(row.get(f"guarded_{cell}", 0) for row in rows):
-            found.append(
-                f"{guarded} updates left the {cell} cell without a path: the guard (not published) restored its strongest one"
-            )
+            found.append(f"{guarded} updates left no path in the {cell} cell: the guard, which is not published, restored one")
+    if stopped := last.get("stopped_nodes", 0):
+        found.append(f"{last['frozen_nodes']} nodes frozen by themselves, {stopped} stopped: more --search-epochs may help")
     if "restricted_accuracy" in last and last["restricted_accuracy"] < last["valid_accuracy"] - 0.1:
         found.append("the nonzero paths alone are more than ten points worse than the supernet: it has not settled yet")
     if "restricted_perplexity" in last and not last["restricted_perplexity"] < 1.25 * last["valid_perplexity"]:
