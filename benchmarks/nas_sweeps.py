@@ -1,7 +1,8 @@
 """Effect of the settings of the sparse supernet: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
 
 --sweep strength_step: 0.01, 0.02 and 0.03 per epoch, accuracy and sparsity over the epochs (SparseNAS, Fig. 4). --sweep
-l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values replaces the values. One search for each with --preset (small or paper);
+l1_ratio: 0.3, 0.5 and 0.7 (Table 4; with --optimizer adam the other half of Table 5). --values replaces the values. One search
+for each with --preset (small or paper);
 with --train each result is trained with the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
 Writes sweep.csv and sweep.png to --out; finished searches there are not repeated, and interrupted ones are resumed.
 """
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=SWEEPS, default="strength_step")
     parser.add_argument("--values", type=float, nargs="+", help="values instead of the published ones")
+    parser.add_argument("--optimizer", choices=("adamhapg", "hapg", "adam"), default="adamhapg", help="of the architecture")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train the result of each search")
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
     base = replace(registry.CIFAR["sparse_supernet"].presets[args.preset], data_dir=args.data_dir, **chosen)
+    base = replace(base, optimizer=args.optimizer)
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"

@@ -10,6 +10,7 @@ from ..engine.loop import Loop
 from ..space import drawing
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Space
+from . import early_stopping
 from .settings import BilevelSettings
 
 Measured = tuple[float, float]  # mean loss, and the measure of quality
@@ -62,7 +63,18 @@ class Outcome(Loop):
                 f" is {largest:.3g}: a lower lr or arch_lr may help"
             )
 
+    def epochs(self) -> int:
+        return self.settings.epochs if self.stopped() is None else len(self.rows)
+
+    def stopped(self) -> int | None:
+        """The epoch to which a search that stops early returns, as soon as it does."""
+        return (
+            early_stopping.epoch_to_return_to(self.rows, self.settings) if getattr(self.settings, "early_stop", False) else None
+        )
+
     def result(self) -> dict[str, Any]:
+        if (stopped := self.stopped()) is not None:
+            return self.rows[stopped]
         limit, cells = self.settings.pick_below, self.space.layout.cells
         sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
         return min(sparse, key=self.selection_loss) if sparse else self.rows[-1]
@@ -73,6 +85,8 @@ class Outcome(Loop):
 
     def finish(self) -> None:
         epoch = self.result()["epoch"]
+        if self.stopped() is not None:
+            print(f"stopped early after epoch {len(self.rows)}: the result is the genotype after epoch {epoch + 1}")
         results.select_epoch(self.out, epoch, self.space.kind)
         results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity())
         if "distance" in self.rows[-1]:
