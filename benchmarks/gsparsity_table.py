@@ -2,9 +2,9 @@
 
 The protocol of GSparsity, Tables 2 and 3: each method searches with three seeds, each result is trained with three seeds, and the
 table has mean and standard deviation of the test accuracy over all nine, and of the parameters over the three results. --methods
-names the searches (gsparsity, darts, pc_darts, ista, sparse_supernet), --space the search space; with S1, S2 or S4 the networks
-have 17 cells, as in Table 3. --preset small makes searches and trainings small (hours on a laptop), paper has the published
-settings; all trainings have the form of GSparsity's.
+names the searches (gsparsity, darts, darts_es: DARTS with early stopping, pc_darts, ista, sparse_supernet), --space the search
+space; with S1, S2 or S4 the networks have 17 cells, as in Table 3. --preset small makes searches and trainings small (hours on a
+laptop), paper has the published settings; all trainings have the form of GSparsity's.
 
 Writes table.csv (a row for each training) and summary.csv to --out. The same command continues where it was interrupted: finished
 searches and trainings are not repeated.
@@ -31,6 +31,8 @@ from nas_sweeps import trained
 
 SIZES = ("epochs", "images", "channels", "layers", "batch")
 SUBSPACES = ("S1", "S2", "S3", "S4")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in registry.CIFAR}
+VARIANTS["darts_es"] = "darts", {"early_stop": True}
 
 
 def training_settings(preset: str, space: str) -> CifarTrainSettings:
@@ -42,7 +44,8 @@ def training_settings(preset: str, space: str) -> CifarTrainSettings:
 
 def search_settings(method: str, preset: str, space: str | None) -> Any:
     """The settings of the searches of a method."""
-    settings = registry.CIFAR[method].presets[preset]
+    name, own = VARIANTS[method]
+    settings = replace(registry.CIFAR[name].presets[preset], **own)
     return settings if space is None else replace(settings, space=space)
 
 
@@ -72,7 +75,7 @@ def of_method(method: str, searching: Any, training: CifarTrainSettings, args: a
     rows = []
     for seed in args.search_seeds:
         out = args.out / method / f"search-{seed}"
-        registry.CIFAR[method].search(searching, seed, out)
+        registry.CIFAR[VARIANTS[method][0]].search(searching, seed, out)
         found = genotype.load_genotype(out / "genotype.json")
         size = parameters(found, training)
         for number in args.train_seeds:
@@ -88,7 +91,7 @@ def of_method(method: str, searching: Any, training: CifarTrainSettings, args: a
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Run all searches and trainings, print and write the tables; return the summary of each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=registry.CIFAR, default=["gsparsity"])
+    parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=["gsparsity"])
     parser.add_argument("--preset", choices=("small", "paper"), default="small", help="of searches and trainings")
     parser.add_argument("--space", help="search space; default: as in the preset")
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,8 +1,9 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
 Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it finds the strength that gives this size), darts. Presets: paper (the default; for a GPU)
-and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
+--want-paths or --want-parameters it finds the strength that gives this size), darts (with --early-stop DARTS-ES), pc_darts.
+Presets: paper (the default; for a GPU), small (for a laptop), and others of some methods. examples/PUBLISHED.md has the commands
+for the tables and figures of the papers. All other options are settings: --method NAME --help lists those of a method.
 
 Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
 an interrupted search; with --method ista also distances.png; with --one-stage also train.png and network.pt, the trained network.

@@ -15,7 +15,14 @@ FILES = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix
 WITHOUT_TORCH = [
     *(name for name in FILES if name.startswith("nas.space") or "settings" in name.split(".")),
     *(f"nas.engine.{name}" for name in ("command_line", "loop", "log", "curves", "report", "results", "bisection")),
-    *("nas.data.cifar_files", "nas.data.text", "nas.bilevel.outcome", "nas.methods.group_sparsity", "nas.methods.frameworks"),
+    *(
+        "nas.data.cifar_files",
+        "nas.data.text",
+        "nas.bilevel.outcome",
+        "nas.methods.connected",
+        "nas.methods.group_sparsity",
+        "nas.methods.frameworks",
+    ),
 ]
 
 

@@ -75,6 +75,7 @@ class DartsTextSettings(LogitSettings, TextSearchSettings):
 
 CIFAR_PRESETS = {
     "paper": DartsSettings(),
+    "first_order": DartsSettings(order="first"),
     "small": small_cifar(DartsSettings, arch_lr=3e-3),
     "subspace": DartsSettings(space="S1"),  # Zela et al.: S1, S2, S3, S4, also with drop_path and cutout
     "subspace_early_stop": DartsSettings(space="S1", early_stop=True),
