@@ -10,5 +10,6 @@
 
 Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
 shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `text`), `bilevel.outcome` and
-`early_stopping`, and of `engine` the files command_line, loop, log, curves, report, results and bisection import neither of the two.
+`early_stopping`, and of `engine` the files command_line, loop, log, curves, report, results and bisection import neither of the
+two.
 """
