@@ -55,8 +55,8 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
     if "frozen_nodes" in row:
-        print(f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped")
-        print(f"test accuracy {100 * row['valid_accuracy']:.2f} %")
+        ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
+        print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = size_of(found)
