@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--method", choices=[n for n, m in registry.CIFAR.items() if m.method], default="ista")
     parser.add_argument("--one-stage", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--preset", choices=("small", "paper"), default="small", help="of the search")
+    parser.add_argument("--preset", default="small", help="of the search; see --help of examples/nas_cifar10.py")
     parser.add_argument("--train-preset", choices=CIFAR_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_kendall"))
@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> float:
     if args.one_stage and given("train_"):
         parser.error("--one-stage retrains by the recipe of the run: leave out the options that begin with --train-")
     presets = ista_one_stage.CIFAR_PRESETS if args.one_stage else registry.CIFAR[args.method].presets
+    if args.preset not in presets:
+        parser.error(f"--preset must be one of {', '.join(presets)}, got {args.preset!r}")
     settings = replace(presets[args.preset], data_dir=args.data_dir, **given(""))
     training = replace(CIFAR_TRAIN_PRESETS[args.train_preset], data_dir=args.data_dir, **given("train_"))
     title = args.method + (", one stage" if args.one_stage else "")

@@ -1,8 +1,10 @@
 """Effect of the settings of the sparse supernet: python benchmarks/nas_sweeps.py --sweep strength_step --data-dir data [--train]
 
 --sweep strength_step: 0.01, 0.02 and 0.03 per epoch, accuracy and sparsity over the epochs (SparseNAS, Fig. 4). --sweep
-l1_ratio: 0.3, 0.5 and 0.7 (Tables 4 and 5). --values replaces the values. One search for each with --preset (small or paper);
-with --train each result is trained with the same preset of `examples/train_cifar10.py`, for the test errors of the tables.
+l1_ratio: 0.3, 0.5 and 0.7 (Table 4; with --optimizer adam the other half of Table 5). --values replaces the values. One search
+for each with --preset (small or paper);
+with --train each result is trained with the same preset of `examples/train_cifar10.py`, or with --train-preset, for the test
+errors of the tables.
 Writes sweep.csv and sweep.png to --out; finished searches there are not repeated, and interrupted ones are resumed.
 """
 
@@ -50,9 +52,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", choices=SWEEPS, default="strength_step")
     parser.add_argument("--values", type=float, nargs="+", help="values instead of the published ones")
+    parser.add_argument("--optimizer", choices=("adamhapg", "hapg", "adam"), default="adamhapg", help="of the architecture")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train the result of each search")
+    parser.add_argument("--train-preset", choices=CIFAR_TRAIN_PRESETS, help="of the training; default: that of the search")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/nas_sweeps"))
     for name in ("epochs", "images", "channels", "layers", "batch"):
@@ -60,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chosen = {k: v for k in ("epochs", "images", "channels", "layers", "batch") if (v := getattr(args, k)) is not None}
     base = replace(registry.CIFAR["sparse_supernet"].presets[args.preset], data_dir=args.data_dir, **chosen)
+    base = replace(base, optimizer=args.optimizer)
     rows, runs = [], {}
     for value in args.values or SWEEPS[args.sweep]:
         out = args.out / f"{args.sweep}-{value:g}"
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         row = {args.sweep: value, **{k: history[-1][k] for k in ("valid_accuracy", "restricted_accuracy", "paths_normal")}}
         row |= {k: history[-1][k] for k in ("paths_reduce", "nodes_normal", "nodes_reduce")}
         if args.train:
-            settings = replace(CIFAR_TRAIN_PRESETS[args.preset], data_dir=args.data_dir)
+            settings = replace(CIFAR_TRAIN_PRESETS[args.train_preset or args.preset], data_dir=args.data_dir)
             last = trained(settings, genotype.load_genotype(out / "search" / "genotype.json"), out / "train", args.seed)
             row["test_error"] = 1 - last["valid_accuracy"]
         rows.append(row)

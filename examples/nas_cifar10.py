@@ -1,11 +1,12 @@
 """Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
 Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it finds the strength that gives this size), darts. Presets: paper (the default; for a GPU)
-and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
+--want-paths or --want-parameters it finds the strength that gives this size), darts (with --early-stop DARTS-ES), pc_darts.
+Presets: paper (the default; for a GPU), small (for a laptop), and others of some methods. examples/PUBLISHED.md has the commands
+for the tables and figures of the papers. All other options are settings: --method NAME --help lists those of a method.
 
 Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
-an interrupted search; with --one-stage also train.png and network.pt, the trained network.
+an interrupted search; with --method ista also distances.png; with --one-stage also train.png and network.pt, the trained network.
 `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
 own, and a table compares them. Under torchrun the processes share every batch.
 
@@ -57,8 +58,9 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
-    if "resting_nodes" in row:
-        print(f"{row['resting_nodes']} of 8 nodes converged, test accuracy {100 * row['valid_accuracy']:.2f} %")
+    if "frozen_nodes" in row:
+        ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
+        print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)

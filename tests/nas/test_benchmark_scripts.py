@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from nas.engine import report
 from nas.methods import ista_one_stage
+from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.methods.settings import ista as ista_settings
 from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.space import genotype
@@ -43,6 +44,25 @@ def test_a_sweep_searches_every_value_and_goes_on(tmp_path, place, capsys, monke
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000
     nas_sweeps.main([*out, *options])
     assert rows_of(tmp_path / "out" / "sweep.csv") == rows
+
+
+def test_a_table_of_searches_and_trainings_goes_on(tmp_path, place, capsys, monkeypatch):
+    import gsparsity_table
+
+    monkeypatch.setattr(report, "write", lambda *args: None)
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", CifarTrainSettings(**TRAINING))
+    small = replace(gsparsity_settings.CIFAR_PRESETS["small"], valid_images=16)
+    monkeypatch.setitem(gsparsity_settings.CIFAR_PRESETS, "small", small)
+    options = [*SIZES, "--space", "cherry", "--search-seeds", "0", "1", "--train-seeds", "0", "1", *place, "--out", str(tmp_path)]
+    (row,) = gsparsity_table.main(options)
+    rows = rows_of(tmp_path / "table.csv")
+    assert [(r["search_seed"], r["train_seed"]) for r in rows] == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    assert row["trainings"] == 4 and row["accuracy"] == pytest.approx(sum(float(r["test_accuracy"]) for r in rows) / 4)
+    written = (tmp_path / "gsparsity" / "search-1" / "train-1" / "checkpoint.pt").stat().st_mtime_ns
+    assert gsparsity_table.main(options) == [row]
+    assert (tmp_path / "gsparsity" / "search-1" / "train-1" / "checkpoint.pt").stat().st_mtime_ns == written
+    paper = gsparsity_table.training_settings("paper", "S2")
+    assert (paper.layers, paper.form, gsparsity_table.training_settings("paper", "").layers) == (17, "gsparsity", 14)
 
 
 @pytest.mark.parametrize("stages", ["two", "one"])

@@ -13,6 +13,7 @@ from nas.nets.torch.operations import BatchNorm
 from nas.space import genotype, spaces
 from nas.space.genotype import CELLS, NODES
 from nas_cases import copy_weights, supernet
+from torch import nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
@@ -185,6 +186,24 @@ def test_a_setting_out_of_its_domain_is_named(options, message):
         ista_settings.IstaSettings(**options)
 
 
+def test_weights_are_clipped_by_the_norm_of_both_gradients(monkeypatch):
+    net = supernet("cherry", 2)
+    method = registry.build("ista", net, ista_settings.IstaSettings())
+    method.begin_epoch(0)
+    train, valid = ((torch.randn(4, 3, 8, 8), torch.randint(10, (4,))) for _ in range(2))
+    found = []
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda tensors, clip: found.extend(t.grad.clone() for t in tensors))
+    steps = CifarSteps(net, method, method.settings)
+    on = lambda batch: F.cross_entropy(net(batch[0], method.weights(), method.active_paths()), batch[1])
+    expected = torch.autograd.grad(on(valid), method.parameters)
+    steps.architecture(0, train, valid)
+    expected = [v + t for v, t in zip(expected, torch.autograd.grad(on(train), method.parameters))]
+    before = [b.detach().clone() for b in method.parameters]
+    steps.weights(train)
+    torch.testing.assert_close(found[-2:], expected)
+    assert all(torch.equal(b, old) for b, old in zip(method.parameters, before))
+
+
 # -- one stage --------------------------------------------------------------------------------
 
 
@@ -231,8 +250,10 @@ def test_absorbing_the_coefficients_changes_no_logit(mode):
 def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
     run = run_of(images, tmp_path / "out")
     row = run.run()
-    assert [r["resting_nodes"] for r in run.rows] == [0, 0, 8, 8]
-    assert run.rows[0]["lr"] == run.rows[2]["lr"] > run.rows[3]["lr"]
+    assert [(r["frozen_nodes"], r["stopped_nodes"]) for r in run.rows] == [(0, 0), (0, 0), (0, 8), (0, 8), (0, 8)]
+    assert run.rows[0]["lr"] == run.rows[3]["lr"] > run.rows[4]["lr"], "one epoch between search and training"
+    assert [r["distance"] > 0 for r in run.rows] == [True, True, True, False, False]
+    assert "0 nodes frozen by themselves, 8 stopped" in (tmp_path / "out" / "report.html").read_text()
     net = cnn.Network(genotype.load_genotype(tmp_path / "out" / "genotype.json"), 2, 3, auxiliary=False, form="one_stage")
     net.load_state_dict(torch.load(tmp_path / "out" / "network.pt", weights_only=True))
     net.double().eval()
@@ -246,7 +267,7 @@ def test_a_run_in_one_stage_ends_in_a_trained_network(images, tmp_path):
             torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
             correct, total = correct + int((expected.argmax(1) == y).sum()), total + len(y)
     assert correct / total == pytest.approx(row["valid_accuracy"], abs=1.5 / total), "an image may lie on a border"
-    for name in ("cells.svg", "weights.png", "train.png", "report.html", "search.csv", "settings.json"):
+    for name in ("cells.svg", "weights.png", "train.png", "distances.png", "report.html", "search.csv", "settings.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
@@ -270,7 +291,7 @@ def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
         run.train_step(batch)
     norms = run._norms()
     assert all(not n.weight.requires_grad and (n.weight == 1).all() and not n.bias.any() for ns in norms.values() for n in ns)
-    run.converged["normal"][1] = True
+    run.frozen["normal"][1] = True
     run._train_norms()
     kept = run.codes.parameters[0].detach().clone()
     for batch in run.batches():
@@ -284,8 +305,8 @@ def test_norms_are_frozen_until_their_node_rests(images, tmp_path):
 def test_a_code_at_rest_ends_the_search_of_its_node(images, tmp_path, no_pictures):
     run = run_of(images, tmp_path / "out", tolerance=1e6, search_epochs=50)
     run.run()
-    assert [r["resting_nodes"] for r in run.rows] == [0, 8, 8]
-    assert run.epochs() == 3
+    assert [(r["frozen_nodes"], r["stopped_nodes"]) for r in run.rows] == [(0, 0), (8, 0), (8, 0), (8, 0)]
+    assert run.epochs() == 4
 
 
 def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictures):
@@ -293,7 +314,7 @@ def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictur
     run.run()
     first = genotype.load_genotype(tmp_path / "out" / "genotypes" / "epoch-001.json")
     assert genotype.load_genotype(tmp_path / "out" / "genotype.json") == first, "the first support cannot be refused"
-    assert run.rows[-1]["resting_nodes"] == 8, "the budget of search epochs holds all the same"
+    assert run.rows[-1]["stopped_nodes"] == 8, "the budget of search epochs holds all the same"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def sparse(name, settings):
     ours = sparse_supernet.SparseSupernet(space_of(name), settings, 10)
     state = ours.init(jax.random.key(0))
     arch = as_arrays(other)
-    return Steps(ours, state._replace(arch=arch, optimizer=state.optimizer._replace(point=as_arrays(other))), other)
+    optimizer = state.optimizer if settings.optimizer == "adam" else state.optimizer._replace(point=as_arrays(other))
+    return Steps(ours, state._replace(arch=arch, optimizer=optimizer), other)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,25 @@ def test_the_architecture_is_frozen_at_the_target():
     close(steps.state.arch, steps.ours.point(steps.state))
 
 
+def test_adam_with_a_hard_threshold_equals_that_in_torch():
+    options = {"arch_lr": 0.02, "strength_step": 0.2, "threshold": 0.05, "target_paths": 40}
+    steps = sparse("cherry", SparseSupernetSettings(optimizer="adam", **options))
+    for epoch in range(3):
+        steps.begin_epoch(epoch)
+        for _ in range(10):
+            steps.step()
+        steps.end_epoch()
+    assert steps.other.frozen and all((np.asarray(a) == 0).any() for a in steps.state.arch.values())
+
+
+def test_without_the_guard_an_empty_cell_ends_the_search():
+    steps = sparse("cherry", SparseSupernetSettings(arch_lr=0.05, strength_step=5.0, guard=False))
+    steps.begin_epoch(1)
+    with pytest.raises(ValueError, match="cell has none left at strength 5: use --guard, --target-paths or a smaller"):
+        for _ in range(30):
+            steps.step(1e-3)
+
+
 @pytest.mark.parametrize("name", ["cherry", "recurrent"])
 def test_the_guard_keeps_cells_connected(name):
     kind = SparseSupernetSettings if name == "cherry" else SparseSupernetTextSettings
@@ -143,6 +163,7 @@ def test_the_guard_keeps_cells_connected(name):
         steps.end_epoch()
     left = steps.ours.masks(steps.state)
     assert all(1 <= sum(mask) <= 10 for mask in left.values())
+    assert sum(steps.other.log()[f"guarded_{cell}"] for cell in left) > 0, "end_epoch compares the counts"
 
 
 @pytest.mark.parametrize("name", ["S2", "recurrent_zero"])

@@ -12,8 +12,10 @@ from libraries import jax_precision
 from nas.bilevel import steps as torch_steps
 from nas.bilevel.jax import steps
 from nas.engine.jax.devices import join_devices
+from nas.methods import ista as torch_ista
 from nas.methods import sparse_supernet as torch_sparse
-from nas.methods.jax import sparse_supernet
+from nas.methods.jax import ista, sparse_supernet
+from nas.methods.settings.ista import IstaSettings
 from nas.methods.settings.sparse_supernet import SparseSupernetSettings, SparseSupernetTextSettings
 from nas.nets.jax import cnn, rnn
 from nas.nets.recurrent import Dropped
@@ -99,6 +101,33 @@ def test_three_steps_on_images_are_those_of_torch(double, hessian):
     zeros = three_steps(ours, theirs, state, lambda _: (pairs(as_jax), pairs(as_torch)), check)
     assert zeros[0].any() and not zeros[0].all()
     assert (zeros[1] & ~zeros[2]).any(), "no path came back"
+
+
+def test_a_weight_step_of_ista_is_clipped_as_in_torch(double):
+    settings = IstaSettings(space="cherry", channels=2, layers=3, batch=4, images=8, clip=0.1, lr=1.0)
+    space = spaces.get_space("cherry")
+    net = torch_cnn.Supernet(space, 2, 3, 4)
+    other = torch_ista.Ista(space, settings, CPU)
+    other.begin_epoch(0)
+    equivalent = cnn.Supernet(space, 2, 3, 4, rngs=nnx.Rngs(0), dtype=jnp.float64)
+    graph, _ = nnx.split(equivalent, nnx.Param)
+    ours = steps.CifarSteps(graph, space, ista.Ista(space, settings, 1), settings, join_devices("cpu"))
+    state = ours.start(state_of(net, equivalent), jax.random.key(0))
+    variables = {cell: jnp.asarray(b.detach().numpy().copy()) for cell, b in zip(other.codes.cells, other.parameters)}
+    matrices = jax.tree.map(jnp.asarray, other.codes.matrices)
+    method = ours.method.begin_epoch(state.method._replace(variables=variables, matrices=matrices), 0)
+    draw = np.random.default_rng(0)
+    last = {cell: draw.normal(size=b.shape) for cell, b in variables.items()}
+    for b, g in zip(other.parameters, last.values()):
+        b.grad = torch.from_numpy(g.copy())
+    images, labels = draw.normal(size=(4, 3, 8, 8)), draw.integers(4, size=4)
+    torch_steps.CifarSteps(net, other, settings).weights((torch.from_numpy(images), torch.from_numpy(labels)))
+    batch = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels), None
+    state = state._replace(method=method._replace(gradient=jax.tree.map(jnp.asarray, last)))
+    state = plain(ours.weight_step)(state, batch, jnp.asarray(1.0))
+    wanted = network_leaves(net, equivalent)
+    for name, leaf in cnn._flat(state.params).items():
+        np.testing.assert_allclose(leaf, wanted[name], rtol=1e-6, atol=1e-9, err_msg=str(name))
 
 
 def test_three_steps_on_text_are_those_of_torch(double):

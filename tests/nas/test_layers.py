@@ -18,7 +18,14 @@ WITHOUT_TORCH = [
         f"nas.engine.{name}"
         for name in ("command_line", "loop", "log", "curves", "report", "results", "bisection", "lock", "resume", "signals")
     ),
-    *("nas.data.cifar_files", "nas.data.text", "nas.bilevel.outcome", "nas.methods.group_sparsity", "nas.methods.frameworks"),
+    *(
+        "nas.data.cifar_files",
+        "nas.data.text",
+        "nas.bilevel.outcome",
+        "nas.methods.connected",
+        "nas.methods.group_sparsity",
+        "nas.methods.frameworks",
+    ),
 ]
 
 

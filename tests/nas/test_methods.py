@@ -48,9 +48,52 @@ def test_a_growing_strength_never_empties_a_cell():
         method.begin_epoch(epoch)
         for _ in range(30):
             method.update([1e-3 * torch.randn(98) for _ in CELLS])
-        found = method.genotype()
+        found, log = method.genotype(), method.log()
         assert found.active_nodes("normal") and found.active_nodes("reduce")
+        assert (log["guarded_normal"] > 0) == (epoch > 0), "each epoch counts its own"
     assert sum(len(found.paths(c)) for c in CELLS) <= 10
+    again = registry.build("sparse_supernet", supernet(), settings)
+    again.load_state_dict(method.state_dict())
+    assert again.log() == log
+
+
+def test_without_the_guard_an_empty_cell_ends_the_search():
+    settings = sparse_settings.SparseSupernetSettings(strength_step=5.0, arch_lr=0.05, guard=False)
+    method = registry.build("sparse_supernet", supernet("cherry"), settings)
+    method.begin_epoch(1)
+    with pytest.raises(ValueError, match=r"the (normal|reduce) cell has none left at strength 5: use --guard, --target-paths or"):
+        for _ in range(30):
+            method.update([1e-3 * torch.randn(28) for _ in CELLS])
+            method.active_paths()
+    with pytest.raises(ValueError, match="has none left at strength 5"):
+        method.genotype()
+
+
+def test_adam_follows_the_subgradient_of_the_penalty_and_cuts_at_the_end():
+    settings = sparse_settings.SparseSupernetSettings(optimizer="adam", strength_step=0.1, l1_ratio=0.3, arch_lr=0.01)
+    method = registry.build("sparse_supernet", supernet("cherry"), settings)
+    x = torch.cat([p.detach() for p in method.parameters]).double().numpy()
+    labels = np.array([n + 10 * i for i, c in enumerate(CELLS) for n in method.space.nodes(c)])
+    sizes = np.array([(labels == label).sum() for label in labels])
+    square, mean = np.zeros_like(x), np.zeros_like(x)
+    rng = np.random.default_rng(0)
+    method.begin_epoch(2)
+    for t in range(1, 8):
+        g = rng.normal(size=x.size)
+        method.update([torch.tensor(part, dtype=torch.float32) for part in np.split(g, 2)])
+        norms = np.array([np.sqrt((x[labels == label] ** 2).sum()) for label in labels])
+        g = g + 0.2 * (0.3 * np.sign(x) + 0.7 * np.sqrt(sizes) * x / norms)
+        mean, square = 0.5 * mean + 0.5 * g, 0.999 * square + 0.001 * g**2
+        x = x - 0.01 * mean / (1 - 0.5**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+    np.testing.assert_allclose(torch.cat([*method.point().values()]).numpy(), x, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        for a in method.parameters:
+            a.copy_(torch.where(torch.arange(28) < 4, a, 5e-4))
+    assert method.active_paths() is None and sum(map(sum, method.masks().values())) == 8, "zero only by the threshold"
+    assert method.log()["guarded_normal"] == 0
+    with torch.no_grad():
+        method.parameters[0].fill_(5e-4)
+    assert method.log()["guarded_normal"] == 1 and sum(method.masks()["normal"]) == 1
 
 
 def test_the_guard_keeps_the_strongest_way_through_a_cell():
@@ -167,6 +210,7 @@ def test_dead_paths_can_be_probed_now_and_then():
         ({"strength_step": -1.0}, "strength_step must be finite and >= 0, got -1"),
         ({"probe_every": 0}, "probe_every must be >= 1, got 0"),
         ({"optimizer": "hapg", "metric": "exact"}, "metric belongs to adamhapg"),
+        ({"optimizer": "adam", "threshold": -1.0}, "threshold must be finite and >= 0, got -1.0"),
         ({"epochs": 0}, "epochs must be >= 1, got 0"),
         ({"lr": float("nan")}, "lr must be finite and >= 0, got nan"),
         ({"images": 64}, "images must be at least two batches of 64, got 64"),

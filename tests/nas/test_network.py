@@ -6,6 +6,7 @@ from nas.methods import darts
 from nas.nets.torch import cnn, convolution_kernels
 from nas.nets.torch.operations import BatchNorm, frozen_statistics
 from nas.space import spaces
+from nas.space.genotype import Genotype
 from nas_cases import copy_weights, random_weights, supernet
 from torch import nn
 from torch.nn import functional as F
@@ -133,7 +134,25 @@ def test_cells_may_have_weights_of_their_own():
         net(x, {"normal": torch.ones(97), "reduce": torch.ones(98)})
 
 
-def test_drop_path_keeps_the_mean_and_rests_in_evaluation():
+def test_the_form_of_gsparsity_pads_nodes_and_drops_the_sums_of_edges():
+    found = Genotype({"2": [("max_pool_3x3", 0), ("sep_conv_3x3", 0)], "5": [("skip_connect", 2)]}, {"3": [("avg_pool_3x3", 1)]})
+    net = cnn.Network(found, 4, 3, auxiliary=False, form="gsparsity")
+    first, reduction = net.cells[:2]
+    assert first.active_nodes == (2, 5, 3, 4) and reduction.active_nodes == (3, 2, 4, 5), "zeros come behind the others"
+    assert first.operations[0].norm.affine and first.operations[2].norm is None, "norms after pools, not after identities"
+    assert net.classifier.in_features == 4 * 16
+    images = torch.randn(8, 3, 8, 8)
+    assert net.eval()(images)[0].shape == (8, 10)
+    sources = {0: cnn.Source(torch.ones(64, 4, 4, 4)), 2: cnn.Source(torch.ones(64, 4, 4, 4))}
+    first.train()
+    (pool_and_conv,), (skip,) = ([*first._edges(node, sources, 0.5)] for node in (2, 5))
+    assert set(skip[:, 0, 0, 0].tolist()) == {0.0, 2.0}, "identities are dropped too"
+    assert 10 < int((pool_and_conv == 0).flatten(1).all(1).sum()) < 54, "both operations of an edge together"
+    again = cnn.Network(found, 4, 3, auxiliary=False)
+    assert again.cells[0].active_nodes == (2, 5) and again.classifier.in_features == 16
+
+
+def test_drop_path_keeps_the_mean_and_stays_out_of_evaluation():
     torch.manual_seed(0)
     x = torch.ones(20_000, 1, 1, 1)
     y = cnn.drop(x, 0.25)

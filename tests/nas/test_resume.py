@@ -21,7 +21,13 @@ PROXSGD = "--lr 0.3 --lr-min 0.3 --auxiliary 0".split()
 RUNS = {
     "sparse_supernet": ("nas_cifar10", "--space S1 --strength-step 0.5 --arch-lr 0.02 --probe-every 2", (1, 3)),
     "hapg": ("nas_cifar10", "--space S1 --optimizer hapg --strength-step 3 --arch-lr 0.1 --order second", (4,)),
+    "adam": ("nas_cifar10", "--optimizer adam --space cherry --strength-step 1 --arch-lr 0.02 --order first", (3,)),
     "darts": ("nas_cifar10", "--method darts --space S3", (4,)),
+    "pc_darts": (
+        "nas_cifar10",
+        "--method pc_darts --space cherry --channels 4 --frozen-epochs 1 --drop-path 0.3 --cutout 8",
+        (3,),
+    ),
     "ista": ("nas_cifar10", "--method ista --space S2 --recover-every 2", (4,)),
     "one stage": ("nas_cifar10", "--method ista --one-stage --space S2 --search-epochs 2 --tolerance 0", (3, 4, 7)),
     "gsparsity": ("nas_cifar10", "--method gsparsity --space S1 --mu 0.4 --tau 1", (3, 3)),

@@ -28,7 +28,7 @@ PICTURES = ("cells.svg", "cells.png", "weights.png", "curves.png", "report.html"
     ("method", "options"),
     [
         ("sparse_supernet", ["--space", "S1"]),
-        ("ista", "--one-stage --space cherry --search-epochs 1 --epochs 1 --auxiliary 0".split()),
+        ("ista", "--one-stage --space cherry --search-epochs 1 --extra-epochs 0 --epochs 1 --auxiliary 0".split()),
         ("gsparsity", "--space S1 --mu 0.05 --lr 0.1 --lr-min 0.1 --valid-images 16".split()),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
         (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
         (["--threads", "-1"], "threads must be >= 0, got -1"),
         (["--seeds"], "--seeds must name at least one seed, got none"),
-        (["--method", "random"], "--method must be one of darts, gsparsity, ista, sparse_supernet, got 'random'"),
+        (["--method", "random"], "--method must be one of darts, gsparsity, ista, pc_darts, sparse_supernet, got 'random'"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*more)

@@ -15,6 +15,9 @@ class Method(Protocol):
     """A search method in one search space, for any supernet.
 
     name: of the method, on the command line and in checkpoints. parameters: the architecture variables.
+
+    A method may also have `supernet`, a class of supernets of its own for images, and `clips_together`: whether the gradients of
+    its parameters count in the norm that clips those of the network weights.
     """
 
     name: ClassVar[str]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine import report, results
+from ..engine import curves, report, results
 from ..engine.loop import Diverged, Loop
+from ..space import drawing
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Space
+from . import early_stopping
 from .settings import BilevelSettings
 
 Measured = tuple[float, float]  # mean loss, and the measure of quality
@@ -65,7 +67,18 @@ class Outcome(Loop):
                 " a lower lr or arch_lr may help"
             )
 
+    def epochs(self) -> int:
+        return self.settings.epochs if self.stopped() is None else len(self.rows)
+
+    def stopped(self) -> int | None:
+        """The epoch to which a search that stops early returns, as soon as it does."""
+        return (
+            early_stopping.epoch_to_return_to(self.rows, self.settings) if getattr(self.settings, "early_stop", False) else None
+        )
+
     def result(self) -> dict[str, Any]:
+        if (stopped := self.stopped()) is not None:
+            return {**self.rows[stopped], **(self.size or {})}
         limit, cells = self.settings.pick_below, self.space.layout.cells
         sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
         return {**(min(sparse, key=self.selection_loss) if sparse else self.rows[-1]), **(self.size or {})}
@@ -76,9 +89,13 @@ class Outcome(Loop):
 
     def finish(self) -> None:
         row = self.result()
+        if self.stopped() is not None:
+            print(f"stopped early after epoch {len(self.rows)}: the result is the genotype after epoch {row['epoch']}")
         epoch = row["epoch"] - 1  # rows count from 1
         results.select_epoch(self.out, epoch, self.space.kind)
         details = report.Details(row, self.genotype_size, self.settings.data_dir)
+        if "distance" in self.rows[-1]:
+            drawing.save(curves.distances(self.rows), self.out / "distances.png")
         self.size = results.write_report(self.out, self.name, self.rows, self.points[epoch], self.space, self.identity(), details)
 
     def identity(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..nets.torch import cnn
 from ..nets.torch.operations import frozen_statistics
 from ..space import spaces
 from ..space.spaces import Masks
+from . import curvature, gradients
 from .method import Method
 from .search import BilevelSearch
 from .settings import CifarSearchSettings
@@ -52,19 +54,40 @@ class CifarSearch(BilevelSearch):
         augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, processes.share)
         self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        self.prepare(cnn.Supernet(space, settings.channels, settings.layers, dataset.classes), CifarSteps)
+        supernet = getattr(method, "supernet", cnn.Supernet)  # some methods have one of their own
+        self.prepare(supernet(space, settings.channels, settings.layers, dataset.classes), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
     def __len__(self) -> int:
         return len(self.train_batches)
 
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        s = self.settings
+        done = self.epoch / max(s.epochs - 1, 1)
+        self.net.drop_path = s.drop_path * done
+        if s.cutout:
+            masked = lambda batches: replace(batches, augment=replace(batches.augment, cutout=s.cutout, cutout_share=done))
+            self.train_batches, self.valid_batches = masked(self.train_batches), masked(self.valid_batches)
+
     def batches(self) -> Iterator[tuple[Batch, Batch]]:
         return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
 
     def end_epoch(self) -> dict[str, Any]:
+        self.net.drop_path = 0.0  # evaluations run in training mode, for the statistics of each batch
         row = super().end_epoch()
         self.scheduler.step()
+        s: Any = self.settings
+        if getattr(s, "early_stop", False) and self.epoch % s.eigenvalue_every == 0:
+            row["eigenvalue"] = self.eigenvalue() + s.arch_decay
         return row
+
+    def eigenvalue(self) -> float:
+        """The largest eigenvalue of the Hessian of the validation loss in the architecture, on the last batch of this epoch."""
+        ((images, labels),) = self.valid_batches.epoch(self.epoch, len(self) - 1)
+        loss = lambda: F.cross_entropy(self.steps.logits(images, self.method.weights(), None), labels)
+        with frozen_statistics(self.net), gradients.constant(self.steps.params):
+            return curvature.largest_eigenvalue(self.method.parameters, loss, self.processes.average)
 
     @torch.no_grad()
     def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:

@@ -61,12 +61,17 @@ class CifarSearchSettings(BilevelSettings):
     """Final learning rate of the network weights."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    drop_path: float = 0.0
+    """Probability of drop path on the sum of the operations of each edge, reached linearly from 0 over the epochs."""
+    cutout: int = 0
+    """Side of the square that is masked in images of both halves (cutout), in pixels; the share of masked images grows linearly
+    from none to all over the epochs; 0: no cutout."""
     amp: bool = False
     """Run the network in bfloat16; weights, architecture and prox are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum"))
+        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum", "cutout"), shares=("drop_path",))
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 

@@ -77,12 +77,14 @@ class BilevelSteps:
 
     def weights(self, batch: Any) -> None:
         """Take a weight step. Paths of architecture weight 0 are not computed, and their weights do not change."""
-        with torch.no_grad():
+        # some methods clip the gradients of their parameters, accumulated over both steps, together with those of the weights
+        together = self.method.parameters if getattr(self.method, "clips_together", False) else []
+        with torch.set_grad_enabled(bool(together)):
             weights = dict(self.method.weights())
         loss = self.loss(batch, weights, self.method.active_paths())
         self.sgd.zero_grad()
         loss.backward()
-        updated = [p for p in self.params if p.grad is not None]
+        updated = [p for p in (*self.params, *together) if p.grad is not None]
         self.processes.average([p.grad for p in updated])  # type: ignore[misc]
         if self.settings.clip:
             nn.utils.clip_grad_norm_(updated, self.settings.clip)

@@ -60,13 +60,15 @@ class Augment:
     """Convert uint8 images to normalised floats, and augment them.
 
     padding: take a random crop of the image padded by so many pixels, and flip it at random; 0: neither. cutout: set a square
-    of this side at a random place to 0, clipped at the border (DeVries and Taylor, 2017); 0: none.
+    of this side at a random place to 0, clipped at the border (DeVries and Taylor, 2017); 0: none. cutout_share: the
+    probability with which an image has such a square.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     padding: int = 0
     cutout: int = 0
+    cutout_share: float = 1.0
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         n, _, height, width = images.shape
@@ -87,6 +89,8 @@ class Augment:
             y, x = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
             rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
             inside = (rows >= y) & (rows < y + self.cutout) & (columns >= x) & (columns < x + self.cutout)
+            if self.cutout_share < 1:
+                inside &= torch.rand((n, 1, 1, 1), generator=generator, device=device) < self.cutout_share
             out = out.masked_fill(inside, 0.0)
         return out.contiguous(memory_format=torch.channels_last)
 

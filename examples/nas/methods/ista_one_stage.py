@@ -2,10 +2,15 @@
 
 While a node is searched, one backward pass on a training batch updates its compressed variable and the weights of its current
 paths, whose batch norms have scale 1 and shift 0. When its code has converged, ||z_new - z_old|| <= tolerance between two epochs,
-its paths are final, and their batch norms are trained too. When all nodes have converged, `epochs` epochs of the recipe continue
-with the same weights. At the end the coefficients are absorbed into the batch norms.
+the node is frozen: its paths are final, and their batch norms are trained too. After `search_epochs` epochs all other nodes are
+stopped. When all nodes are frozen or stopped, one more epoch has the learning rate of the search, as in the published code, and
+`epochs` epochs of the recipe continue with the same weights. At the end the coefficients are absorbed into the batch norms.
 
-Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; convergence by node is that of the published code.
+Columns of the table: frozen_nodes have converged by themselves, stopped_nodes have not. distance is the mean change of the codes
+between two epochs over all nodes, where that of a frozen node is 0 (Fig. 2, right), moved the largest; distances.png shows both.
+
+Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 2; convergence by node is that of the published code,
+which searches for at most 600 epochs. A refused support (`max_parameters`) freezes no node here; there it can.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from ..space.genotype import CELLS, NODES
 from ..train.settings import ImageTrainSettings
 from ..train.train_cifar import ImageTraining
 from .ista import Codes, code_optimizer
+from .recovery import mean_distance
 from .settings.ista import CodeSettings
 
 
@@ -40,16 +46,18 @@ class OneStageSettings(CodeSettings, ImageTrainSettings):
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3."""
     tolerance: float = 1e-3
-    """A node has converged when its code changes by at most this between two epochs."""
+    """A node is frozen when its code changes by at most this between two epochs."""
     search_epochs: int = 200
-    """Maximal number of epochs of the search, after which all nodes count as converged."""
+    """Maximal number of epochs of the search, after which the nodes that are not frozen are stopped."""
+    extra_epochs: int = 1
+    """Epochs with the learning rate of the search between its last node and the training; 1 in the published code."""
     max_parameters: int = 0
     """Keep the last supports if the new ones give a network with more parameters than this; 0: no limit. The published code has
     a limit of 3.7 million, which the paper does not mention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance"))
+        check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance", "extra_epochs"))
 
 
 CIFAR_PRESETS = {
@@ -79,8 +87,9 @@ class OneStageSearch(ImageTraining):
         super().__init__(settings, seed, out, processes, device)
         self.codes = Codes(self.net.space, settings, device)
         self.adam = code_optimizer(self.codes.parameters, settings)
-        self.converged = {cell: [False] * len(NODES) for cell in CELLS}
-        self.training_from = -1  # the first epoch in which all nodes have converged
+        self.frozen = {cell: [False] * len(NODES) for cell in CELLS}  # converged or stopped
+        self.stopped = 0  # the number of nodes that were stopped
+        self.training_from = -1  # the first epoch of the training, as soon as it is known
         for norms in self._norms().values():
             for norm in norms:
                 norm.requires_grad_(False)
@@ -107,37 +116,41 @@ class OneStageSearch(ImageTraining):
         return self.training_from < 0
 
     def epochs(self) -> int:
-        return (self.settings.search_epochs if self.searching else self.training_from) + self.settings.epochs
+        s = self.settings
+        return s.epochs + (s.search_epochs + s.extra_epochs if self.searching else self.training_from)
 
     def begin_epoch(self) -> None:
-        if self.searching and self.step == 0:
-            self._recover()
+        if self.step == 0:
+            self.codes.moved = self.codes.distance = 0.0
+            if self.searching:
+                self._recover()
         s = self.settings
-        done = 0 if self.searching else self.epoch - self.training_from
+        done = 0 if self.searching else max(self.epoch - self.training_from, 0)
         self.sgd.param_groups[0]["lr"] = s.rate(done)
         self.net.drop_path.fill_(s.drop_path * done / s.epochs)
         self.net.train()
 
     def _recover(self) -> None:
-        """Recover new codes of the nodes that have not converged, and find those that have now."""
+        """Recover new codes of the nodes that are not frozen, and freeze those that have converged."""
         codes, old = self.codes.solve(), self.codes.codes
-        moved = self.codes.distances(codes)
         for cell in CELLS:
-            triples = zip(codes[cell], old[cell], self.converged[cell])
-            codes[cell] = [last if converged else new for new, last, converged in triples]
-        self.codes.moved = max(m for c in CELLS for m, converged in zip(moved[c], self.converged[c]) if not converged)
+            triples = zip(codes[cell], old[cell], self.frozen[cell])
+            codes[cell] = [last if frozen else new for new, last, frozen in triples]
+        moved = self.codes.distances(codes)
+        self.codes.moved, self.codes.distance = max(map(max, moved.values())), mean_distance(moved)
         self.codes.set_codes(codes)
         refused = self.epoch > 0 and self._too_large()
         if refused:
             self.codes.set_codes(old)
         if self.epoch > 0 and not refused:
             for cell in CELLS:
-                self.converged[cell] = [r or m <= self.settings.tolerance for r, m in zip(self.converged[cell], moved[cell])]
+                self.frozen[cell] = [f or m <= self.settings.tolerance for f, m in zip(self.frozen[cell], moved[cell])]
         if self.epoch >= self.settings.search_epochs:
-            self.converged = {cell: [True] * len(NODES) for cell in CELLS}
+            self.stopped = sum(not frozen for cell in CELLS for frozen in self.frozen[cell])
+            self.frozen = {cell: [True] * len(NODES) for cell in CELLS}
         self._train_norms()
-        if all(all(converged) for converged in self.converged.values()):
-            self.training_from = self.epoch
+        if all(map(all, self.frozen.values())):
+            self.training_from = self.epoch + self.settings.extra_epochs
 
     def _too_large(self) -> bool:
         s = self.settings
@@ -148,11 +161,11 @@ class OneStageSearch(ImageTraining):
         return sum(p.numel() for p in net.parameters()) > s.max_parameters
 
     def _train_norms(self) -> None:
-        """Train the batch norms of converged nodes."""
+        """Train the batch norms of frozen nodes."""
         norms = self._norms()
         for cell in CELLS:
-            for node, converged in zip(NODES, self.converged[cell]):
-                for norm in norms[cell, node] if converged else ():
+            for node, frozen in zip(NODES, self.frozen[cell]):
+                for norm in norms[cell, node] if frozen else ():
                     norm.requires_grad_(True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -176,12 +189,12 @@ class OneStageSearch(ImageTraining):
 
     @torch.no_grad()
     def _move_codes(self) -> None:
-        """Take a step of Adam for the nodes that have not converged."""
+        """Take a step of Adam for the nodes that are not frozen."""
         before = [b.clone() for b in self.codes.parameters]
         self.adam.step()
         for b, old, cell in zip(self.codes.parameters, before, CELLS):
-            converged = torch.tensor(self.converged[cell], device=b.device)[:, None]
-            b.copy_(torch.where(converged, old, b))
+            frozen = torch.tensor(self.frozen[cell], device=b.device)[:, None]
+            b.copy_(torch.where(frozen, old, b))
 
     # -- results --------------------------------------------------------------------------------
 
@@ -191,8 +204,9 @@ class OneStageSearch(ImageTraining):
         genotype, point = self.codes.genotype(), self.point()
         if self.processes.first:
             results.save_epoch(self.out, self.epoch, genotype)
-        own = {"restricted_accuracy": row["valid_accuracy"], "resting_nodes": sum(map(sum, self.converged.values()))}
-        last = {"moved": self.codes.moved, "recovery_gap": self.codes.gap}
+        frozen = sum(map(sum, self.frozen.values())) - self.stopped
+        own = {"restricted_accuracy": row["valid_accuracy"], "frozen_nodes": frozen, "stopped_nodes": self.stopped}
+        last = {"moved": self.codes.moved, "distance": self.codes.distance, "recovery_gap": self.codes.gap}
         return row | own | report.architecture_columns(genotype, point) | last
 
     @torch.no_grad()
@@ -205,6 +219,7 @@ class OneStageSearch(ImageTraining):
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save_network(self.out / "network.pt", net)
         drawing.save(curves.training(self.rows, "test images"), self.out / "train.png")
+        drawing.save(curves.distances(self.rows), self.out / "distances.png")
         details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
         self.size = results.write_report(
             self.out, "ista, one stage", self.rows, self.point(), self.net.space, self.identity(), details
@@ -217,12 +232,20 @@ class OneStageSearch(ImageTraining):
         return {"method": "ista one_stage", **super().identity()}
 
     def state(self) -> dict[str, Any]:
-        own = {"codes": self.codes.state_dict(), "adam": self.adam.state_dict(), "resting": self.converged}
-        return {**super().state(), **own, "rests_from": self.training_from}
+        own = {"codes": self.codes.state_dict(), "adam": self.adam.state_dict(), "stopped": self.stopped}
+        # the keys of release 0.1.0, whose checkpoints must load
+        return {**super().state(), **own, "resting": self.frozen, "rests_from": self.training_from}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.codes.load_state_dict(state["codes"])
         self.adam.load_state_dict(state["adam"])
-        self.converged, self.training_from = state["resting"], state["rests_from"]
+        self.frozen, self.training_from = state["resting"], state["rests_from"]
+        self.stopped = state["stopped"] if "stopped" in state else self._stopped_before()
         self._train_norms()
+
+    def _stopped_before(self) -> int:
+        """The nodes that a run of release 0.1.0 stopped: all that were not frozen after its last epoch of search."""
+        if self.training_from < self.settings.search_epochs:
+            return 0
+        return len(CELLS) * len(NODES) - self.rows[self.training_from - 1]["resting_nodes"]

@@ -61,6 +61,11 @@ def distances(codes: Codes, last: Codes) -> dict[str, list[float]]:
     return {cell: [float(np.linalg.norm(z - old)) for z, old in zip(codes[cell], last[cell])] for cell in codes}
 
 
+def mean_distance(found: Mapping[str, Sequence[float]]) -> float:
+    """The mean of the distances of all nodes of all cells."""
+    return float(np.mean([d for of_cell in found.values() for d in of_cell]))
+
+
 def support(
     own: Sequence[Sequence[int]],
     codes: Sequence[np.ndarray],

@@ -16,7 +16,7 @@ from ..engine.run import Run, launch
 from ..nets.torch import cnn
 from ..nets.torch.rnn import cell_size
 from ..space.genotype import Genotype, RecurrentGenotype
-from . import darts, gsparsity, ista, ista_one_stage, sparse_supernet
+from . import darts, gsparsity, ista, ista_one_stage, pc_darts, sparse_supernet
 from .search_method import SearchMethod
 from .settings import darts as darts_settings
 from .settings import gsparsity as gsparsity_settings
@@ -48,6 +48,7 @@ CIFAR = {
     "darts": bilevel(CifarSearch, darts.Darts, darts_settings.CIFAR_PRESETS),
     "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
     "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
+    "pc_darts": bilevel(CifarSearch, pc_darts.PartialDarts, darts_settings.PARTIAL_PRESETS),
     "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
 }
 ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}

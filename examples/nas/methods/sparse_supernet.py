@@ -1,11 +1,15 @@
 """SparseNAS: architecture weights multiply the paths of the supernet, under a sparse group lasso and updated by HAPG or AdamHAPG.
 
-Any number of paths and nodes may remain.
+Any number of paths and nodes may remain. `optimizer="adam"` is the baseline of the paper's Table 5 and Fig. 7: Adam on the loss
+plus the penalty, by its subgradient, and a hard threshold at the end.
 
     min_A L_val(w*(A), A) + strength * (l1_ratio ||A||_1 + (1 - l1_ratio) sum_n sqrt(size_n) ||A_n||_2)
 
 A_n are the weights of all paths into node n of a cell type: 14, 21, 28 and 35 entries in the DARTS space, 4, 8, ..., 32 in the
 recurrent one. The strength (lambda in the paper) starts at 0 and grows by `strength_step` in each epoch.
+
+Not in the paper: the guard, which keeps every cell connected (see `Guard`). The columns guarded_... of the table count its
+interventions in each epoch; with `guard=False` a search ends with an error as soon as a cell has no path left.
 
 Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sparse supernet", AAAI 2021.
 """
@@ -18,11 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from proxopt import Groups, SparseGroupLasso, schedules
-from proxopt_torch import HAPG, AdamHAPG, StrengthPath
+from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
 from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
+from .connected import check_connected
+
+BETAS = (0.5, 0.999)  # of Adam and AdamHAPG
 
 
 class SparseSupernet:
@@ -34,14 +41,10 @@ class SparseSupernet:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
         start = [settings.init + 1e-3 * torch.randn(len(space.paths(c))) for c in self.cells]
         self.parameters = [nn.Parameter(a.to(device)) for a in start]
-        adam = settings.optimizer == "adamhapg"
         self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
-        groups = [{"params": [(cell, a)], "penalty": self._penalty(cell)} for cell, a in zip(self.cells, self.parameters)]
-        options: dict[str, Any] = {"betas": (0.5, 0.999)} if adam else {}
-        make = AdamHAPG if adam else HAPG
-        # as published, without a cap on the momentum
-        self.optimizer = make(groups, lr=self.lr, extrapolation="nesterov", **options)
-        self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
+        self.strength_of, self.strength = schedules.linear(settings.strength_step), 0.0
+        self.penalties = {cell: self._penalty(cell) for cell in self.cells}
+        self.optimizer = self._optimizer()
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.frozen = False
 
@@ -50,60 +53,107 @@ class SparseSupernet:
         metric = s.metric if s.optimizer == "adamhapg" else None
         return SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(self.space.nodes(cell)), metric=metric)
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.settings.optimizer == "adam":
+            return torch.optim.Adam(self.parameters, self.lr, BETAS)
+        groups = [{"params": [(cell, a)], "penalty": self.penalties[cell]} for cell, a in zip(self.cells, self.parameters)]
+        # as published, without a cap on the momentum
+        if self.settings.optimizer == "adamhapg":
+            return AdamHAPG(groups, lr=self.lr, extrapolation="nesterov", betas=BETAS)
+        return HAPG(groups, lr=self.lr, extrapolation="nesterov")
+
     def begin_epoch(self, epoch: int) -> None:
-        self.path.step(epoch)
+        self._set_strength(self.strength_of(epoch))
+        for guard in self.guards.values():
+            guard.count.zero_()
         if self.settings.optimizer == "hapg":
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * cosine(epoch / self.settings.epochs)
+
+    def _set_strength(self, strength: float) -> None:
+        self.strength = strength
+        self.penalties = {cell: penalty.with_strength(strength) for cell, penalty in self.penalties.items()}
+        if isinstance(self.optimizer, ProximalOptimizer):
+            for group in self.optimizer.param_groups:
+                group["strength"] = strength
 
     def weights(self) -> Weights:
         return dict(zip(self.cells, self.parameters))
 
     def active_paths(self) -> Masks | None:
         masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
+        if not self.settings.guard:
+            check_connected(self.space.genotype(masks).clean(), self.strength)
         return None if all(map(all, masks.values())) else masks
 
     def needs_zeroed_paths(self, step: int) -> bool:
         return step % self.settings.probe_every == 0
 
-    @torch.no_grad()
     def update(self, grads: list[Tensor]) -> None:
+        if self.settings.optimizer == "adam":
+            self._subgradient_step(grads)
+        else:
+            self._prox_step(grads)
+        if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
+            self._freeze()
+
+    def _subgradient_step(self, grads: list[Tensor]) -> None:
+        """Take a step of Adam on loss + penalty, with the symmetric subgradient of the penalty, 0 at 0."""
+        for cell, a, g in zip(self.cells, self.parameters, grads):
+            a.grad = g + torch.autograd.grad(self.penalties[cell].value(a), a)[0]
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _prox_step(self, grads: list[Tensor]) -> None:
         before = self.point()
         for a, g in zip(self.parameters, grads):
             a.grad = g
         self.optimizer.step()
-        for cell, a in zip(self.cells, self.parameters):
+        for cell, a in zip(self.cells, self.parameters) if self.settings.guard else ():
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
-        if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
-            self.frozen = True
-            torch._foreach_copy_(self.parameters, list(self.point().values()))
+
+    @torch.no_grad()
+    def _freeze(self) -> None:
+        """Make the prox point, without paths below a hard threshold, the final architecture."""
+        self.frozen = True
+        for cell, a, p in zip(self.cells, self.parameters, self.point().values()):
+            a.copy_(torch.where(self._kept(cell, p)[0], p, 0) if self.settings.optimizer == "adam" else p)
 
     @torch.no_grad()
     def point(self) -> dict[str, Tensor]:
         state = self.optimizer.state
         return {cell: state.get(a, {}).get("point", a).detach().clone() for cell, a in zip(self.cells, self.parameters)}
 
+    def _kept(self, cell: str, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Flags of the paths in the genotype, and whether it is the guard that keeps them."""
+        s, guard = self.settings, self.guards[cell]
+        kept = point.abs() > (s.cut * point.abs().max()).clamp_min(s.hard_threshold)
+        lost = ~guard.connects(torch.where(kept, point, 0))
+        return (torch.where(lost, guard.backbone(point), kept) if s.guard else kept), lost
+
     def masks(self) -> Masks:
         """Flags of the nonzero paths at the prox point."""
-        out = {}
-        for cell, p in self.point().items():
-            out[cell] = (p.abs() > self.settings.cut * p.abs().max()).tolist()
-        return out
+        return {cell: self._kept(cell, p)[0].tolist() for cell, p in self.point().items()}
 
     def genotype(self) -> AnyGenotype:
-        return self.space.genotype(self.masks()).clean()
+        found = self.space.genotype(self.masks()).clean()
+        check_connected(found, self.strength)
+        return found
 
     def log(self) -> dict[str, float]:
-        penalties = [self.optimizer.penalty_of(group) for group in self.optimizer.param_groups]
-        value = sum(float(pen.value(p)) for pen, p in zip(penalties, self.point().values()))
+        point = self.point()
+        value = sum(float(self.penalties[cell].value(p)) for cell, p in point.items())
         largest = max(float(a.detach().abs().max()) for a in self.parameters)
-        return {"strength": self.optimizer.param_groups[0]["strength"], "penalty": value, "largest_weight": largest}
+        own = {"strength": self.strength, "penalty": value, "largest_weight": largest}
+        # paths that a threshold removes from the genotype only are restored once, in the genotype of the epoch
+        return own | {f"guarded_{cell}": int(self.guards[cell].count + self._kept(cell, p)[1]) for cell, p in point.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "parameters": [a.detach() for a in self.parameters],
             "optimizer": self.optimizer.state_dict(),
-            "path": self.path.state_dict(),
+            "strength": self.strength,
+            "guarded": [guard.count for guard in self.guards.values()],
             "rests": self.frozen,  # the key of release 0.1.0, whose checkpoints must load
         }
 
@@ -111,7 +161,10 @@ class SparseSupernet:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         torch._foreach_copy_(self.parameters, state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.path.load_state_dict(state["path"])
+        # release 0.1.0 keeps the epoch, and has no counts
+        self._set_strength(state["strength"] if "strength" in state else self.strength_of(state["path"]["epoch"]))
+        for guard, count in zip(self.guards.values(), state.get("guarded", ())):
+            guard.count.copy_(count)
         self.frozen = state["rests"]
 
 
@@ -119,13 +172,14 @@ class Guard:
     """Keeps a cell connected: if no path from an input is left after a prox step, its strongest route is restored.
 
     Batch norms make the loss independent of the common scale of all weights, so a growing strength can zero a whole cell.
-    Everything is computed on the device, without waiting for values on the host.
+    Everything is computed on the device, without waiting for values on the host. count: the number of restorations.
     """
 
     def __init__(self, space: Space, cell: str, device: torch.device) -> None:
         paths = space.paths(cell)
         into = lambda values: torch.tensor(values, device=device)
         self.nodes, self.inputs = space.layout.nodes, space.layout.inputs
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in self.nodes}
         self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
 
@@ -152,9 +206,14 @@ class Guard:
             wanted = wanted | below
         return kept
 
+    def connects(self, point: Tensor) -> Tensor:
+        """Whether a nonzero path leads from an input to a node."""
+        return torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
+
     def __call__(self, search: Tensor, point: Tensor, before: Tensor) -> None:
         """Restore the strongest route of `before`, the last prox point, in place in both points if `point` is not connected."""
-        connected = torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
+        connected = self.connects(point)
+        self.count += ~connected
         repaired = torch.where(self.backbone(before), before, 0)
         search.copy_(torch.where(connected, search, repaired))
         point.copy_(torch.where(connected, point, repaired))

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 
 from ..engine.settings import CheckedSettings, RunSettings, check, cosine
 
+Schedule = Literal["cosine", "linear", "exponential", "linear_tail"]
+
 
 @dataclass(frozen=True)
 class ImageTrainSettings(RunSettings):
@@ -31,10 +33,15 @@ class ImageTrainSettings(RunSettings):
     """Batch size."""
     lr: float = 0.025
     """Initial learning rate."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """Schedule of the learning rate down to lr_min, by epoch."""
+    schedule: Schedule = "cosine"
+    """Schedule of the learning rate, by epoch: cosine or linear down to lr_min; exponential: times --decay in each epoch;
+    linear_tail: linear towards 0 five epochs before the end, then by a fifth of that slope (P-DARTS, PC-DARTS, ISTA-NAS)."""
     lr_min: float = 0.0
-    """Final learning rate."""
+    """Final learning rate of the cosine and linear schedules."""
+    decay: float = 0.97
+    """Factor of the learning rate in each epoch of the exponential schedule."""
+    warmup_epochs: int = 0
+    """In the first epochs, so many, the learning rate grows linearly up to lr, whatever the schedule; 0: no warm-up."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 3e-4
@@ -57,7 +64,10 @@ class ImageTrainSettings(RunSettings):
         check(
             self,
             counts=("channels", "layers", "epochs", "batch"),
-            amounts=("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"),
+            amounts=(
+                *("lr", "lr_min", "decay", "warmup_epochs", "momentum", "weight_decay", "clip"),
+                *("auxiliary", "cutout", "images", "valid_images"),
+            ),
             shares=("drop_path", "smoothing"),
         )
 
@@ -67,9 +77,21 @@ class ImageTrainSettings(RunSettings):
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1) / self.warmup_epochs
+        if self.schedule == "exponential":
+            return self.lr * self.decay**epoch
+        if self.schedule == "linear_tail":
+            return self.lr * _linear_tail(epoch, self.epochs)
         done = epoch / self.epochs
         share = cosine(done) if self.schedule == "cosine" else 1 - done
         return self.lr_min + (self.lr - self.lr_min) * share
+
+
+def _linear_tail(epoch: int, epochs: int) -> float:
+    """The share of the learning rate in the schedule linear_tail."""
+    left, slope = epochs - epoch, max(epochs - 5, 1)
+    return (left - 5) / slope if left > 5 else left / (5 * slope)
 
 
 @dataclass(frozen=True)
@@ -79,8 +101,10 @@ class GenotypeTrainSettings(ImageTrainSettings):
     genotype: str = "DARTS_V2"
     """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
-    form: Literal["evaluation", "one_stage"] = "evaluation"
-    """one_stage: batch norms after pools and identities too, as in the network of a one-stage search."""
+    form: Literal["evaluation", "one_stage", "gsparsity"] = "evaluation"
+    """Form of the network. one_stage: batch norms after pools and identities too, as in the network of a one-stage search.
+    gsparsity: batch norms after pools, drop path on the sum of the operations of each edge, skip connections included, and nodes
+    without paths as zero channels behind the others, as in the published code of GSparsity."""
     start: Path | None = None
     """Folder of a training whose final weights this one starts with, or a network.pt; without it weights are random. The
     classifier starts with random weights where the number of classes is another."""
@@ -111,7 +135,7 @@ class ImageNetTrainSettings(CifarTrainSettings):
     epochs: int = 250
     batch: int = 512
     lr: float = 0.4
-    schedule: Literal["cosine", "linear"] = "linear"
+    schedule: Schedule = "linear"
     weight_decay: float = 3e-5
     cutout: int = 0
     drop_path: float = 0.0
@@ -134,10 +158,14 @@ class ImageNetTrainSettings(CifarTrainSettings):
 CIFAR_TRAIN_PRESETS = {
     "paper": CifarTrainSettings(),
     "long": CifarTrainSettings(epochs=1200),
+    "gsparsity": CifarTrainSettings(layers=14, batch=80, drop_path=0.3, form="gsparsity"),
+    "gsparsity_subspaces": CifarTrainSettings(layers=17, batch=80, drop_path=0.3, form="gsparsity"),  # S1, S2, S4
     "small": CifarTrainSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
 }
 IMAGENET_TRAIN_PRESETS = {
-    "paper": ImageNetTrainSettings(),
+    "paper": ImageNetTrainSettings(),  # SparseNAS
+    "darts": ImageNetTrainSettings(batch=128, lr=0.1, schedule="exponential"),
+    "ista": ImageNetTrainSettings(batch=1024, lr=0.5, schedule="linear_tail", warmup_epochs=5),  # and PC-DARTS, P-DARTS
     "small": ImageNetTrainSettings(channels=16, layers=8, epochs=30, batch=64, lr=0.05),
 }
 

@@ -19,7 +19,8 @@ Variables = Any
 class Method(Protocol):
     """A search method in one search space, for any supernet. It holds constants only.
 
-    name: of the method, on the command line and in checkpoints.
+    name: of the method, on the command line and in checkpoints. A method may also have `clips_together`, whether the gradients of
+    its variables count in the norm that clips those of the network weights, and `last_gradient(state)`, that of the last update.
 
     `variables`, `weights`, `update`, `is_active` and `point` are pure functions, for use inside of `jax.jit`. The other methods
     run on the host and wait for values.

@@ -152,13 +152,18 @@ class BilevelSteps:
         """
         method = self.method
         is_active = method.is_active(state.method)
-        weights = jax.lax.stop_gradient(method.weights(method.variables(state.method), state.method))
+        variables = method.variables(state.method)
+        # some methods clip the gradients of their variables, the sum of both steps, together with those of the weights
+        together = getattr(method, "clips_together", False)
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any, variables: Any) -> tuple[Array, Any]:
+            weights = method.weights(variables, state.method)
             return self.training_loss(nnx.merge(self.graph, params), weights, batch, is_active, nodes)
 
-        grads, found = jax.grad(loss, has_aux=True)(state.params)
-        grads, _ = gradients.clipped(grads, self.settings.clip)
+        grads, found = jax.grad(loss, argnums=(0, 1) if together else (0,), has_aux=True)(state.params, variables)
+        if together:
+            grads = grads[0], jax.tree.map(jnp.add, grads[1], method.last_gradient(state.method))
+        (grads, *_), _ = gradients.clipped(grads, self.settings.clip)
         direction, momentum = self.sgd.update(grads, state.momentum, state.params)
         rate = self.rate(batch, lr)
         stepped = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)

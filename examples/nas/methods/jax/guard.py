@@ -50,8 +50,15 @@ class Guard:
         strongest = jnp.asarray(self.nodes)[norms.argmax()]
         return lax.fori_loop(0, len(self.nodes), follow, (jnp.zeros(point.shape, bool), strongest))[0]
 
-    def __call__(self, search: Array, point: Array, before: Array) -> tuple[Array, Array]:
-        """Return both points, with the strongest route of `before`, the last prox point, if `point` is not connected."""
-        connected = self.reachable(point).any()
+    def connects(self, point: Array) -> Array:
+        """Whether a nonzero path leads from an input to a node."""
+        return self.reachable(point).any()
+
+    def __call__(self, search: Array, point: Array, before: Array) -> tuple[Array, Array, Array]:
+        """Return both points, with the strongest route of `before`, the last prox point, if `point` is not connected.
+
+        The third result is whether it was not.
+        """
+        connected = self.connects(point)
         repaired = jnp.where(self.backbone(before), before, 0)
-        return jnp.where(connected, search, repaired), jnp.where(connected, point, repaired)
+        return jnp.where(connected, search, repaired), jnp.where(connected, point, repaired), ~connected

@@ -22,7 +22,8 @@ class IstaState(NamedTuple):
     """All by cell: the compressed variables b (nodes, rows), and for each node its matrix A and its last code z.
 
     support, values, columns: of the last recovery, as in `recovery.Support`. gap: its largest duality gap. moved: the largest
-    distance of a code from the one before. steps: the number of updates. recovered: whether there was a recovery.
+    distance of a code from the one before, distance: the mean. steps: the number of updates. recovered: whether there was a
+    recovery. gradient: of the last update.
     """
 
     variables: dict[str, Array]
@@ -34,8 +35,10 @@ class IstaState(NamedTuple):
     columns: dict[str, Array]
     gap: Array
     moved: Array
+    distance: Array
     steps: Array
     recovered: Array
+    gradient: dict[str, Array]
 
 
 class Ista:
@@ -45,6 +48,7 @@ class Ista:
 
     def __init__(self, space: Space, settings: TwoStageSettings, steps_per_epoch: int) -> None:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
+        self.clips_together = settings.clip_together
         self.members = recovery.members(space, settings.sparsity)
         self.optimizer = adam(settings.arch_lr, 0.5, settings.arch_decay)
 
@@ -63,8 +67,10 @@ class Ista:
             columns=zeros(nodes, s.sparsity, s.rows),
             gap=jnp.zeros(()),
             moved=jnp.zeros(()),
+            distance=jnp.zeros(()),
             steps=jnp.zeros((), jnp.int32),
             recovered=jnp.asarray(False),
+            gradient=jax.tree.map(jnp.zeros_like, variables),
         )
 
     def _matrices(self, cell: str, key: Array) -> list[Array]:
@@ -89,7 +95,7 @@ class Ista:
         """
         variables, matrices, last = (in_double(tree) for tree in (state.variables, state.matrices, state.codes))
         codes, gap = recovery.solve(matrices, variables, self.settings.strength)
-        moved = max(max(found) for found in recovery.distances(codes, last).values())
+        distances = recovery.distances(codes, last)
         found = {
             cell: recovery.support(self.members[cell], codes[cell], matrices[cell], variables[cell], self.settings.sparsity)
             for cell in self.cells
@@ -100,7 +106,8 @@ class Ista:
             "values": {cell: f.values for cell, f in found.items()},
             "columns": {cell: f.columns for cell, f in found.items()},
             "gap": gap,
-            "moved": moved,
+            "moved": max(map(max, distances.values())),
+            "distance": recovery.mean_distance(distances),
             "recovered": True,
         }
         return state._replace(
@@ -132,7 +139,11 @@ class Ista:
     def update(self, grads: dict[str, Array], state: IstaState) -> IstaState:
         moved, optimizer = self.optimizer.update(grads, state.optimizer, state.variables)
         variables: Any = optax.apply_updates(state.variables, moved)
-        return state._replace(variables=variables, optimizer=optimizer, steps=state.steps + 1)
+        return state._replace(variables=variables, optimizer=optimizer, steps=state.steps + 1, gradient=grads)
+
+    def last_gradient(self, state: IstaState) -> dict[str, Array]:
+        """The gradient of the last update, for steps that clip it together with that of the network weights."""
+        return state.gradient
 
     def point(self, state: IstaState) -> dict[str, Array]:
         return self.weights(state.variables, state)
@@ -150,7 +161,8 @@ class Ista:
     def log(self, state: IstaState) -> dict[str, float]:
         b = np.concatenate([np.asarray(v) for v in state.variables.values()])
         norm = float(np.linalg.norm(b, axis=1).mean())
-        return {"recovery_gap": shortest(state.gap), "moved": shortest(state.moved), "b_norm": norm}
+        moved = {"moved": shortest(state.moved), "distance": shortest(state.distance)}
+        return {"recovery_gap": shortest(state.gap), **moved, "b_norm": norm}
 
 
 def in_double(tree: Any) -> Any:

@@ -19,6 +19,8 @@ from proxopt import Groups, SparseGroupLasso, schedules
 from ...engine.settings import cosine
 from ...space.genotype import AnyGenotype
 from ...space.spaces import Masks, Space
+from ..connected import check_connected
+from .darts import adam
 from .guard import Guard
 from .numbers import shortest
 
@@ -26,7 +28,7 @@ from .numbers import shortest
 class SparseState(NamedTuple):
     """arch: the architecture weights at the search point A, a vector for each cell. optimizer: with the prox point.
 
-    strength, lr: of this epoch. frozen: whether the architecture is final.
+    strength, lr: of this epoch. frozen: whether the architecture is final. guarded: the restorations by the guard in this epoch.
     """
 
     arch: dict[str, Array]
@@ -34,6 +36,7 @@ class SparseState(NamedTuple):
     strength: Array
     lr: Array
     frozen: Array
+    guarded: dict[str, Array]
 
 
 class SparseSupernet:
@@ -54,7 +57,9 @@ class SparseSupernet:
         self.penalties = {cell: of_nodes[tuple(space.nodes(cell))] for cell in self.cells}
         self.guards = {cell: Guard(space, cell) for cell in self.cells}
 
-    def _optimizer(self, lr: Any, strength: Any) -> optax.GradientTransformationExtraArgs:
+    def _optimizer(self, lr: Any, strength: Any) -> Any:
+        if self.settings.optimizer == "adam":
+            return adam(self.lr, 0.5, 0.0)
         # as published, without a cap on the momentum
         make = proxopt_jax.adam_hapg if self.settings.optimizer == "adamhapg" else proxopt_jax.hapg
         return make(lr, self.penalties, extrapolation="nesterov", strength=strength)
@@ -65,16 +70,22 @@ class SparseSupernet:
         arch = {cell: start(cell, key) for cell, key in zip(self.cells, keys)}
         number = lambda value: jnp.asarray(value, arch[self.cells[0]].dtype)
         optimizer = self._optimizer(self.lr, 0.0).init(arch)
-        return SparseState(arch, optimizer, number(0), number(self.lr), jnp.asarray(False))
+        return SparseState(arch, optimizer, number(0), number(self.lr), jnp.asarray(False), self._none_guarded())
+
+    def _none_guarded(self) -> dict[str, Array]:
+        return {cell: jnp.zeros((), jnp.int32) for cell in self.cells}
 
     def begin_epoch(self, state: SparseState, epoch: int) -> SparseState:
         lr = self.lr
         if self.settings.optimizer == "hapg":
             lr *= cosine(epoch / self.settings.epochs)
         number = lambda value: jnp.asarray(value, state.lr.dtype)
-        return state._replace(strength=number(self.strength(epoch)), lr=number(lr))
+        return state._replace(strength=number(self.strength(epoch)), lr=number(lr), guarded=self._none_guarded())
 
     def after_step(self, state: SparseState) -> SparseState:
+        if not self.settings.guard:
+            masks = {cell: np.asarray(flags).tolist() for cell, flags in self.is_active(state).items()}
+            check_connected(self.space.genotype(masks).clean(), shortest(state.strength))
         return state
 
     def variables(self, state: SparseState) -> dict[str, Array]:
@@ -90,39 +101,56 @@ class SparseSupernet:
         return step % self.settings.probe_every == 0
 
     def update(self, grads: dict[str, Array], state: SparseState) -> SparseState:
+        adam = self.settings.optimizer == "adam"
+        if adam:  # the symmetric subgradient of the penalty, 0 at 0
+            of_penalty = jax.grad(lambda arch: sum(self.penalties[c].with_strength(1.0).value(a) for c, a in arch.items()))
+            grads = jax.tree.map(lambda g, p: g + state.strength * p, grads, of_penalty(state.arch))
         moved, optimizer = self._optimizer(state.lr, state.strength).update(grads, state.optimizer, state.arch)
-        arch: Any = optax.apply_updates(state.arch, moved)
-        before = self.point(state)
-        found = {cell: self.guards[cell](arch[cell], optimizer.point[cell], before[cell]) for cell in self.cells}
-        arch, point = ({cell: found[cell][i] for cell in self.cells} for i in range(2))
-        frozen = state.frozen
+        new = state._replace(arch=optax.apply_updates(state.arch, moved), optimizer=optimizer)
+        if self.settings.guard and not adam:
+            new = self._guarded(new, self.point(state))
         if self.settings.target_paths:
-            left = sum(mask.sum() for mask in self._nonzero(point).values())
-            frozen = frozen | (left <= self.settings.target_paths)
-            arch = {cell: jnp.where(frozen, point[cell], arch[cell]) for cell in self.cells}
-        new = state._replace(arch=arch, optimizer=optimizer._replace(point=point), frozen=frozen)
+            point = self.point(new)
+            kept = {cell: self._kept(cell, p)[0] for cell, p in point.items()}
+            frozen = state.frozen | (sum(mask.sum() for mask in kept.values()) <= self.settings.target_paths)
+            final = {cell: jnp.where(kept[cell], p, 0) if adam else p for cell, p in point.items()}
+            arch = {cell: jnp.where(frozen, final[cell], a) for cell, a in new.arch.items()}
+            new = new._replace(arch=arch, frozen=frozen)
         return jax.tree.map(lambda old, new: jnp.where(state.frozen, old, new), state, new)
 
-    def point(self, state: SparseState) -> dict[str, Array]:
-        return state.optimizer.point
+    def _guarded(self, state: SparseState, before: dict[str, Array]) -> SparseState:
+        """The state in which every cell is connected. before: the last prox point."""
+        found = {c: self.guards[c](a, state.optimizer.point[c], before[c]) for c, a in state.arch.items()}
+        arch, point, restored = ({cell: found[cell][i] for cell in self.cells} for i in range(3))
+        guarded = {cell: count + restored[cell] for cell, count in state.guarded.items()}
+        return state._replace(arch=arch, optimizer=state.optimizer._replace(point=point), guarded=guarded)
 
-    def _nonzero(self, point: dict[str, Array]) -> dict[str, Array]:
-        """Flags of the paths in the genotype."""
-        return {cell: jnp.abs(p) > self.settings.cut * jnp.abs(p).max() for cell, p in point.items()}
+    def point(self, state: SparseState) -> dict[str, Array]:
+        return state.arch if self.settings.optimizer == "adam" else state.optimizer.point
+
+    def _kept(self, cell: str, point: Array) -> tuple[Array, Array]:
+        """Flags of the paths in the genotype, and whether it is the guard that keeps them."""
+        s, guard = self.settings, self.guards[cell]
+        kept = jnp.abs(point) > jnp.maximum(s.cut * jnp.abs(point).max(), s.hard_threshold)
+        lost = ~guard.connects(jnp.where(kept, point, 0))
+        return (jnp.where(lost, guard.backbone(point), kept) if s.guard else kept), lost
 
     def masks(self, state: SparseState) -> Masks:
         """Flags of the nonzero paths at the prox point."""
-        return {cell: np.asarray(mask).tolist() for cell, mask in self._nonzero(self.point(state)).items()}
+        return {cell: np.asarray(self._kept(cell, p)[0]).tolist() for cell, p in self.point(state).items()}
 
     def is_frozen(self, state: SparseState) -> bool:
         return bool(state.frozen)
 
     def genotype(self, state: SparseState) -> AnyGenotype:
-        return self.space.genotype(self.masks(state)).clean()
+        found = self.space.genotype(self.masks(state)).clean()
+        check_connected(found, shortest(state.strength))
+        return found
 
     def log(self, state: SparseState) -> dict[str, float]:
         strength = shortest(state.strength)
         point = {cell: np.asarray(p) for cell, p in self.point(state).items()}
         value = sum(float(self.penalties[cell].with_strength(strength).value(p)) for cell, p in point.items())
         largest = max(float(np.abs(np.asarray(a)).max()) for a in state.arch.values())
-        return {"strength": strength, "penalty": value, "largest_weight": largest}
+        guarded = {f"guarded_{c}": int(state.guarded[c] + self._kept(c, p)[1]) for c, p in self.point(state).items()}
+        return {"strength": strength, "penalty": value, "largest_weight": largest} | guarded

@@ -38,6 +38,9 @@ class CodeSettings(CheckedSettings):
 class TwoStageSettings(CodeSettings):
     recover_every: int = 0
     """Recover after every n-th architecture step; 0: at the start of each epoch."""
+    clip_together: bool = True
+    """Clip the gradient of the network weights by its norm together with that of the compressed variables, as in the published
+    code; --no-clip-together: by its own norm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,11 +58,15 @@ class IstaSettings(TwoStageSettings, CifarSearchSettings):
 class IstaTextSettings(TwoStageSettings, TextSearchSettings):
     order: Literal["first", "second"] = "first"
     sparsity: int = 1
+    clip_together: bool = False
 
 
+# batch64 and batch512 are the other rows of Table 1: the learning rate grows with the batch size.
 # A step costs a tenth of that of a dense supernet: the small preset has four times the images and twice the epochs.
 CIFAR_PRESETS = {
     "paper": IstaSettings(),
+    "batch64": IstaSettings(batch=64, lr=0.025),
+    "batch512": IstaSettings(batch=512, lr=0.2),
     "small": replace(small_cifar(IstaSettings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
 }
 TEXT_PRESETS = {"paper": IstaTextSettings(), "small": small_text(IstaTextSettings, arch_lr=3e-3)}

@@ -14,9 +14,11 @@ from ...engine.settings import CheckedSettings, check
 class PenaltySettings(CheckedSettings):
     """Settings of the architecture weights and their penalty."""
 
-    optimizer: Literal["adamhapg", "hapg"] = "adamhapg"
+    optimizer: Literal["adamhapg", "hapg", "adam"] = "adamhapg"
+    """Optimizer of the architecture weights. adam: the subgradient of the penalty is added to the gradient, there is no prox, and
+    a threshold removes paths at the end."""
     arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 3e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg."""
+    """Learning rate of the architecture weights. Default 3e-4, constant, and for hapg 0.025, cosine to 0."""
     l1_ratio: float = 0.5
     """Share of the L1 part: 1 is the lasso, 0 the group lasso."""
     strength_step: float = 0.01
@@ -33,6 +35,12 @@ class PenaltySettings(CheckedSettings):
     approximation that makes the other steps cheaper."""
     cut: float = 0.0
     """Remove paths from the genotype whose weight is at most this share of the largest one of their cell; 0: exact zeros only."""
+    threshold: float | None = None
+    """Remove paths from the genotype whose weight is at most this. Default 1e-3 for adam, whose weights are never 0, else 0.
+    The paper names 1e-3 for the digits and no threshold for searches."""
+    guard: bool = True
+    """Restore the strongest route through a cell that an update would leave without any, which is not in the paper; --no-guard
+    ends the search with an error instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,8 +48,16 @@ class PenaltySettings(CheckedSettings):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         check(self, counts=("probe_every",), amounts=("strength_step", "target_paths"))
-        if self.optimizer == "hapg" and self.metric != "median":
-            raise ValueError(f"metric belongs to adamhapg; hapg has one step size for all, got metric={self.metric!r}")
+        if self.threshold is not None:
+            check(self, amounts=("threshold",))
+        if self.optimizer != "adamhapg" and self.metric != "median":
+            raise ValueError(f"metric belongs to adamhapg, got metric={self.metric!r} with optimizer={self.optimizer!r}")
+
+    @property
+    def hard_threshold(self) -> float:
+        """The threshold of this optimizer."""
+        usual = 1e-3 if self.optimizer == "adam" else 0.0
+        return usual if self.threshold is None else self.threshold
 
     def schedules(self) -> list[str]:
         return [*super().schedules(), *(["arch_lr of hapg"] if self.optimizer == "hapg" else [])]
@@ -49,16 +65,16 @@ class PenaltySettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
-    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "hapg": 0.025}
+    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "adam": 3e-4, "hapg": 0.025}
 
 
 @dataclass(frozen=True)
 class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
     arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 1e-4, constant, for adamhapg, and 0.025, cosine to 0, for hapg, which
-    diverges on text."""
+    """Learning rate of the architecture weights. Default 1e-4, constant, and for hapg, which diverges on text, 0.025, cosine to
+    0."""
     init: float = 1 / 4
-    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "hapg": 0.025}
+    usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "adam": 1e-4, "hapg": 0.025}
 
 
 CIFAR_PRESETS = {

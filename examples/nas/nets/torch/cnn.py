@@ -14,7 +14,7 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class Supernet(nn.Module):
 
     weights: for each cell type a vector in the order of `space.paths(cell)`, shared by all cells of the type, or a matrix
     (cells of the type, paths); None: all 1. Batch norms, except that of the stem, have no scale and shift: the weights are
-    their scale. In the one-stage form they have both, and drop path and the auxiliary head are as in an evaluation network.
+    their scale, and drop path acts on the sum of the operations of each edge. In the one-stage form they have both, and drop path
+    and the auxiliary head are as in an evaluation network.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Supernet(nn.Module):
         before, last, reduced = stem, stem, False
         for kind in self.kinds:
             width *= 2 if kind == "reduce" else 1
-            cells.append(MixedCell(space.paths(kind), before, last, width, kind == "reduce", reduced, form))
+            cells.append(self.make_cell(space.paths(kind), before, last, width, kind == "reduce", reduced, form))
             before, last, reduced = last, len(NODES) * width, kind == "reduce"
         self.cells = nn.ModuleList(cells)
         self.auxiliary_after = 2 * layers // 3
@@ -74,6 +75,9 @@ class Supernet(nn.Module):
         self.auxiliary = auxiliary_head(wide, classes, stride=3, last_norm=True) if auxiliary else None
         self.classifier = nn.Linear(last, classes)
         self.to(memory_format=torch.channels_last)
+
+    def make_cell(self, *sizes: Any) -> MixedCell:
+        return MixedCell(*sizes)
 
     def forward(self, images: Tensor, weights: Weights | None = None, active: Masks | None = None) -> Tensor:
         """Return the logits (N, classes) of images (N, 3, H, W), H and W divisible by 4.
@@ -154,17 +158,30 @@ class Source:
 
 
 class MixedCell(nn.Module):
-    """A cell of the supernet. Pooling paths from one source share a module and its output."""
+    """A cell of the supernet. Pooling paths from one source share a module and its output.
 
-    def __init__(self, paths: Sequence[Path], before: int, last: int, channels: int, reduction: bool, reduced: bool, form: Form):
+    part: operations have `channels` divided by this.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        before: int,
+        last: int,
+        channels: int,
+        reduction: bool,
+        reduced: bool,
+        form: Form,
+        part: int = 1,
+    ):
         super().__init__()
-        self.paths, self.channels, self.reduction = tuple(paths), channels, reduction
+        self.paths, self.channels, self.reduction, self.form = tuple(paths), channels, reduction, form
         self.preprocess0, self.preprocess1 = preprocess(before, last, channels, reduced, affine=form != "search")
         self.operations = nn.ModuleDict()
         self.keys: list[str] = []
         for path in self.paths:
             stride = 2 if reduction and path.source < 2 else 1
-            made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels, stride, form)
+            made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels // part, stride, form)
             shared = isinstance(made, Pool) and form == "search"
             key = f"{path.operation}_from_{path.source}" + ("" if shared else f"_to_{path.node}")
             if key not in self.operations:
@@ -186,14 +203,23 @@ class MixedCell(nn.Module):
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         sources: list[Source | None] = [Source(first), Source(second)]
         nodes: list[Tensor | None] = []
+        # a search by two levels drops the sums of edges; otherwise each operation is dropped
+        drops_edges = self.form == "search" and self.training and not isinstance(drop_path, Tensor) and drop_path > 0
         for node in NODES:
             total = None
+            edges: dict[int, Tensor] = {}
             for i, path in enumerate(self.paths):
                 source = sources[path.source] if path.node == node else None
                 if source is None or path.operation == "none" or (active is not None and not active[i]):
                     continue
                 y = self._run(i, source, scales[i])
+                if drops_edges:
+                    edges[path.source] = edges[path.source] + y if path.source in edges else y
+                    continue
                 y = drop(y, drop_path) if self.training else y
+                total = y if total is None else total + y
+            for y in edges.values():
+                y = drop(y, drop_path)
                 total = y if total is None else total + y
             nodes.append(total)
             sources.append(None if total is None else Source(total))
@@ -222,7 +248,8 @@ class Cell(nn.Module):
     """A cell of given paths: node = sum of operation(source), output = concatenation of its nodes.
 
     nodes: the nodes of the output; by default those with paths. A node without paths is a tensor of zeros, smaller than the
-    inputs by the factor `shrinks`.
+    inputs by the factor `shrinks`. drops_edges: whether drop path acts on the sum of the operations from each source, and not on
+    each operation but identities.
     """
 
     def __init__(
@@ -232,9 +259,10 @@ class Cell(nn.Module):
         preprocess: Sequence[nn.Module],
         nodes: Sequence[int] | None = None,
         shrinks: int = 1,
+        drops_edges: bool = False,
     ):
         super().__init__()
-        self.paths, self.shrinks = tuple(paths), shrinks
+        self.paths, self.shrinks, self.drops_edges = tuple(paths), shrinks, drops_edges
         self.active_nodes = tuple(sorted({path.node for path in paths}) if nodes is None else nodes)
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
@@ -244,12 +272,25 @@ class Cell(nn.Module):
         nodes = {0: Source(first), 1: Source(second)}
         for node in self.active_nodes:
             total = None
-            for path, operation in zip(self.paths, self.operations):
-                if path.node == node:
-                    y = self._run(operation, nodes[path.source], drop_path)
-                    total = y if total is None else total + y
+            for y in self._edges(node, nodes, drop_path) if self.drops_edges else self._operations(node, nodes, drop_path):
+                total = y if total is None else total + y
             nodes[node] = Source(self._zeros(first) if total is None else total)
         return torch.cat([nodes[node].x for node in self.active_nodes], 1)
+
+    def _operations(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> Iterator[Tensor]:
+        """The results of the operations into a node."""
+        for path, operation in zip(self.paths, self.operations):
+            if path.node == node:
+                yield self._run(operation, nodes[path.source], drop_path)
+
+    def _edges(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> Iterator[Tensor]:
+        """The sums of the operations on each edge into a node, after drop path."""
+        sums: dict[int, Tensor] = {}
+        for path, operation in zip(self.paths, self.operations):
+            if path.node == node:
+                y = self._run(operation, nodes[path.source], 0.0)
+                sums[path.source] = sums[path.source] + y if path.source in sums else y
+        return (drop(y, drop_path) if self.training else y for y in sums.values())
 
     def _zeros(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like[:, :, :: self.shrinks, :: self.shrinks])
@@ -305,7 +346,8 @@ class Discrete(nn.Module):
 class Network(Discrete):
     """The evaluation network of a genotype for CIFAR.
 
-    All batch norms have scale and shift; pools and identities are followed by one in the one-stage form only.
+    All batch norms have scale and shift; pools are followed by one in the one-stage form and in that of GSparsity, identities in
+    the one-stage form only. In GSparsity's form drop path acts on the sums of edges, and nodes without paths are zero channels.
     """
 
     def __init__(
@@ -369,8 +411,11 @@ def cells_of(
         strides = [2 if kind == "reduce" and path.source < 2 else 1 for path in paths]
         operations = [MAKE[path.operation](channels, stride, form) for path, stride in zip(paths, strides)]
         pre = preprocess(before, last, channels, reduced, affine=True)
-        cells.append(Cell(paths, operations, pre, shrinks=2 if kind == "reduce" else 1))
-        before, last, reduced = last, channels * len(genotype.active_nodes(kind)), kind == "reduce"
+        nodes = genotype.active_nodes(kind)
+        if form == "gsparsity":  # nodes without paths are zeros behind the others
+            nodes = (*nodes, *(node for node in NODES if node not in nodes))
+        cells.append(Cell(paths, operations, pre, nodes, 2 if kind == "reduce" else 1, drops_edges=form == "gsparsity"))
+        before, last, reduced = last, channels * len(nodes), kind == "reduce"
         widths.append(last)
     return cells, widths
 

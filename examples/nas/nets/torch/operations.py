@@ -1,10 +1,11 @@
-"""The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in three forms.
+"""The operations of the DARTS space, (N, C, H, W) -> (N, C, H / stride, W / stride), in four forms.
 
 Search form: batch norms without scale and shift, also after pools. Evaluation form: batch norms with both, none after pools.
 One-stage form (ISTA-NAS): batch norms with both, also after pools and identities, so that every operation ends in a scale of its
-own. `operation(x, scale)` returns scale * operation(x) for a (C,) vector, or None for 1: an operation that ends in a batch norm
-uses the architecture weight as the scale of that norm, at no cost. Operations that begin with a ReLU have a method `body` for the
-rectified input, so that all paths from one source share one ReLU.
+own. GSparsity's form: the evaluation form with batch norms after pools. `operation(x, scale)` returns scale * operation(x) for a
+(C,) vector, or None for 1: an operation that ends in a batch norm uses the architecture weight as the scale of that norm, at no
+cost. Operations that begin with a ReLU have a method `body` for the rectified input, so that all paths from one source share one
+ReLU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from .convolution_kernels import DepthwiseConv, PointwiseNorm, use_custom_gradient
 
-Form = Literal["search", "evaluation", "one_stage"]
+Form = Literal["search", "evaluation", "one_stage", "gsparsity"]
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -121,7 +122,7 @@ class Pool(nn.Module):
     def __init__(self, kind: str, channels: int, stride: int, form: Form):
         super().__init__()
         self.kind, self.stride = kind, stride
-        self.norm = None if form == "evaluation" else BatchNorm(channels, affine=form == "one_stage")
+        self.norm = None if form == "evaluation" else BatchNorm(channels, affine=form != "search")
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         if self.kind == "max_pool_3x3":

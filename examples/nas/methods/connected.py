@@ -1,0 +1,15 @@
+"""What the searches by SparseNAS refuse, the same in every library: a cell that no path connects to its inputs."""
+
+from __future__ import annotations
+
+from ..space.genotype import AnyGenotype
+
+
+def check_connected(found: AnyGenotype, strength: float) -> None:
+    """Raise ValueError unless each cell of a genotype without dead ends has a path. strength: of the penalty, for the message."""
+    for cell in found.layout.cells:
+        if not found.active_nodes(cell):
+            raise ValueError(
+                f"every cell must keep a path from its inputs to its output, but the {cell} cell has none left at strength"
+                f" {strength:.3g}: use --guard, --target-paths or a smaller --strength-step"
+            )
