@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
 from ..convolutional import cell_kinds
+from .convolution_kernels import mean_of_pixels
 from .operations import (
     MAKE,
     BatchNorm,
@@ -94,7 +95,7 @@ class Supernet(nn.Module):
             s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path))
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
-        return self.classifier(s1.x.mean((2, 3))), auxiliary
+        return self.classifier(mean_of_pixels(s1.x)), auxiliary
 
     def _scales(self, weights: Weights | None) -> dict[str, Any]:
         """For each cell type an iterator over its cells, with a vector (channels,) for each path, or None for 1."""
@@ -299,7 +300,7 @@ class Discrete(nn.Module):
             s0, s1 = s1, Source(cell(s0, s1, self.drop_path))
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
-        return self.classifier(s1.x.mean((2, 3))), auxiliary
+        return self.classifier(mean_of_pixels(s1.x)), auxiliary
 
 
 class Network(Discrete):
