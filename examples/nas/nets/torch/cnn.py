@@ -14,6 +14,7 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,8 @@ class Supernet(nn.Module):
         s0 = s1 = Source(self.stem(images.contiguous(memory_format=torch.channels_last)))
         for i, (kind, cell) in enumerate(zip(self.kinds, self.cells)):
             mask = None if active is None else active[kind]
-            s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path))
+            last = i + 1 == len(self.cells)
+            s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path, last), rectified=not last)
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
         return self.classifier(mean_of_pixels(s1.x)), auxiliary
@@ -136,11 +138,14 @@ def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
 
 
 class Source:
-    """The output of a cell or node. Results that several cells or paths need are computed once and kept."""
+    """The output of a cell or node. Results that several cells or paths need are computed once and kept.
 
-    def __init__(self, x: Tensor):
+    rectified: whether x has passed a ReLU.
+    """
+
+    def __init__(self, x: Tensor, rectified: bool = False):
         self.x = x
-        self._made: dict[Any, Tensor] = {}
+        self._made: dict[Any, Tensor] = {"relu": x} if rectified else {}
 
     def rectified(self) -> Tensor:
         return self._once("relu", F.relu)
@@ -183,33 +188,53 @@ class MixedCell(nn.Module):
         scales: Sequence[Tensor | None],
         active: Sequence[bool] | None,
         drop_path: float | Tensor = 0.0,
+        last: bool = False,
     ) -> Tensor:
+        """Return the nodes, concatenated; rectified, as the next cells need them, except those of the last cell."""
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         sources: list[Source | None] = [Source(first), Source(second)]
-        nodes: list[Tensor | None] = []
+        computed = [i for i, path in enumerate(self.paths) if path.operation != "none" and (active is None or active[i])]
+        users = Counter(self.keys[i] for i in computed)
         for node in NODES:
-            total = None
-            for i, path in enumerate(self.paths):
+            terms = []
+            for i in computed:
+                path = self.paths[i]
                 source = sources[path.source] if path.node == node else None
-                if source is None or path.operation == "none" or (active is not None and not active[i]):
+                if source is None:
                     continue
-                y = self._run(i, source, scales[i])
-                y = drop(y, drop_path) if self.training else y
-                total = y if total is None else total + y
-            nodes.append(total)
-            sources.append(None if total is None else Source(total))
-        template = next((x for x in nodes if x is not None), None)
+                y = self._run(i, source, scales[i], shared=users[self.keys[i]] > 1)
+                terms.append(drop(y, drop_path) if self.training else y)
+            sources.append(Source(total(terms)) if terms else None)
+        nodes = sources[2:]
+        template = next((node.x for node in nodes if node is not None), None)
         if template is None:
             raise ValueError(f"no path is active in the {'reduction' if self.reduction else 'normal'} cell")
-        return torch.cat([torch.zeros_like(template) if x is None else x for x in nodes], 1)
+        return torch.cat([_output(node, template, last) for node in nodes], 1)
 
-    def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
+    def _run(self, path: int, source: Source, scale: Tensor | None, shared: bool) -> Tensor:
         operation = self.operation(path)
-        if isinstance(operation, Pool):
+        if isinstance(operation, Pool) and shared:
             return scaled(source.through(operation), scale)
         if isinstance(operation, Rectified):
             return operation.body(source.rectified(), scale)
         return operation(source.x, scale)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of the paths into a node, which are kept."""
+    if len(terms) == 1:
+        return terms[0]
+    out = terms[0] + terms[1]
+    for term in terms[2:]:
+        out += term
+    return out
+
+
+def _output(node: Source | None, template: Tensor, last: bool) -> Tensor:
+    """What a node contributes to the output of its cell: zeros of this shape if it has no paths."""
+    if node is None:
+        return torch.zeros_like(template)
+    return node.x if last else node.rectified()
 
 
 def preprocess(before: int, last: int, channels: int, reduced: bool, affine: bool) -> tuple[Rectified, Rectified]:
@@ -240,17 +265,15 @@ class Cell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
 
-    def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0) -> Tensor:
+    def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0, last: bool = False) -> Tensor:
+        """Return the nodes, concatenated; rectified, as the next cells need them, except those of the last cell."""
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         nodes = {0: Source(first), 1: Source(second)}
         for node in self.active_nodes:
-            total = None
-            for path, operation in zip(self.paths, self.operations):
-                if path.node == node:
-                    y = self._run(operation, nodes[path.source], drop_path)
-                    total = y if total is None else total + y
-            nodes[node] = Source(self._zeros(first) if total is None else total)
-        return torch.cat([nodes[node].x for node in self.active_nodes], 1)
+            into = [(path.source, operation) for path, operation in zip(self.paths, self.operations) if path.node == node]
+            terms = [self._run(operation, nodes[source], drop_path) for source, operation in into]
+            nodes[node] = Source(total(terms) if terms else self._zeros(first))
+        return torch.cat([nodes[node].x if last else nodes[node].rectified() for node in self.active_nodes], 1)
 
     def _zeros(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like[:, :, :: self.shrinks, :: self.shrinks])
@@ -297,7 +320,8 @@ class Discrete(nn.Module):
             s1 = Source(self.stem1(s0.x))
         auxiliary = None
         for i, cell in enumerate(self.cells):
-            s0, s1 = s1, Source(cell(s0, s1, self.drop_path))
+            last = i + 1 == len(self.cells)
+            s0, s1 = s1, Source(cell(s0, s1, self.drop_path, last), rectified=not last)
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
         return self.classifier(mean_of_pixels(s1.x)), auxiliary
