@@ -274,7 +274,7 @@ def measure(case: str, repository: Path, sizes: Sizes, rounds: int) -> list[dict
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, nargs="+", required=True, metavar="FOLDER", help="checkouts of the authors' code")
+    parser.add_argument("--repository", type=Path, nargs="+", required=True, metavar="FOLDER", help="checkouts of their code")
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes of supernet and batch")
     parser.add_argument("--batch", type=int, help="images in a batch instead of those of the preset")

@@ -15,6 +15,9 @@ class Method(Protocol):
     """A search method in one search space, for any supernet.
 
     name: of the method, on the command line and in checkpoints. parameters: the architecture variables.
+
+    A method that reads values of its last update from the device may define `begin_step()`, which is called before each step and
+    before an evaluation: what the update has sent to the host has then arrived, or arrives while the device is busy.
     """
 
     name: ClassVar[str]

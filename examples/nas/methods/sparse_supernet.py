@@ -20,13 +20,20 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, StrengthPath
 
+from ..bilevel.host_copy import HostCopy
 from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
 
 
 class SparseSupernet:
-    """SparseNAS. parameters: the architecture weights, a vector for each cell, at the search point A."""
+    """SparseNAS. parameters: the architecture weights, a vector for each cell, at the search point A.
+
+    On an accelerator the flags of the nonzero paths come to the host while the device computes the weight step, so that no step
+    waits for the device. A weight step therefore computes the paths that were nonzero before the architecture step in front of
+    it: a path that this one made zero is computed once more, and one that it made nonzero again from the next step on. Likewise
+    the architecture is frozen before the next step, not before the weight step. On a CPU both happen at once.
+    """
 
     name = "sparse_supernet"
 
@@ -44,6 +51,9 @@ class SparseSupernet:
         self.path = StrengthPath(self.optimizer, schedules.linear(settings.strength_step))
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.frozen = False
+        self._lags = device.type != "cpu"
+        self._masks: Masks | None = None  # on an accelerator: of the search point, as last read
+        self._copied: HostCopy | None = None  # flags of the search point and of the prox point, not yet read
 
     def _penalty(self, cell: str) -> SparseGroupLasso:
         s = self.settings
@@ -59,8 +69,22 @@ class SparseSupernet:
     def weights(self) -> Weights:
         return dict(zip(self.cells, self.parameters))
 
+    def begin_step(self) -> None:
+        """Read the flags that the last update has sent to the host."""
+        if self._copied is None:
+            return
+        flags, self._copied = self._copied.tolist(), None
+        sizes = [len(a) for a in self.parameters]
+        split = [flags[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+        self._masks = dict(zip(self.cells, split))
+        self._freeze_at_target(sum(flags[sum(sizes) :]))
+
     def active_paths(self) -> Masks | None:
-        masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
+        masks = self._masks
+        if masks is None:
+            masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
+        if self._lags:
+            self._masks = masks
         return None if all(map(all, masks.values())) else masks
 
     def needs_zeroed_paths(self, step: int) -> bool:
@@ -74,8 +98,17 @@ class SparseSupernet:
         self.optimizer.step()
         for cell, a in zip(self.cells, self.parameters):
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
-        if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
-            self.frozen = True
+        if self._lags:
+            flags = [a != 0 for a in self.parameters]
+            self._copied = HostCopy(torch.cat([*flags, *self.flags().values()]))
+        elif self.settings.target_paths:
+            self._freeze_at_target(sum(int(mask.sum()) for mask in self.flags().values()))
+
+    @torch.no_grad()
+    def _freeze_at_target(self, paths: int) -> None:
+        """Freeze the architecture at the prox point if it has at most the wanted number of paths."""
+        if self.settings.target_paths and paths <= self.settings.target_paths and not self.frozen:
+            self.frozen, self._masks = True, None
             torch._foreach_copy_(self.parameters, list(self.point().values()))
 
     @torch.no_grad()
@@ -83,12 +116,13 @@ class SparseSupernet:
         state = self.optimizer.state
         return {cell: state.get(a, {}).get("point", a).detach().clone() for cell, a in zip(self.cells, self.parameters)}
 
+    def flags(self) -> dict[str, Tensor]:
+        """Flags of the nonzero paths at the prox point, on the device."""
+        return {cell: p.abs() > self.settings.cut * p.abs().max() for cell, p in self.point().items()}
+
     def masks(self) -> Masks:
         """Flags of the nonzero paths at the prox point."""
-        out = {}
-        for cell, p in self.point().items():
-            out[cell] = (p.abs() > self.settings.cut * p.abs().max()).tolist()
-        return out
+        return {cell: flags.tolist() for cell, flags in self.flags().items()}
 
     def genotype(self) -> AnyGenotype:
         return self.space.genotype(self.masks()).clean()
@@ -100,6 +134,7 @@ class SparseSupernet:
         return {"strength": self.optimizer.param_groups[0]["strength"], "penalty": value, "largest_weight": largest}
 
     def state_dict(self) -> dict[str, Any]:
+        self.begin_step()
         return {
             "parameters": [a.detach() for a in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -113,6 +148,7 @@ class SparseSupernet:
         self.optimizer.load_state_dict(state["optimizer"])
         self.path.load_state_dict(state["path"])
         self.frozen = state["rests"]
+        self._masks = self._copied = None
 
 
 class Guard:
@@ -142,11 +178,11 @@ class Guard:
         """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
         norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
-        wanted = nn.functional.one_hot(norms.argmax(), len(self.nodes)).bool()
+        wanted = at(norms.argmax(), norms)
         kept = torch.zeros_like(point, dtype=torch.bool)
         for i, n in reversed(list(enumerate(self.nodes))):
             best = torch.where(reachable[n], point.abs(), -1).argmax()
-            chosen = nn.functional.one_hot(best, len(point)).bool() & reachable[n] & wanted[i]
+            chosen = at(best, point) & reachable[n] & wanted[i]
             kept |= chosen
             below = torch.stack([(chosen & self.source[m]).any() for m in self.nodes])
             wanted = wanted | below
@@ -158,3 +194,8 @@ class Guard:
         repaired = torch.where(self.backbone(before), before, 0)
         search.copy_(torch.where(connected, search, repaired))
         point.copy_(torch.where(connected, point, repaired))
+
+
+def at(index: Tensor, like: Tensor) -> Tensor:
+    """Flags of the shape of a vector: True at this index."""
+    return torch.arange(len(like), device=like.device) == index

@@ -154,7 +154,8 @@ class _Between(torch.autograd.Function):
 
     @staticmethod
     def forward(size: torch.Size, offsets: tuple[int, ...], *parts: Tensor) -> Tensor:
-        out = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device, memory_format=torch.channels_last).zero_()
+        n, c, h, w = size
+        out = parts[0].new_zeros(n, h, w, c).permute(0, 3, 1, 2)
         for o, part in zip(offsets, parts):
             out[:, :, o::2, o::2] = part
         return out
