@@ -9,7 +9,8 @@ supernet (hidden size 300, 10 000 words, 64 columns of 35 words), also with a te
 each in processes of its own, so that noise affects all of them. Output: CPU seconds of a step (median over the rounds), peak
 memory of the process, and the ratio to the transcription and, for ISTA-NAS, to DARTS of first order (its Table 1). The ISTA
 cases have the same supports; `recovery` recovers all eight nodes. --compiled adds compiled networks, whose compilation takes
-minutes, and --graphs whole steps as CUDA graphs. With --device cuda: seconds and memory of the device, all cases of PyTorch in one process.
+minutes, and --graphs whole steps as CUDA graphs. With --device cuda: seconds and memory of the device, all cases of PyTorch in
+one process.
 
 --framework jax compares each step in JAX with the same step in PyTorch, where that is installed, in place of transcriptions
 (search_step_jax.py), and reports seconds of compilation without a cache, and the memory of the arrays of the largest program. The
