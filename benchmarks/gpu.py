@@ -105,9 +105,9 @@ TRITON = (
     (r"^((?:ProxAdam|AdamHAPG).*\S) +\S+ +(\S+)   \S+ - ", "{0} {1}"),
     (r"^(.*: left out, .*)", "{0}"),
 )
-STEP = ((r"^((?!published).*): (\S+) s, (\d+) MiB$", "{0} {1} s, {2} MiB"), (r"^(.*: left out, .*)", "{0}"))
+STEP = ((r"^((?!transcribed).*): (\S+) s, (\d+) MiB$", "{0} {1} s, {2} MiB"), (r"^(.*: left out, .*)", "{0}"))
 STEP_JAX = (
-    (r"^((?!jax|published).*): (\S+) s, (\d+) MiB$", "PyTorch, {0} {1} s, {2} MiB"),
+    (r"^((?!jax|transcribed).*): (\S+) s, (\d+) MiB$", "PyTorch, {0} {1} s, {2} MiB"),
     (r"^(jax, .*): (\S+) s, (\d+) MiB, compiled in (\S+) s$", "{0} {1} s, {2} MiB, compiled in {3} s"),
     (r"^(.*: left out, .*)", "{0}"),
 )
@@ -199,6 +199,15 @@ PARTS = (
         keeps=("search_step.csv",),
     ),
     Part(
+        name="steps in CUDA graphs",
+        words=("benchmarks/search_step.py", "--graphs", "--steps", "20", "--only", "darts first", "ista"),
+        more=STEPS,
+        dry=DRY_STEPS,
+        share=0.3,
+        patterns=STEP,
+        devices=("gpu",),
+    ),
+    Part(
         name="steps jax, text",
         words=("benchmarks/search_step.py", "--framework", "jax", "--only", "recurrent first"),
         more=("--rounds", "3", "--device", "{device}", "--out", "{out}/search_step_jax.csv"),
@@ -255,7 +264,7 @@ PARTS = (
     ),
     Part(
         name="steps compiled, images",
-        words=("benchmarks/search_step.py", "--compiled", "--only", "darts first"),
+        words=("benchmarks/search_step.py", "--compiled", "--only", "darts first", "ista"),
         more=STEPS,
         dry=DRY_STEPS,
         patterns=STEP,

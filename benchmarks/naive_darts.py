@@ -1,4 +1,4 @@
-"""The search network and loop of DARTS as published, without any optimisation: the reference for benchmarks and tests.
+"""The search network and loop of DARTS, transcribed from the published code: the reference for benchmarks and tests.
 
 Every edge computes every operation separately and multiplies its result by its weight. Layout, names and order of the parameters
 follow the published code (Liu, Simonyan, Yang, 2019); `linear` is the sparse supernet: seven operations, and weights without a

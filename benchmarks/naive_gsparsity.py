@@ -1,4 +1,4 @@
-"""The search of GSparsity as published, without any optimisation: the reference for benchmarks and tests.
+"""The search of GSparsity, transcribed from the published code: the reference for benchmarks and tests.
 
 Every operation of every edge is computed; pools and skip connections have a gate in each cell. ProxSGD is a loop over groups and
 their tensors.

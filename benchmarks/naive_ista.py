@@ -1,4 +1,4 @@
-"""The two-stage search of ISTA-NAS as published, without any optimisation: the reference for benchmarks and tests.
+"""The two-stage search of ISTA-NAS, transcribed from the published code: the reference for benchmarks and tests.
 
 Codes are computed by a loop over cvxpy problems and coefficients by Eq. 11 as printed; the host checks for every operation
 whether its weight is zero. Layout and settings follow the published code (Yang et al., 2020), but the solver is the default one

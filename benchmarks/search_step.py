@@ -1,14 +1,18 @@
-"""Cost of a step of an architecture search, compared with the published loop or with JAX: python benchmarks/search_step.py
+"""Cost of a step of an architecture search, beside transcriptions of the published code or JAX: python benchmarks/search_step.py
+
+The transcriptions are naive_darts.py, naive_ista.py, naive_gsparsity.py and naive_rnn.py: the authors' supernets and loops,
+rewritten operation by operation for current PyTorch. `published_step.py` measures their repositories themselves.
 
 DARTS of first and second order, the linear supernet, ISTA-NAS and GSparsity (C=16, 8 cells, batches of 16 for training and
 validation; GSparsity has no validation), and the weight step alone with all paths and with a tenth of them; the recurrent
 supernet (hidden size 300, 10 000 words, 64 columns of 35 words), also with a tenth of its paths. One thread; the cases alternate,
 each in processes of its own, so that noise affects all of them. Output: CPU seconds of a step (median over the rounds), peak
-memory of the process, and the ratio to the published loop and, for ISTA-NAS, to DARTS of first order (its Table 1). The ISTA
+memory of the process, and the ratio to the transcription and, for ISTA-NAS, to DARTS of first order (its Table 1). The ISTA
 cases have the same supports; `recovery` recovers all eight nodes. --compiled adds compiled networks, whose compilation takes
-minutes. With --device cuda: seconds and memory of the device, all cases of PyTorch in one process.
+minutes, and --graphs whole steps as CUDA graphs. With --device cuda: seconds and memory of the device, all cases of PyTorch in
+one process.
 
---framework jax compares each step in JAX with the same step in PyTorch, where that is installed, in place of the published loops
+--framework jax compares each step in JAX with the same step in PyTorch, where that is installed, in place of transcriptions
 (search_step_jax.py), and reports seconds of compilation without a cache, and the memory of the arrays of the largest program. The
 step in JAX includes drawing and augmenting its batch. --preset small has the sizes of the small presets of the searches (C=8,
 5 cells, batch 32; hidden size 96, 10 words), and reports the compilation of a whole search, evaluations included.
@@ -39,26 +43,29 @@ from search_cases import PRESETS, Sizes, compressed, tenth
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # case: the cases it is compared with
 CASES: dict[str, tuple[str, ...]] = {
-    "published, darts first order": (),
-    "darts first order": ("published, darts first order",),
-    "darts first order, compiled": ("published, darts first order", "darts first order"),
-    "published, darts second order": (),
-    "darts second order": ("published, darts second order",),
-    "published, linear first order": (),
-    "sparse_supernet first order": ("published, linear first order",),
-    "sparse_supernet second order": ("published, darts second order",),
-    "published, ista": (),
-    "ista": ("published, ista", "darts first order"),
+    "transcribed, darts first order": (),
+    "darts first order": ("transcribed, darts first order",),
+    "darts first order, compiled": ("transcribed, darts first order", "darts first order"),
+    "darts first order, CUDA graph": ("darts first order",),
+    "transcribed, darts second order": (),
+    "darts second order": ("transcribed, darts second order",),
+    "transcribed, linear first order": (),
+    "sparse_supernet first order": ("transcribed, linear first order",),
+    "sparse_supernet second order": ("transcribed, darts second order",),
+    "transcribed, ista": (),
+    "ista": ("transcribed, ista", "darts first order"),
+    "ista, compiled": ("ista",),
+    "ista, CUDA graph": ("ista",),
     "ista, recovery": (),
-    "published, gsparsity": (),
-    "gsparsity": ("published, gsparsity",),
-    "gsparsity, half of the operations dead": ("published, gsparsity", "gsparsity"),
-    "published, recurrent first order": (),
-    "recurrent first order": ("published, recurrent first order",),
-    "recurrent first order, compiled": ("published, recurrent first order", "recurrent first order"),
-    "recurrent, a tenth of the paths": ("published, recurrent first order", "recurrent first order"),
-    "published, recurrent second order": (),
-    "recurrent second order": ("published, recurrent second order",),
+    "transcribed, gsparsity": (),
+    "gsparsity": ("transcribed, gsparsity",),
+    "gsparsity, half of the operations dead": ("transcribed, gsparsity", "gsparsity"),
+    "transcribed, recurrent first order": (),
+    "recurrent first order": ("transcribed, recurrent first order",),
+    "recurrent first order, compiled": ("transcribed, recurrent first order", "recurrent first order"),
+    "recurrent, a tenth of the paths": ("transcribed, recurrent first order", "recurrent first order"),
+    "transcribed, recurrent second order": (),
+    "recurrent second order": ("transcribed, recurrent second order",),
     "weight step, all paths": (),
     "weight step, a tenth of the paths": ("weight step, all paths",),
 }
@@ -87,11 +94,11 @@ def build(case: str, sizes: Sizes, device: str) -> Callable[[], object]:
         torch.randint(10, (sizes.batch,), device=device),
     )
     train, valid = draw(), draw()
-    if case == "published, ista":
-        return published_ista(train, valid, device)
+    if case == "transcribed, ista":
+        return transcribed_ista(train, valid, device)
     if "gsparsity" in case:
         return gsparsity_step(case, sizes, train, device)
-    if case.startswith("published"):
+    if case.startswith("transcribed"):
         loop = NaiveSearch(NaiveNetwork(linear="linear" in case).to(device), second_order="second" in case)
         return lambda: loop.step(*train, *valid)
     name = "darts" if case.startswith("darts") else "ista" if case.startswith("ista") else "sparse_supernet"
@@ -119,7 +126,30 @@ def build(case: str, sizes: Sizes, device: str) -> Callable[[], object]:
         steps.architecture(0, train, valid)
         steps.weights(train)
 
+    if "graph" in case:
+        for group in method.optimizer.param_groups:
+            group["capturable"] = True
+        return captured(both)
     return both
+
+
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """The step as a CUDA graph: its kernels, recorded once, which the host launches as one. It repeats the same batches.
+
+    A step can be recorded as long as its paths are the same: in ISTA-NAS within an epoch, in DARTS always.
+    """
+    import torch
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # allocates what the step keeps: the state of the optimizers
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def keep_only(a: Any, keep: Any) -> None:
@@ -142,8 +172,8 @@ def draw_codes(codes: Any) -> None:
             b.copy_(torch.from_numpy(variables[cell]))
 
 
-def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], object]:
-    """A step of the published loop, with the initial supports of our method."""
+def transcribed_ista(train: tuple, valid: tuple, device: str) -> Callable[[], object]:
+    """A step of the transcription of ISTA-NAS, with the initial supports of our method."""
     import numpy as np
     import torch
     from naive_ista import NaiveIsta, NaiveIstaSearch
@@ -166,7 +196,7 @@ def published_ista(train: tuple, valid: tuple, device: str) -> Callable[[], obje
 
 
 def gsparsity_step(case: str, sizes: Sizes, train: tuple, device: str) -> Callable[[], object]:
-    """A step of GSparsity, ours or the published one; for `dead` every other operation of each cell is zero."""
+    """A step of GSparsity, ours or the transcription; for `dead` every other operation of each cell is zero."""
     from naive_gsparsity import NaiveGSparsity, NaiveGSparsitySearch
     from nas.methods.gsparsity import OperationGroups
     from nas.methods.settings.gsparsity import GSparsitySettings
@@ -174,7 +204,7 @@ def gsparsity_step(case: str, sizes: Sizes, train: tuple, device: str) -> Callab
     from nas.space import spaces
     from torch.nn import functional as F
 
-    if case.startswith("published"):
+    if case.startswith("transcribed"):
         loop = NaiveGSparsitySearch(NaiveGSparsity().to(device))
         return lambda: loop.step(*train)
     net = cnn.Supernet(spaces.get_space("darts"), sizes.channels, sizes.layers)
@@ -207,7 +237,7 @@ def recurrent_step(case: str, sizes: Sizes, device: str) -> Callable[[], object]
     draw = lambda: torch.randint(words, (2, sizes.bptt, columns), device=device).unbind()
     train, valid = draw(), draw()
     order = "second" if "second" in case else "first"
-    if case.startswith("published"):
+    if case.startswith("transcribed"):
         with torch.device(device):
             loop = NaiveTextSearch(NaiveLanguageModel(words, hidden), columns, second_order=order == "second")
         return lambda: loop.step(train, valid)
@@ -304,16 +334,18 @@ def serve(case: str, preset: str, steps: int, device: str) -> None:
         print(json.dumps(found), flush=True)
 
 
-def chosen(framework: str, preset: str, only: list[str], compiled: bool, device: str) -> dict[str, tuple[str, ...]]:
+def chosen(
+    framework: str, preset: str, only: list[str], compiled: bool, device: str, graphs: bool = False
+) -> dict[str, tuple[str, ...]]:
     """The cases to measure, each with those it is compared with."""
     cases = CASES
     if framework == "jax":
         with_torch = importlib.util.find_spec("torch") is not None and device != "tpu"
         cases = {name: () for pair in JAX_CASES.items() for name in (*(pair[1] if with_torch else ()), pair[0])}
         cases |= {case: bases for case, bases in JAX_CASES.items() if with_torch}
-    elif preset != "paper":  # the published loops have one size
-        cases = {c: tuple(b for b in bases if "published" not in b) for c, bases in CASES.items() if "published" not in c}
-    cases = {c: bases for c, bases in cases.items() if compiled or "compiled" not in c}
+    elif preset != "paper":  # the transcriptions have one size
+        cases = {c: tuple(b for b in bases if "transcribed" not in b) for c, bases in CASES.items() if "transcribed" not in c}
+    cases = {c: bases for c, bases in cases.items() if (compiled or "compiled" not in c) and (graphs or "graph" not in c)}
     return {c: bases for c, bases in cases.items() if not only or any(word in c for word in only)}
 
 
@@ -378,11 +410,12 @@ def table(found: dict[str, list[dict]], cases: dict[str, tuple[str, ...]], devic
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--framework", choices=("torch", "jax"), default="torch", help="jax: JAX beside PyTorch")
-    parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes; other than paper without the published loops")
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes; other than paper without transcriptions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="steps in a round, after a warm-up step")
     parser.add_argument("--only", nargs="*", default=[], help="substrings of the cases to run")
     parser.add_argument("--compiled", action="store_true", help="also the cases with torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="also the cases with a CUDA graph")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="tpu: of JAX alone")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--case", choices=(*CASES, *JAX_CASES), help=argparse.SUPPRESS)
@@ -392,7 +425,9 @@ def main(argv: list[str] | None = None) -> None:
         return serve(args.case, args.preset, args.steps, device)
     if device == "tpu" and args.framework == "torch":
         parser.error("--device tpu needs --framework jax")
-    cases = chosen(args.framework, args.preset, args.only, args.compiled, device)
+    if args.graphs and device != "cuda":
+        parser.error(f"--graphs needs --device cuda, got {args.device}")
+    cases = chosen(args.framework, args.preset, args.only, args.compiled, device, args.graphs)
     apart = [Apart(case, args.preset, args.steps, device) for case in cases]
     # each step in JAX takes turns with its equal in PyTorch, all cases of PyTorch with each other
     turns = [apart] if args.framework == "torch" else [[a for a in apart if a.case.removeprefix(JAX) == c] for c in CASES]

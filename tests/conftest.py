@@ -73,3 +73,4 @@ def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     anywhere = lambda x: True
     monkeypatch.setattr(convolution_kernels, "use_custom_gradient", anywhere)
     monkeypatch.setattr(operations, "use_custom_gradient", anywhere)
+    monkeypatch.setattr(convolution_kernels, "MANY_VALUES", 0)

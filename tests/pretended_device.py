@@ -42,7 +42,8 @@ class Device:
 
     def __init__(self) -> None:
         self.places: dict[int, tuple[Any, torch.device | None]] = {}  # by address, which a weak reference keeps taken
-        self.reads = self.uploads = 0
+        self.reads = self.uploads = self.operations = 0
+        self.waits: list[int] = []  # of events: how many operations were queued since each
         self.running: Any = None  # the function that Python called
 
     def of(self, tensor: Tensor) -> torch.device | None:
@@ -72,6 +73,9 @@ class Checked(TorchDispatchMode):
             if len(places) > 1 and name not in COPIES:
                 self.refuse(name, func, known)
             device.reads += name in READS and CUDA in places
+            device.operations += CUDA in places
+            if name == "aten::copy_" and device.holds(args[1]) and not device.holds(args[0]):
+                device.reads += not (args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False))
             if name in PICKS:
                 place = device.of(inputs[0])
             elif places:
@@ -131,6 +135,7 @@ class Redirected(TorchFunctionMode):
             return out
         if func is torch.Tensor.new_tensor:
             kwargs.setdefault("device", device.of(args[0]))
+        kwargs.pop("pin_memory", None)
         wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         if kwargs.get("generator") is not None:
             place = wanted or (device.of(args[0]) if isinstance(args[0], Tensor) else CPU) or CPU
@@ -169,6 +174,24 @@ class Redirected(TorchFunctionMode):
         return out
 
 
+class Event:
+    """A place in the queue of the device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.reached = device, False
+
+    def record(self) -> None:
+        self.at = self.device.operations
+
+    def synchronize(self) -> None:
+        self.reached = True
+        self.device.waits.append(self.device.operations - self.at)
+
+    def elapsed_time(self, last: Event) -> float:
+        assert last.reached
+        return 2.0
+
+
 class Generator(torch.Generator):
     """torch's generator of the CPU that says where it was asked for."""
 
@@ -205,6 +228,7 @@ def pretended() -> Iterator[Device]:
             ("cuda.get_rng_state", lambda device="cuda": torch.get_rng_state()),
             ("cuda.set_rng_state", lambda state, device="cuda": None),
             ("cuda.synchronize", lambda device=None: None),
+            ("cuda.Event", lambda enable_timing=False: Event(device)),
         ):
             stack.enter_context(mock.patch(f"torch.{name}", pretence))
         stack.enter_context(Redirected(device))

@@ -107,10 +107,10 @@ SAID = {
         "transformer of 124M, beside fused Adam; ProxAdam (exact), Triton: 0 zeros differ; ProxAdam (exact), Triton 1.20",
     ),
     "steps": (
-        "published, darts first order: 6.298 s, 2632 MiB\ndarts first order: 2.43 s, 1327 MiB\n"
+        "transcribed, darts first order: 6.298 s, 2632 MiB\ndarts first order: 2.43 s, 1327 MiB\n"
         "gsparsity: left out, CUDA out of memory\n"
-        "published, darts first order           6.2976    2632\n"
-        "darts first order                      2.4303    1327   0.386   0.381 - 0.391   of published, darts first order",
+        "transcribed, darts first order           6.2976    2632\n"
+        "darts first order                      2.4303    1327   0.386   0.381 - 0.391   of transcribed, darts first order",
         "darts first order 2.43 s, 1327 MiB; gsparsity: left out, CUDA out of memory",
     ),
     "steps jax, text": (

@@ -9,7 +9,7 @@ import test_gpu
 import torch
 import train_ptb
 from nas.bilevel.steps import CifarSteps, TextSteps
-from nas.data import cifar_files
+from nas.data import cifar, cifar_files
 from nas.engine import report
 from nas.methods import gsparsity, registry
 from nas.methods.settings import gsparsity as gsparsity_settings
@@ -221,6 +221,51 @@ def test_a_search_step_of_second_order_on_text_copies_little_to_the_device():
     assert uploads[1] < 50, "none for each word or node"
 
 
+def image_steps(method, order):
+    """A function that draws a batch and takes a step of a search on images, and the method."""
+    settings = replace(registry.CIFAR[method].presets["small"], order=order, batch=8, space="S2")
+    if method == "sparse_supernet":
+        settings = replace(settings, probe_every=2)
+    net = cnn.Supernet(spaces.get_space("S2"), 2, 3).to("cuda")
+    chosen = registry.build(method, net, settings)
+    data = cifar.Images(torch.randint(256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(10, (48,))).to("cuda")
+    batches = cifar.Batches(data, 8, 0, cifar.Augment((0.5, 0.4, 0.3), (0.2,) * 3, padding=4), 1).epoch(0)
+    return CifarSteps(net, chosen, settings), lambda: next(batches)
+
+
+def text_steps(method, order):
+    """The same on text."""
+    settings = replace(registry.TEXT[method].presets["small"], batch=4, lr=1.0, order=order)
+    net = rnn.RecurrentSupernet(spaces.get_space("recurrent", RecurrentGenotype), 20, 6, rnn.Drops.of(settings)).to("cuda")
+    window = torch.randint(20, (2, 6, 4)).to("cuda")  # words and the words that follow them
+    return TextSteps(net, registry.build(method, net, settings), settings), lambda: window
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "order"),
+    [
+        *((image_steps, method, "first") for method in ("sparse_supernet", "darts", "ista")),
+        *((make, "sparse_supernet", "second") for make in (image_steps, text_steps)),
+    ],
+)
+def test_a_search_step_does_not_wait_for_the_device(make, method, order):
+    with pretended() as device:
+        torch.manual_seed(0)
+        steps, draw = make(method, order)
+        steps.method.begin_epoch(0)
+        for number in range(4):
+            if number == 1:  # the first step reads the initial paths
+                device.reads = device.uploads = 0
+                device.waits.clear()
+            train = draw()
+            steps.architecture(number, train, train)
+            steps.weights(train)
+        assert (device.reads, device.uploads) == (0, 0)
+        # the flags of the nonzero paths arrive while the device computes the weight step behind them
+        assert all(queued > 100 for queued in device.waits)
+        assert len(device.waits) == (3 if method == "sparse_supernet" else 0)
+
+
 def test_groups_of_operations():
     def of(device):
         torch.manual_seed(0)
@@ -300,25 +345,9 @@ def folder(path):
     return path
 
 
-class Event:
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        self.at = torch.zeros(())
-
-    def synchronize(self):
-        self.waited = True
-
-    def elapsed_time(self, last):
-        assert last.waited
-        return 2.0
-
-
-def test_optimizer_steps_are_timed_by_events_on_the_device(monkeypatch):
+def test_optimizer_steps_are_timed_by_events_on_the_device():
     import optimizer_step
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
     with pretended():
         rows = optimizer_step.measure([(4, 3), (4,)], [optimizer_step.BASELINE, "ProxSGD", "AdamHAPG (median)"], 1, False, "cuda")
     assert [row["cuda_ms"] for row in rows] == [2.0] * 3

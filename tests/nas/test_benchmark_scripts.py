@@ -145,10 +145,10 @@ def test_cases_in_jax_are_compared_with_their_equals_in_pytorch(monkeypatch):
     monkeypatch.setattr(search_step.importlib.util, "find_spec", lambda name: None)
     assert choose("jax", "small", device="cpu") == alone
     assert not any(
-        "published" in word for case, bases in choose("torch", "small", device="cpu").items() for word in (case, *bases)
+        "transcribed" in word for case, bases in choose("torch", "small", device="cpu").items() for word in (case, *bases)
     )
     assert list(search_step.chosen("torch", "paper", ["recurrent second"], False, "cpu")) == [
-        "published, recurrent second order",
+        "transcribed, recurrent second order",
         "recurrent second order",
     ]
 
@@ -187,6 +187,48 @@ def test_steps_of_both_libraries_take_turns(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         search_step.main(["--device", "tpu"])
     assert "--device tpu needs --framework jax" in capsys.readouterr().err
+
+
+def test_cuda_graphs_are_measured_on_a_device_only(capsys):
+    import search_step
+
+    graphs = lambda on: [c for c in search_step.chosen("torch", "paper", [], False, "cuda", on) if "graph" in c]
+    assert graphs(False) == [] and graphs(True) == ["darts first order, CUDA graph", "ista, CUDA graph"]
+    with pytest.raises(SystemExit):
+        search_step.main(["--graphs"])
+    assert "--graphs needs --device cuda, got cpu" in capsys.readouterr().err
+
+
+def test_published_repositories_take_turns_with_our_steps(tmp_path, monkeypatch):
+    import published_step
+
+    with pytest.raises(FileNotFoundError, match=r"--repository must be a folder with one of cnn/architect\.py, .* got "):
+        published_step.find([tmp_path])
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "architect.py").touch()
+    order = []
+    named = lambda name: lambda: order.append(name)
+    theirs = lambda repository, case, sizes, batches, last: named(published_step.VARIANTS[1 + last])
+    monkeypatch.setattr(published_step, "PUBLISHED", {"darts": theirs})
+    monkeypatch.setattr(published_step, "without_cuda", lambda: None)
+    monkeypatch.setattr(published_step.search_step, "build", lambda case, sizes, device: named("ours"))
+    monkeypatch.setattr(published_step, "seconds", lambda step: (step(), 2.0 if order[-1] == "ours" else 4.0)[1])
+    options = ["--repository", str(tmp_path), "--only", "darts first", "--preset", "tiny", "--rounds", "3"]
+    published_step.main([*options, "--out", str(tmp_path / "t.csv")])
+    ratios = {row["variant"]: float(row["ratio"]) for row in rows_of(tmp_path / "t.csv")}
+    assert ratios == {"ours": 0.5, "published": 1.0, "published, channels last": 1.0}
+    assert sorted(order) == sorted(4 * published_step.VARIANTS), "one step before the measured ones"
+
+
+def test_modules_of_a_repository_do_not_stay(tmp_path):
+    import published_step
+
+    (tmp_path / "operations.py").write_text("import absent\nname = absent.__name__\n")
+    with published_step.importing([tmp_path], {"absent": None}):
+        import operations
+
+        assert operations.name == "absent"
+    assert not {"operations", "absent"} & set(sys.modules) and str(tmp_path) not in sys.path
 
 
 def test_both_libraries_have_the_paths_and_codes_of_a_case():

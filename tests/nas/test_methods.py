@@ -229,3 +229,48 @@ def test_the_genotype_of_a_search_state_is_its_living_paths():
             a[3] = 0.2
     one = ("sep_conv_3x3", 0)
     assert method.genotype() == Genotype({"2": [one]}, {"2": [one]})
+
+
+def lagging(net, **options):
+    """SparseNAS as on an accelerator, whose flags of nonzero paths come to the host a weight step later."""
+    method = registry.build("sparse_supernet", net, sparse_settings.SparseSupernetSettings(strength_step=1.0, **options))
+    method._lags = True
+    method.begin_epoch(1)
+    return method
+
+
+def test_on_an_accelerator_paths_are_known_from_the_next_step_on():
+    method = lagging(supernet(), arch_lr=0.05)
+    assert method.active_paths() is None
+    paths = {}
+    for number in range(6):
+        method.begin_step()
+        known = method.active_paths()
+        assert known == paths.get(number - 1), "the paths after the last update"
+        method.update([1e-3 * torch.randn(98) for _ in CELLS])
+        assert method.active_paths() == known, "the update has not arrived"
+        masks = {cell: (a != 0).tolist() for cell, a in zip(CELLS, method.parameters)}
+        paths[number] = None if all(map(all, masks.values())) else masks
+    assert paths[5] is not None
+
+
+def test_on_an_accelerator_a_search_goes_on_where_it_stopped():
+    """The strength grows until the target is reached; one of the two methods is replaced after each update."""
+    net = supernet()
+    torch.manual_seed(1)
+    whole = lagging(net, arch_lr=0.05, target_paths=150)
+    parts = lagging(net, arch_lr=0.05, target_paths=150)
+    parts.load_state_dict(whole.state_dict())
+    for _ in range(40):
+        for method in (whole, parts):
+            method.begin_step()
+        assert whole.frozen == parts.frozen and whole.active_paths() == parts.active_paths()
+        if whole.frozen:
+            break
+        grads = [1e-3 * torch.randn(98) for _ in CELLS]
+        for method in (whole, parts):
+            method.update([g.clone() for g in grads])
+        state, parts = parts.state_dict(), lagging(net, arch_lr=0.05, target_paths=150)
+        parts.load_state_dict(state)
+    assert whole.frozen and all(torch.equal(a, p) for a, p in zip(whole.parameters, whole.point().values()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, parts.parameters))

@@ -65,22 +65,55 @@ def test_depthwise_convolutions_have_the_gradients_of_pytorch(kernel, stride, di
         torch.testing.assert_close(a, b)
 
 
-def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other(exact_kernels):
+@pytest.mark.parametrize("many", [0, 1 << 16])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_pointwise_convolution_with_its_norm_is_both_one_after_the_other(many, affine, exact_kernels, monkeypatch):
+    monkeypatch.setattr(convolution_kernels, "MANY_VALUES", many)
     torch.manual_seed(0)
-    x = torch.randn(4, 3, 6, 6, requires_grad=True, dtype=torch.float64)
+    x = (torch.randn(4, 3, 6, 6, dtype=torch.float64) + 2).requires_grad_()
     conv, scale = nn.Conv2d(3, 5, 1, bias=False).double(), torch.randn(5, requires_grad=True, dtype=torch.float64)
-    fused, plain = BatchNorm(5, affine=False).double(), BatchNorm(5, affine=False).double()
+    fused, plain = BatchNorm(5, affine=affine).double(), BatchNorm(5, affine=affine).double()
+    if affine:
+        for norm in (fused, plain):
+            norm.weight.data, norm.bias.data = torch.arange(1.0, 6).double(), torch.arange(5.0).double()
     y, reference = fused.after(conv, x, scale), plain(conv(x), scale)
     torch.testing.assert_close(y, reference)
-    torch.testing.assert_close(fused.running_var, plain.running_var)
-    out = torch.randn_like(y)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name))
+    out = torch.randn(4, 10, 6, 6, dtype=torch.float64).to(memory_format=torch.channels_last)[:, :5]  # part of another tensor
     inputs = (x, conv.weight, scale)
+    once = [torch.autograd.grad(r, inputs, out, retain_graph=True) for r in (y, reference)]
     ours, theirs = (torch.autograd.grad(r, inputs, out, create_graph=True) for r in (y, reference))
-    for a, b in zip(ours, theirs):
+    for a, b in zip([*once[0], *ours], [*once[1], *theirs], strict=True):
         torch.testing.assert_close(a, b)
     twice = [torch.autograd.grad(sum((g**2).sum() for g in grads), inputs, retain_graph=True) for grads in (ours, theirs)]
     for a, b in zip(*twice):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_moments_in_single_precision_are_those_of_the_convolution():
+    """Channels with means larger than their deviations, whose convolution nearly cancels."""
+    torch.manual_seed(0)
+    common = torch.randn(16, 1, 32, 32)
+    x = (3 + common + 0.3 * torch.randn(16, 8, 32, 32)).to(memory_format=torch.channels_last).requires_grad_()
+    conv, norm = nn.Conv2d(8, 8, 1, bias=False), BatchNorm(8, affine=False)
+    assert x.numel() >= convolution_kernels.MANY_VALUES
+    conv.weight.data -= conv.weight.data.mean(1, keepdim=True)
+    y = norm.after(conv, x)
+    assert "PointwiseNorm" in type(y.grad_fn).__name__
+    exact = F.batch_norm(F.conv2d(x.double(), conv.weight.double()), None, None, training=True)
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
+
+
+def test_every_second_pixel_has_the_gradient_of_a_slice(exact_kernels):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    found = convolution_kernels.every_second(x, 0, 1)
+    assert all(torch.equal(y, x[:, :, o::2, o::2]) for o, y in enumerate(found))
+    assert torch.autograd.gradcheck(lambda x: convolution_kernels.every_second(x, 0, 1), x)
+    assert torch.autograd.gradgradcheck(lambda x: convolution_kernels.every_second(x, 1), x)
+    (grad,) = torch.autograd.grad(sum(y.sum() for y in found), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -86,9 +86,20 @@ def clipped(grads: list[Tensor], clip: float) -> tuple[list[Tensor], Tensor | fl
     """Clip the gradients to the norm `clip` (0: no clipping); return them and the factor."""
     if not clip:
         return grads, 1.0
-    norm = torch.stack(torch._foreach_norm(grads)).norm()
-    factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+    factor = clip_factor(grads, clip)
     return [g * factor for g in grads], factor
+
+
+@torch.no_grad()
+def clip(grads: list[Tensor], threshold: float) -> None:
+    """Clip the gradients to the norm `threshold` in place, without reading it on the host."""
+    torch._foreach_mul_(grads, clip_factor(grads, threshold))
+
+
+def clip_factor(grads: Sequence[Tensor], threshold: float) -> Tensor:
+    """The factor that clips gradients to this norm."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return (threshold / (norm + 1e-6)).clamp(max=1.0)
 
 
 @contextmanager

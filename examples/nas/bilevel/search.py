@@ -51,6 +51,7 @@ class BilevelSearch(Outcome, Run):
         self.steps.weights(train)
 
     def end_epoch(self) -> dict[str, Any]:
+        self.steps.begin_step()
         self.processes.check_same("the architecture", self.method.parameters)
         self.processes.average_buffers(self.net)
         trained, largest = self.steps.means(), max(float(p.detach().abs().max()) for p in self.method.parameters)

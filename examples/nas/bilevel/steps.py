@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.text import Window, perplexity
@@ -34,6 +34,7 @@ class BilevelSteps:
         self, net: Any, method: Method, settings: BilevelSettings, processes: Processes = SINGLE_PROCESS, momentum: float = 0.0
     ) -> None:
         self.net, self.method, self.settings, self.processes = net, method, settings, processes
+        self.begin_step: Callable[[], None] = getattr(method, "begin_step", lambda: None)
         self.params, self.norms = list(net.parameters()), norms_of(net)
         self.device = self.params[0].device
         self.sgd = torch.optim.SGD(self.params, settings.lr, momentum=momentum, weight_decay=settings.weight_decay, foreach=True)
@@ -57,6 +58,7 @@ class BilevelSteps:
         number: of the step, for methods that compute paths of zero weight in some steps only.
         """
         s, method, average = self.settings, self.method, self.processes.average
+        self.begin_step()
         if method.frozen:
             return
         on_train, on_valid = self.losses(train, valid, self.architecture_paths(number))
@@ -87,7 +89,7 @@ class BilevelSteps:
         updated = [p for p in (*self.params, *together) if p.grad is not None]
         self.processes.average([p.grad for p in updated])  # type: ignore[misc]
         if self.settings.clip:
-            nn.utils.clip_grad_norm_(updated, self.settings.clip)
+            gradients.clip([p.grad for p in updated], self.settings.clip)  # type: ignore[misc]
         self.sgd.step()
 
     def _direction(self, grads: Any) -> list[Tensor]:
@@ -186,7 +188,7 @@ class TextSteps(BilevelSteps):
         loss, states, last = self.net.loss(words, targets, self.state["train"], dropped, weights, active)
         self.state["train"] = last.detach()
         n = targets.numel()
-        self.sums += torch.stack([n * loss.detach().double(), self.sums.new_tensor(n)])
+        self.sums += torch.stack([n * loss.detach().double(), self.sums.new_full((), n)])
         return loss + self.settings.temporal * (states[1:] - states[:-1]).pow(2).mean()
 
     def means(self) -> tuple[float, float]:

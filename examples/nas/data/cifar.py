@@ -82,8 +82,8 @@ class Augment:
             images = F.pad(images, (self.padding,) * 4)
             number, channel = (torch.arange(k, device=device) for k in images.shape[:2])
             images = images[number[:, None, None, None], channel[:, None, None], rows, columns]
-        scale = torch.tensor(self.std, device=device).mul(255).reciprocal()
-        shift = -torch.tensor(self.mean, device=device) / torch.tensor(self.std, device=device)
+        mean, std = _channels(self.mean, device), _channels(self.std, device)
+        scale, shift = std.mul(255).reciprocal(), -mean / std
         out = images * scale[:, None, None] + shift[:, None, None]
         if self.cutout:
             y, x = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
@@ -93,6 +93,11 @@ class Augment:
                 inside &= torch.rand((n, 1, 1, 1), generator=generator, device=device) < self.cutout_share
             out = out.masked_fill(inside, 0.0)
         return out.contiguous(memory_format=torch.channels_last)
+
+
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values on a device, filled in there: a copy from the host would wait for everything queued on it."""
+    return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from proxopt import Groups, SparseGroupLasso, schedules
 from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
+from ..bilevel.host_copy import HostCopy
 from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
@@ -33,7 +34,13 @@ BETAS = (0.5, 0.999)  # of Adam and AdamHAPG
 
 
 class SparseSupernet:
-    """SparseNAS. parameters: the architecture weights, a vector for each cell, at the search point A."""
+    """SparseNAS. parameters: the architecture weights, a vector for each cell, at the search point A.
+
+    On an accelerator the flags of the nonzero paths come to the host while the device computes the weight step, so that no step
+    waits for the device. A weight step therefore computes the paths that were nonzero before the architecture step in front of
+    it: a path that this one made zero is computed once more, and one that it made nonzero again from the next step on. Likewise
+    the architecture is frozen before the next step, not before the weight step. On a CPU both happen at once.
+    """
 
     name = "sparse_supernet"
 
@@ -47,6 +54,9 @@ class SparseSupernet:
         self.optimizer = self._optimizer()
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
         self.frozen = False
+        self._lags = device.type != "cpu"
+        self._masks: Masks | None = None  # on an accelerator: of the search point, as last read
+        self._copied: HostCopy | None = None  # flags of the search point and of the prox point, not yet read
 
     def _penalty(self, cell: str) -> SparseGroupLasso:
         s = self.settings
@@ -80,8 +90,22 @@ class SparseSupernet:
     def weights(self) -> Weights:
         return dict(zip(self.cells, self.parameters))
 
+    def begin_step(self) -> None:
+        """Read the flags that the last update has sent to the host."""
+        if self._copied is None:
+            return
+        flags, self._copied = self._copied.tolist(), None
+        sizes = [len(a) for a in self.parameters]
+        split = [flags[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+        self._masks = dict(zip(self.cells, split))
+        self._freeze_at_target(sum(flags[sum(sizes) :]))
+
     def active_paths(self) -> Masks | None:
-        masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
+        masks = self._masks
+        if masks is None:
+            masks = {cell: (a != 0).tolist() for cell, a in zip(self.cells, self.parameters)}
+        if self._lags:
+            self._masks = masks
         if not self.settings.guard:
             check_connected(self.space.genotype(masks).clean(), self.strength)
         return None if all(map(all, masks.values())) else masks
@@ -94,8 +118,7 @@ class SparseSupernet:
             self._subgradient_step(grads)
         else:
             self._prox_step(grads)
-        if self.settings.target_paths and sum(sum(mask) for mask in self.masks().values()) <= self.settings.target_paths:
-            self._freeze()
+        self._follow()
 
     def _subgradient_step(self, grads: list[Tensor]) -> None:
         """Take a step of Adam on loss + penalty, with the symmetric subgradient of the penalty, 0 at 0."""
@@ -113,9 +136,23 @@ class SparseSupernet:
             self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
 
     @torch.no_grad()
-    def _freeze(self) -> None:
-        """Make the prox point, without paths below a hard threshold, the final architecture."""
-        self.frozen = True
+    def _follow(self) -> None:
+        """Send the flags of an update to the host, or freeze the architecture there and then, where the device is the host."""
+        if self._lags:
+            flags = [a != 0 for a in self.parameters]
+            self._copied = HostCopy(torch.cat([*flags, *self.flags().values()]))
+        elif self.settings.target_paths:
+            self._freeze_at_target(sum(int(mask.sum()) for mask in self.flags().values()))
+
+    @torch.no_grad()
+    def _freeze_at_target(self, paths: int) -> None:
+        """Freeze the architecture at its prox point if `paths`, their number, has reached the target.
+
+        Adam's prox point is its iterate, of which paths below the hard threshold become zero.
+        """
+        if not self.settings.target_paths or paths > self.settings.target_paths or self.frozen:
+            return
+        self.frozen, self._masks = True, None
         for cell, a, p in zip(self.cells, self.parameters, self.point().values()):
             a.copy_(torch.where(self._kept(cell, p)[0], p, 0) if self.settings.optimizer == "adam" else p)
 
@@ -131,9 +168,13 @@ class SparseSupernet:
         lost = ~guard.connects(torch.where(kept, point, 0))
         return (torch.where(lost, guard.backbone(point), kept) if s.guard else kept), lost
 
+    def flags(self) -> dict[str, Tensor]:
+        """Flags of the nonzero paths at the prox point, on the device."""
+        return {cell: self._kept(cell, p)[0] for cell, p in self.point().items()}
+
     def masks(self) -> Masks:
         """Flags of the nonzero paths at the prox point."""
-        return {cell: self._kept(cell, p)[0].tolist() for cell, p in self.point().items()}
+        return {cell: flags.tolist() for cell, flags in self.flags().items()}
 
     def genotype(self) -> AnyGenotype:
         found = self.space.genotype(self.masks()).clean()
@@ -149,6 +190,7 @@ class SparseSupernet:
         return own | {f"guarded_{cell}": int(self.guards[cell].count + self._kept(cell, p)[1]) for cell, p in point.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        self.begin_step()
         return {
             "parameters": [a.detach() for a in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -166,6 +208,7 @@ class SparseSupernet:
         for guard, count in zip(self.guards.values(), state.get("guarded", ())):
             guard.count.copy_(count)
         self.frozen = state["rests"]
+        self._masks = self._copied = None
 
 
 class Guard:
@@ -196,11 +239,11 @@ class Guard:
         """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
         norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
-        wanted = nn.functional.one_hot(norms.argmax(), len(self.nodes)).bool()
+        wanted = at(norms.argmax(), norms)
         kept = torch.zeros_like(point, dtype=torch.bool)
         for i, n in reversed(list(enumerate(self.nodes))):
             best = torch.where(reachable[n], point.abs(), -1).argmax()
-            chosen = nn.functional.one_hot(best, len(point)).bool() & reachable[n] & wanted[i]
+            chosen = at(best, point) & reachable[n] & wanted[i]
             kept |= chosen
             below = torch.stack([(chosen & self.source[m]).any() for m in self.nodes])
             wanted = wanted | below
@@ -217,3 +260,8 @@ class Guard:
         repaired = torch.where(self.backbone(before), before, 0)
         search.copy_(torch.where(connected, search, repaired))
         point.copy_(torch.where(connected, point, repaired))
+
+
+def at(index: Tensor, like: Tensor) -> Tensor:
+    """Flags of the shape of a vector: True at this index."""
+    return torch.arange(len(like), device=like.device) == index

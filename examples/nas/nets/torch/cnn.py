@@ -14,7 +14,8 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
 from ..convolutional import cell_kinds
+from .convolution_kernels import mean_of_pixels
 from .operations import (
     MAKE,
     BatchNorm,
@@ -95,10 +97,11 @@ class Supernet(nn.Module):
         s0 = s1 = Source(self.stem(images.contiguous(memory_format=torch.channels_last)))
         for i, (kind, cell) in enumerate(zip(self.kinds, self.cells)):
             mask = None if active is None else active[kind]
-            s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path))
+            last = i + 1 == len(self.cells)
+            s0, s1 = s1, Source(cell(s0, s1, next(scales[kind]), mask, self.drop_path, last), rectified=not last)
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
-        return self.classifier(s1.x.mean((2, 3))), auxiliary
+        return self.classifier(mean_of_pixels(s1.x)), auxiliary
 
     def _scales(self, weights: Weights | None) -> dict[str, Any]:
         """For each cell type an iterator over its cells, with a vector (channels,) for each path, or None for 1."""
@@ -139,11 +142,14 @@ def _rows(weights: Tensor, channels: Sequence[int]) -> list[Sequence[Tensor]]:
 
 
 class Source:
-    """The output of a cell or node. Results that several cells or paths need are computed once and kept."""
+    """The output of a cell or node. Results that several cells or paths need are computed once and kept.
 
-    def __init__(self, x: Tensor):
+    rectified: whether x has passed a ReLU.
+    """
+
+    def __init__(self, x: Tensor, rectified: bool = False):
         self.x = x
-        self._made: dict[Any, Tensor] = {}
+        self._made: dict[Any, Tensor] = {"relu": x} if rectified else {}
 
     def rectified(self) -> Tensor:
         return self._once("relu", F.relu)
@@ -199,42 +205,60 @@ class MixedCell(nn.Module):
         scales: Sequence[Tensor | None],
         active: Sequence[bool] | None,
         drop_path: float | Tensor = 0.0,
+        last: bool = False,
     ) -> Tensor:
+        """Return the nodes, concatenated; rectified, as the next cells need them, except those of the last cell."""
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         sources: list[Source | None] = [Source(first), Source(second)]
-        nodes: list[Tensor | None] = []
         # a search by two levels drops the sums of edges; otherwise each operation is dropped
         drops_edges = self.form == "search" and self.training and not isinstance(drop_path, Tensor) and drop_path > 0
+        computed = [i for i, path in enumerate(self.paths) if path.operation != "none" and (active is None or active[i])]
+        users = Counter(self.keys[i] for i in computed)
         for node in NODES:
-            total = None
-            edges: dict[int, Tensor] = {}
-            for i, path in enumerate(self.paths):
+            terms: list[Tensor] = []
+            edges: dict[int, list[Tensor]] = {}
+            for i in computed:
+                path = self.paths[i]
                 source = sources[path.source] if path.node == node else None
-                if source is None or path.operation == "none" or (active is not None and not active[i]):
+                if source is None:
                     continue
-                y = self._run(i, source, scales[i])
+                y = self._run(i, source, scales[i], shared=users[self.keys[i]] > 1)
                 if drops_edges:
-                    edges[path.source] = edges[path.source] + y if path.source in edges else y
-                    continue
-                y = drop(y, drop_path) if self.training else y
-                total = y if total is None else total + y
-            for y in edges.values():
-                y = drop(y, drop_path)
-                total = y if total is None else total + y
-            nodes.append(total)
-            sources.append(None if total is None else Source(total))
-        template = next((x for x in nodes if x is not None), None)
+                    edges.setdefault(path.source, []).append(y)
+                else:
+                    terms.append(drop(y, drop_path) if self.training else y)
+            terms += [drop(total(edge), drop_path) for edge in edges.values()]
+            sources.append(Source(total(terms)) if terms else None)
+        nodes = sources[2:]
+        template = next((node.x for node in nodes if node is not None), None)
         if template is None:
             raise ValueError(f"no path is active in the {'reduction' if self.reduction else 'normal'} cell")
-        return torch.cat([torch.zeros_like(template) if x is None else x for x in nodes], 1)
+        return torch.cat([_output(node, template, last) for node in nodes], 1)
 
-    def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
+    def _run(self, path: int, source: Source, scale: Tensor | None, shared: bool) -> Tensor:
         operation = self.operation(path)
-        if isinstance(operation, Pool):
+        if isinstance(operation, Pool) and shared:
             return scaled(source.through(operation), scale)
         if isinstance(operation, Rectified):
             return operation.body(source.rectified(), scale)
         return operation(source.x, scale)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of the paths into a node, which are kept."""
+    if len(terms) == 1:
+        return terms[0]
+    out = terms[0] + terms[1]
+    for term in terms[2:]:
+        out += term
+    return out
+
+
+def _output(node: Source | None, template: Tensor, last: bool) -> Tensor:
+    """What a node contributes to the output of its cell: zeros of this shape if it has no paths."""
+    if node is None:
+        return torch.zeros_like(template)
+    return node.x if last else node.rectified()
 
 
 def preprocess(before: int, last: int, channels: int, reduced: bool, affine: bool) -> tuple[Rectified, Rectified]:
@@ -267,30 +291,27 @@ class Cell(nn.Module):
         self.preprocess0, self.preprocess1 = preprocess
         self.operations = nn.ModuleList(operations)
 
-    def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0) -> Tensor:
+    def forward(self, s0: Source, s1: Source, drop_path: float | Tensor = 0.0, last: bool = False) -> Tensor:
+        """Return the nodes, concatenated; rectified, as the next cells need them, except those of the last cell."""
         first, second = self.preprocess0.body(s0.rectified()), self.preprocess1.body(s1.rectified())
         nodes = {0: Source(first), 1: Source(second)}
         for node in self.active_nodes:
-            total = None
-            for y in self._edges(node, nodes, drop_path) if self.drops_edges else self._operations(node, nodes, drop_path):
-                total = y if total is None else total + y
-            nodes[node] = Source(self._zeros(first) if total is None else total)
-        return torch.cat([nodes[node].x for node in self.active_nodes], 1)
+            terms = (self._edges if self.drops_edges else self._operations)(node, nodes, drop_path)
+            nodes[node] = Source(total(terms) if terms else self._zeros(first))
+        return torch.cat([nodes[node].x if last else nodes[node].rectified() for node in self.active_nodes], 1)
 
-    def _operations(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> Iterator[Tensor]:
+    def _operations(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> list[Tensor]:
         """The results of the operations into a node."""
-        for path, operation in zip(self.paths, self.operations):
-            if path.node == node:
-                yield self._run(operation, nodes[path.source], drop_path)
+        into = [(nodes[path.source], operation) for path, operation in zip(self.paths, self.operations) if path.node == node]
+        return [self._run(operation, source, drop_path) for source, operation in into]
 
-    def _edges(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> Iterator[Tensor]:
+    def _edges(self, node: int, nodes: dict[int, Source], drop_path: float | Tensor) -> list[Tensor]:
         """The sums of the operations on each edge into a node, after drop path."""
-        sums: dict[int, Tensor] = {}
+        edges: dict[int, list[Tensor]] = {}
         for path, operation in zip(self.paths, self.operations):
             if path.node == node:
-                y = self._run(operation, nodes[path.source], 0.0)
-                sums[path.source] = sums[path.source] + y if path.source in sums else y
-        return (drop(y, drop_path) if self.training else y for y in sums.values())
+                edges.setdefault(path.source, []).append(self._run(operation, nodes[path.source], 0.0))
+        return [drop(total(edge), drop_path) if self.training else total(edge) for edge in edges.values()]
 
     def _zeros(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like[:, :, :: self.shrinks, :: self.shrinks])
@@ -337,10 +358,11 @@ class Discrete(nn.Module):
             s1 = Source(self.stem1(s0.x))
         auxiliary = None
         for i, cell in enumerate(self.cells):
-            s0, s1 = s1, Source(cell(s0, s1, self.drop_path))
+            last = i + 1 == len(self.cells)
+            s0, s1 = s1, Source(cell(s0, s1, self.drop_path, last), rectified=not last)
             if i == self.auxiliary_after and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1.x)
-        return self.classifier(s1.x.mean((2, 3))), auxiliary
+        return self.classifier(mean_of_pixels(s1.x)), auxiliary
 
 
 class Network(Discrete):

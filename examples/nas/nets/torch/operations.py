@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .convolution_kernels import DepthwiseConv, PointwiseNorm, use_custom_gradient
+from .convolution_kernels import DepthwiseConv, PointwiseNorm, every_second, use_custom_gradient
 
 Form = Literal["search", "evaluation", "one_stage", "gsparsity"]
 
@@ -32,8 +32,10 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, *self._running(), *self._affine(scale), self.training, self._momentum(), self.eps)
 
     def after(self, conv: nn.Conv2d, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return forward(conv(x), scale) for a 1x1 convolution, without keeping its result for the gradient."""
-        if not (self.training and torch.is_grad_enabled() and use_custom_gradient(x)):
+        """Return forward(conv(x), scale) for a 1x1 convolution, without keeping its result for the gradient if it is large."""
+        # with fewer channels than the input, the result needs little memory, and its statistics less time than those of the input
+        fewer = conv.out_channels < conv.in_channels
+        if fewer or not (self.training and torch.is_grad_enabled() and use_custom_gradient(x)):
             return self(conv(x), scale)
         return PointwiseNorm.apply(x, conv.weight, *self._affine(scale), self._running(), self._momentum(), self.eps)
 
@@ -173,16 +175,17 @@ class Twice(Rectified):
 
 
 class FactorizedReduce(Rectified):
-    """ReLU, two 1x1 convolutions of stride 2, one of them shifted by a pixel, concatenated, batch norm. Even sizes only."""
+    """ReLU, 1x1 convolutions of the even and of the odd pixels of both axes, concatenated, batch norm. Even sizes only."""
 
     def __init__(self, channels_in: int, channels: int, affine: bool):
         super().__init__()
-        self.even = nn.Conv2d(channels_in, channels // 2, 1, 2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels - channels // 2, 1, 2, bias=False)
+        self.even = nn.Conv2d(channels_in, channels // 2, 1, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels - channels // 2, 1, bias=False)
         self.norm = BatchNorm(channels, affine=affine)
 
     def body(self, rectified: Tensor, scale: Tensor | None = None) -> Tensor:
-        return self.norm(torch.cat([self.even(rectified), self.odd(rectified[:, :, 1:, 1:])], 1), scale)
+        even, odd = every_second(rectified, 0, 1)
+        return self.norm(torch.cat([self.even(even), self.odd(odd)], 1), scale)
 
 
 def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
