@@ -24,6 +24,8 @@ from nas.engine.command_line import CommandLine, run_each_seed
 from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
+METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
+coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts: the baseline."""
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
@@ -31,9 +33,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
     words = CommandLine(argv)
     registry = registry_of(words)
-    method = words.option("--method", registry.CIFAR, "sparse_supernet")
+    method = words.option("--method", registry.CIFAR, "sparse_supernet", METHOD)
     chosen = registry.CIFAR[method]
-    if words.flag("--one-stage"):
+    if words.flag("--one-stage", "Search and train the final network in one run; for --method ista of --framework torch."):
         if method not in registry.ONE_STAGE:
             able = ", ".join(registry.ONE_STAGE) or "ista of --framework torch"
             raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")

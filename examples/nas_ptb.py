@@ -24,6 +24,8 @@ from nas.engine.command_line import CommandLine, run_each_seed
 from nas.methods.frameworks import registry_of
 from nas.space import genotype
 
+METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
+coding of the paths into each node. darts: the baseline."""
 COLUMNS = ("valid_perplexity", "restricted_perplexity", "paths_recurrent", "nodes_recurrent")
 
 
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
     words = CommandLine(argv)
     registry = registry_of(words)
-    method = words.option("--method", registry.TEXT, "sparse_supernet")
+    method = words.option("--method", registry.TEXT, "sparse_supernet", METHOD)
     settings = words.settings(registry.TEXT[method].presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:

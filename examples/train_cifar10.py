@@ -23,13 +23,14 @@ from nas.space import genotype
 from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS
 from nas.train.train_cifar import GenotypeTraining, size_of_genotype
 
+IMAGENET = "Train the mobile network of ImageNet on images of any size, decoded in every epoch; see --data folder for small ones."
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; return the last row of the table of each seed."""
     words = CommandLine(argv)
-    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
+    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet", IMAGENET) else CIFAR_TRAIN_PRESETS
     settings = words.settings(presets, __doc__)
     with errors_in_one_line():
         chosen = genotype.load_genotype(settings.genotype)

@@ -7,52 +7,147 @@ import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from ..space.genotype import similar
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option that selects the settings, for the list of options in ``--help``."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    metavar: str | None = None
+
+    def field(self) -> tuple[str, Any, Any]:
+        """The option as a field of a dataclass, from which tyro makes a line of help."""
+        shown = tyro.conf.arg(help=" ".join(self.help.split()), metavar=self.metavar)
+        marks = (shown, tyro.conf.FlagCreatePairsOff) if self.kind is bool else (shown,)
+        return self.name.lstrip("-").replace("-", "_"), Annotated[(self.kind, *marks)], field(default=self.default)
+
 
 class CommandLine:
-    """The words of a command line. `option` and `flag` remove what they find; `settings` parses the rest.
+    """The words of a command line. `option`, `value` and `flag` remove what they find; `settings` parses the rest.
+
+    All of them are listed by ``--help``, together with the settings.
 
     argv: without the name of the program; None takes ``sys.argv``.
     """
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
         self.words = list(sys.argv[1:] if argv is None else argv)
+        self.choices: list[Choice] = []
+        self.chosen: dict[str, str] = {}
 
-    def option(self, name: str, known: Collection[str], default: str) -> str:
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether the command line only asks for the list of options."""
+        return "--help" in self.words or "-h" in self.words
+
+    def option(self, name: str, known: Collection[str], default: str, help: str = "") -> str:
         """Remove ``--name VALUE`` or ``--name=VALUE`` and return the value; SystemExit unless it is known."""
-        value = self.value(name)
+        value = self._remove(name)
+        self.choices.append(Choice(name, Literal[tuple(known)], default, help))
         if value is not None and value not in known:
-            raise SystemExit(f"error: {name} must be one of {', '.join(known)}, got {value!r}")
-        return default if value is None else value
+            raise SystemExit(f"error: {not_among(name, value, known)}")
+        self.chosen[name] = default if value is None else value
+        return self.chosen[name]
 
-    def value(self, name: str) -> str | None:
+    def value(self, name: str, help: str = "", metavar: str = "VALUE") -> str | None:
         """Remove ``--name VALUE`` or ``--name=VALUE`` and return the value, or None."""
+        self.choices.append(Choice(name, str | None, None, help, metavar))
+        return self._remove(name)
+
+    def flag(self, name: str, help: str = "") -> bool:
+        """Remove ``--name`` and return whether it was there."""
+        self.choices.append(Choice(name, bool, False, help))
+        there = [i for i, word in enumerate(self.words) if spelt(word) == name]
+        for i in reversed(there):
+            del self.words[i]
+        return bool(there)
+
+    def settings(self, presets: Mapping[str, Any], description: str | None) -> Any:
+        """The settings of the preset that ``--preset`` names ("paper" by default), changed by the options that are left."""
+        preset = presets[self.option("--preset", presets, "paper", preset_help(presets))]
+        selection = make_dataclass("Selection", [choice.field() for choice in self.choices])
+        command = make_dataclass("Command", [("selection", selection), ("settings", type(preset))])
+        refuse_unknown_values(self.words, type(preset))
+        with errors_in_one_line():
+            parsed = tyro.cli(
+                command,
+                args=self.words,
+                default=command(selection(), preset),
+                description=f"{description or ''}\n\n{self._selected()}",
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+        return parsed.settings
+
+    def _selected(self) -> str:
+        """A sentence that says whose options ``--help`` lists, and how to list those of others."""
+        chosen = " ".join(f"{name} {value}" for name, value in self.chosen.items())
+        others = [choice for choice in self.choices if choice.name in self.chosen and choice.name != "--framework"]
+        example = next((f"{c.name} {o}" for c in others for o in get_args(c.kind) if o != self.chosen[c.name]), "")
+        more = f" Add --help to another selection, such as `{example} --help`, to see its options and defaults." if example else ""
+        return f"The options below, with their defaults, are those of `{chosen}`.{more}"
+
+    def _remove(self, name: str) -> str | None:
         for i, word in enumerate(self.words):
-            if word == name and i + 1 < len(self.words):
+            if spelt(word) == name and i + 1 < len(self.words):
                 value = self.words[i + 1]
                 del self.words[i : i + 2]
                 return value
-            if word.startswith(name + "="):
+            if spelt(word).startswith(name + "="):
                 del self.words[i]
                 return word.partition("=")[2]
         return None
 
-    def flag(self, name: str) -> bool:
-        """Remove ``--name`` and return whether it was there."""
-        found = name in self.words
-        if found:
-            self.words.remove(name)
-        return found
 
-    def settings(self, presets: Mapping[str, Any], description: str | None) -> Any:
-        """The settings of the preset that ``--preset`` names ("paper" by default), changed by the options that are left."""
-        preset = presets[self.option("--preset", presets, "paper")]
-        with errors_in_one_line():
-            return tyro.cli(type(preset), args=self.words, default=preset, description=description)
+def spelt(word: str) -> str:
+    """An option with hyphens between its words: ``--data_dir`` and ``--data-dir`` are the same."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
+
+
+def not_among(name: str, value: str, known: Collection[str]) -> str:
+    """The message for a value that is not among the known ones, with the one that may have been meant."""
+    close = similar(value, known)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{name} must be one of {', '.join(known)}, got {value!r}{hint}"
+
+
+def preset_help(presets: Mapping[str, Any]) -> str:
+    """The help of ``--preset``: which settings each preset changes, compared with the first one."""
+    (first, base), *others = presets.items()
+    lines = [f"Named set of defaults for the settings below. {first}: the published ones."]
+    for name, preset in others:
+        changed = [f for f in fields(preset) if getattr(preset, f.name) != getattr(base, f.name, None)]
+        listed = ", ".join(f"{f.name.replace('_', '-')} {shown(getattr(preset, f.name))}" for f in changed)
+        lines.append(f"{name}: {listed or 'the same'}.")
+    return " ".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def refuse_unknown_values(words: Sequence[str], settings: type) -> None:
+    """End the program with one line if a setting with named values has another one that looks like one of them."""
+    kinds = get_type_hints(settings)
+    for i, word in enumerate(words):
+        name, equals, value = spelt(word).partition("=")
+        kind = kinds.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        named = [str(v) for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
+        value = value if equals else words[i + 1] if i + 1 < len(words) else ""
+        if named and value not in named and similar(value, named):
+            raise SystemExit(f"error: {not_among(name, value, named)}")
 
 
 @contextmanager
