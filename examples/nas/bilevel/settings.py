@@ -46,11 +46,13 @@ class CifarSearchSettings(BilevelSettings):
     out: Path = Path("runs/nas_cifar10")
     space: str = "darts"
     """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
-    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
+    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS."""
     data_dir: Path = Path("data")
-    """Folder of the data set, which is downloaded if it is missing."""
+    """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 50_000
-    """Number of training images to use: the first half for network weights, the second for the architecture."""
+    """Number of training images to use: the first half for network weights, the second for the architecture. Of a folder with
+    fewer images all are used."""
     channels: int = 16
     """Number of channels of the first cell."""
     layers: int = 8

@@ -94,8 +94,8 @@ class CommandLine:
         chosen = " ".join(f"{name} {value}" for name, value in self.chosen.items())
         others = [choice for choice in self.choices if choice.name in self.chosen and choice.name != "--framework"]
         example = next((f"{c.name} {o}" for c in others for o in get_args(c.kind) if o != self.chosen[c.name]), "")
-        more = f" Add --help to another selection, such as `{example} --help`, to see its options and defaults." if example else ""
-        return f"The options below, with their defaults, are those of `{chosen}`.{more}"
+        text = f"The options below, with their defaults, are those of `{chosen}`."
+        return f"{text} Those of another selection: `{example} --help`." if example else text
 
     def _remove(self, name: str) -> str | None:
         for i, word in enumerate(self.words):

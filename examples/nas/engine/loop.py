@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from . import console
 from .log import Log
 
 
@@ -37,6 +38,7 @@ class Loop:
         self.epoch = self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
+        self.first_steps: console.FirstSteps | None = None
 
     # -- defined by subclasses ----------------------------------------------------------------
 
@@ -65,7 +67,23 @@ class Loop:
 
     def headline(self, row: dict[str, Any]) -> str:
         """The summary of the last epoch in the progress bar."""
-        return f"valid {100 * row['valid_accuracy']:.2f} %"
+        return console.progress(row)
+
+    def title(self) -> str:
+        """What the run computes, for its header."""
+        return ", ".join(str(getattr(self.settings, name)) for name in ("data", "space") if hasattr(self.settings, name))
+
+    def machine(self) -> console.Machine:
+        """What computes the run, for its header."""
+        return console.cpu("Python")
+
+    def data_text(self) -> str:
+        """The data of the run, for its header."""
+        return ""
+
+    def parameter_count(self) -> int:
+        """The number of parameters of the network, for the header; 0: not shown."""
+        return 0
 
     def finish(self) -> None:
         """Write pictures and reports after the last epoch; called in the first process only."""
@@ -107,7 +125,12 @@ class Loop:
             log.write(self.rows)
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
         done = self.epoch * len(self) + self.step
+        if first and self.epoch < self.epochs():
+            console.say(console.header(self))
+            self.first_steps = console.FirstSteps()
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
+            if self.rows:
+                bar.set_postfix_str(self.headline(self.rows[-1]))
             while self.epoch < self.epochs():
                 self._steps(bar)
                 row = {"epoch": self.epoch, "seconds": round(self.seconds, 1), **self.end_epoch()}
@@ -123,6 +146,13 @@ class Loop:
         self.processes.wait()
         return self.result()
 
+    def _expect(self, seconds: float) -> None:
+        """Print the expected time and memory once enough steps have been timed. seconds: those of the last step."""
+        if self.first_steps is not None and self.first_steps.add(seconds):
+            left = self.epochs() * len(self) - self.epoch * len(self) - self.step
+            console.say(self.first_steps.expectation(left, self.machine()))
+            self.first_steps = None
+
     def _steps(self, bar: tqdm) -> None:
         self.begin_epoch()
         last = saved = time.monotonic()
@@ -130,7 +160,10 @@ class Loop:
             self.train_step(batch)
             self.step += 1
             bar.update()
+            if self.first_steps is not None:
+                self.wait_for_steps()
             now = time.monotonic()
+            self._expect(now - last)
             self.seconds += now - last
             last = now
             if self.save_is_due(now - saved):

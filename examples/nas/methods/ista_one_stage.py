@@ -84,12 +84,16 @@ class OneStageSearch(ImageTraining):
             for norm in norms:
                 norm.requires_grad_(False)
 
+    def title(self) -> str:
+        return f"ista in one stage, {super().title()}"
+
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
         space = spaces.get_space(s.space)
         if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
             raise ValueError(f"space must have operations that can end in a batch norm, which noise cannot, got {s.space!r}")
-        return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
+        options = {"auxiliary": s.auxiliary > 0, "image_channels": self.image_channels}
+        return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", **options)
 
     def _norms(self) -> dict[tuple[str, int], list[BatchNorm]]:
         """For each (cell type, node) the batch norms of all candidate operations into the node, in all cells of the type."""

@@ -96,10 +96,13 @@ class Pruning(ImageTraining):
         self.sgd = ProxSGD([*named, *unpenalised], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
-        net = image_network(self.genotype, self.settings, classes)
+        net = image_network(self.genotype, self.settings, classes, self.image_channels)
         if self.settings.start is not None:
             net.load_state_dict(read_weights(self.settings.start, net))
         return net
+
+    def title(self) -> str:
+        return f"mu {self.mu:g}, {super().title()}"
 
     def begin_epoch(self) -> None:
         super().begin_epoch()

@@ -14,13 +14,18 @@ class ImageTrainSettings(RunSettings):
     """The training recipe of DARTS. The defaults are published for CIFAR-10 (SparseNAS trains for 1200 epochs)."""
 
     out: Path = Path("runs/train")
-    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
+    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS and DATA_DIR/val/CLASS;
+    without val, one in ten of each class of train is for validation."""
     data_dir: Path = Path("data")
-    """Folder of the data set."""
+    """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 0
     """Number of training images to use; 0: all."""
     valid_images: int = 0
     """Number of validation images to use; 0: all."""
+    hold_out: float = 0.0
+    """Share of the training images that are held out and validated on, so that the test images stay unseen; 0: validate on the
+    test images (or val)."""
     channels: int = 36
     """Number of channels of the first cell."""
     layers: int = 20
@@ -58,7 +63,7 @@ class ImageTrainSettings(RunSettings):
             self,
             counts=("channels", "layers", "epochs", "batch"),
             amounts=("lr", "lr_min", "momentum", "weight_decay", "clip", "auxiliary", "cutout", "images", "valid_images"),
-            shares=("drop_path", "smoothing"),
+            shares=("drop_path", "smoothing", "hold_out"),
         )
 
     def rate(self, epoch: int) -> float:
@@ -118,8 +123,9 @@ class ImageNetTrainSettings(CifarTrainSettings):
         super().__post_init__()
         if self.cutout:
             raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
-        if self.images or self.valid_images:
-            raise ValueError(f"images and valid_images must be 0 for folders, got {self.images} and {self.valid_images}")
+        for name in ("images", "valid_images", "hold_out"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be 0 with --imagenet, got {getattr(self, name)}")
         if self.form != "evaluation":
             raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 

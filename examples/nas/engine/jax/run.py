@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from .. import console
 from ..loop import Loop, find_checkpoint, refuse_other
 from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
@@ -64,6 +66,14 @@ class Run(Loop):
         if self.devices.world == 1:
             return super().save_is_due(seconds)
         return self.step % STEPS_BETWEEN_CLOCKS == 0 and self.devices.from_first(super().save_is_due(seconds))
+
+    def machine(self) -> console.Machine:
+        library, devices = f"jax {jax.__version__}", self.devices.mesh.devices.flatten().tolist()
+        if devices[0].platform == "cpu":
+            found = console.cpu(library)
+            return replace(found, name=f"{found.name}, {len(devices)} devices") if len(devices) > 1 else found
+        peak = lambda: sum((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in devices if d.process_index == 0)
+        return console.Machine(library, f"{len(devices)} x {devices[0].device_kind}", True, peak)
 
     def wait_for_steps(self) -> None:
         jax.block_until_ready(self.state())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from ...engine.settings import check
@@ -14,6 +15,7 @@ Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 
 @dataclass(frozen=True)
 class GSparsitySettings(ImageTrainSettings):
+    out: Path = Path("runs/nas_cifar10")
     channels: int = 16
     layers: int = 8
     epochs: int = 100
