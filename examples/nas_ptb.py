@@ -22,6 +22,7 @@ from typing import Any
 from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.methods.frameworks import registry_of
+from nas.methods.selection import Selection
 from nas.space import genotype
 
 METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     words = CommandLine(argv)
     registry = registry_of(words)
     method = words.option("--method", registry.TEXT, "sparse_supernet", METHOD)
+    selection = Selection(words, "text")
     settings = words.settings(registry.TEXT[method].presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
@@ -42,7 +44,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             describe(method, row, out, registry.text_size)
         return row
 
-    return run_each_seed(settings, search, COLUMNS, registry.first_process)
+    selection.check()
+    rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
+    return selection.run(settings, rows, COLUMNS, registry.first_process())
 
 
 def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any, int, int], int]) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from ..space.genotype import similar
+from .log import write_csv
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,23 @@ class Choice:
         return self.name.lstrip("-").replace("-", "_"), Annotated[(self.kind, *marks)], field(default=self.default)
 
 
+SEEDS = "seeds.csv"  # the table of all seeds
+
+
 class CommandLine:
     """The words of a command line. `option`, `value` and `flag` remove what they find; `settings` parses the rest.
 
     All of them are listed by ``--help``, together with the settings.
 
     argv: without the name of the program; None takes ``sys.argv``.
+    chosen, given: by the name of the option, what `option` returned, and what `value` and `flag` returned.
     """
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
         self.words = list(sys.argv[1:] if argv is None else argv)
         self.choices: list[Choice] = []
         self.chosen: dict[str, str] = {}
+        self.given: dict[str, Any] = {}
 
     @property
     def asks_for_help(self) -> bool:
@@ -63,7 +69,15 @@ class CommandLine:
     def value(self, name: str, help: str = "", metavar: str = "VALUE") -> str | None:
         """Remove ``--name VALUE`` or ``--name=VALUE`` and return the value, or None."""
         self.choices.append(Choice(name, str | None, None, help, metavar))
-        return self._remove(name)
+        self.given[name] = self._remove(name)
+        return self.given[name]
+
+    def count(self, name: str, help: str = "", metavar: str = "N") -> int:
+        """Remove ``--name NUMBER`` and return the number, or 0; SystemExit unless it is a whole number >= 1."""
+        value = self.value(name, help, metavar)
+        if value is not None and (not value.isdigit() or int(value) < 1):
+            raise SystemExit(f"error: {name} must be a whole number >= 1, got {value!r}")
+        return int(value or 0)
 
     def flag(self, name: str, help: str = "") -> bool:
         """Remove ``--name`` and return whether it was there."""
@@ -71,7 +85,8 @@ class CommandLine:
         there = [i for i, word in enumerate(self.words) if spelt(word) == name]
         for i in reversed(there):
             del self.words[i]
-        return bool(there)
+        self.given[name] = bool(there)
+        return self.given[name]
 
     def settings(self, presets: Mapping[str, Any], description: str | None) -> Any:
         """The settings of the preset that ``--preset`` names ("paper" by default), changed by the options that are left."""
@@ -170,20 +185,25 @@ def run_each_seed(
     columns: Sequence[str] = (),
     first: Callable[[], bool] = first_process,
 ) -> list[dict[str, Any]]:
-    """Return ``run(seed, folder)`` for every seed of the settings; with several, print a table of these columns.
+    """Return ``run(seed, folder)`` for every seed of the settings; with several, print and write a table of these columns.
 
-    first: whether this process prints.
+    first: whether this process prints and writes OUT/seeds.csv.
     """
     if not settings.seeds:
         raise SystemExit("error: --seeds must name at least one seed, got none")
     rows = []
     for seed in settings.seeds:
-        out = settings.out if len(settings.seeds) == 1 else settings.out / f"seed-{seed}"
         with errors_in_one_line():
-            rows.append({"seed": seed, **run(seed, out)})
+            rows.append({"seed": seed, **run(seed, folder_of(settings, seed))})
     if columns and len(rows) > 1 and first():
         print("\n" + table(rows, columns))
+        write_csv(settings.out / SEEDS, [{name: row[name] for name in ("seed", *columns)} for row in rows])
     return rows
+
+
+def folder_of(settings: Any, seed: int) -> Path:
+    """The folder of the run of a seed: OUT, or OUT/seed-N if there are several seeds."""
+    return settings.out if len(settings.seeds) == 1 else settings.out / f"seed-{seed}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 LONG = 3 * 3600.0  # seconds; a longer run on a CPU gets advice
-FEWEST, MOST, ENOUGH = 3, 20, 2.0  # steps to be timed: at least, at most, and the seconds after which they suffice
+# Steps are timed until there are 3 that took 2 s together, or so many, or those that there are took so many seconds.
+FEWEST, ENOUGH = 3, 2.0
+MOST, MOST_SECONDS = 20, 20.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ def header(run: Any) -> str:
     limit = "at most " if epochs != settings.epochs else ""
     batch = f" of batch size {settings.batch}" if hasattr(settings, "batch") else ""
     start = f", continued from epoch {run.epoch + 1}, step {run.step + 1}" if run.epoch or run.step else ""
+    length = f"{limit}{plural(epochs, 'epoch')} of {plural(steps, 'step')}{batch}{start}"
     rows = {
         run.kind: f"{run.title()}, seed {run.seed}, in {run.out}",
         "device": f"{machine.library} on {machine.name}" + (f", {processes} processes" if processes > 1 else ""),
         "data": run.data_text(),
         "network": f"{run.parameter_count() / 1e6:.3g} M parameters" if run.parameter_count() else "",
-        "steps": f"{limit}{plural(epochs, 'epoch')} of {plural(steps, 'step')}{batch}{start}",
+        "steps": f"{length}; the expected time follows after a few steps",
     }
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items() if text)
 
@@ -67,8 +70,8 @@ class FirstSteps:
         self.started += 1
         if self.started > 1:
             self.seconds.append(seconds)
-        count = len(self.seconds)
-        return count >= MOST or (count >= FEWEST and sum(self.seconds) >= ENOUGH)
+        count, total = len(self.seconds), sum(self.seconds)
+        return count >= MOST or total >= MOST_SECONDS or (count >= FEWEST and total >= ENOUGH)
 
     def expectation(self, left: int, machine: Machine) -> str:
         """The expected time and memory, in a line. left: the number of steps to come."""

@@ -28,6 +28,7 @@ class Epochs(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+AUXILIARY_SIDES = (32, 36, 40)  # of images for which the last map of the auxiliary head of the papers is 2x2
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -97,8 +98,8 @@ def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.devi
 
 
 def refuse_auxiliary(auxiliary: float, size: Sequence[int]) -> None:
-    """Raise ValueError for images that the auxiliary head of the papers cannot take: its last map would not be 2x2."""
-    if auxiliary and any(side not in (32, 36, 40) for side in size):
+    """Raise ValueError for images that the auxiliary head of the papers cannot take."""
+    if auxiliary and any(side not in AUXILIARY_SIDES for side in size):
         raise ValueError(
             f"auxiliary must be 0 for images of {size[0]}x{size[1]} pixels, as the auxiliary head is made for sides of 32, 36 or"
             f" 40 pixels, got {auxiliary:g}"
