@@ -36,15 +36,16 @@ from nas.train.train_cifar import GenotypeTraining
 class PruneOperationsSettings(pruning.PruningSettings):
     out: Path = Path("runs/prune")
     mu: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 2e-3, 4e-3)
-    """Strengths of the penalty; one training for each."""
+    """Strengths of the penalty (mu); there is one training for each."""
     want_share: float = 0.0
-    """Find the mu that prunes this share of the weights by bisection; 0: train with each mu."""
+    """Share of the weights to prune, in [0, 1): the mu for it is found by bisection; 0: train with each --mu."""
     bisect_runs: int = 6
     """Maximal number of trainings of a bisection."""
     thresholds: tuple[float, ...] = (0.0, 1e-6, 1e-3, 0.5)
-    """Norms up to which operations are removed, one row of the table for each; 0: exact zeros only."""
+    """Norms up to which operations are removed after the training; the table has a row for each. 0: exact zeros only."""
     retrain_epochs: int = 600
-    """Epochs of the training of the remaining network by the recipe of `train_cifar10.py`; 0: no such training."""
+    """Number of epochs for which the remaining network is trained from new weights by the recipe of train_cifar10.py; 0: it is
+    not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

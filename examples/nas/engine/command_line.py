@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -29,7 +33,7 @@ class Choice:
 
     def field(self) -> tuple[str, Any, Any]:
         """The option as a field of a dataclass, from which tyro makes a line of help."""
-        shown = tyro.conf.arg(help=" ".join(self.help.split()), metavar=self.metavar)
+        shown = option_help(self.help, self.default, metavar=self.metavar)
         marks = (shown, tyro.conf.FlagCreatePairsOff) if self.kind is bool else (shown,)
         return self.name.lstrip("-").replace("-", "_"), Annotated[(self.kind, *marks)], field(default=self.default)
 
@@ -92,36 +96,39 @@ class CommandLine:
         """The settings of the preset that ``--preset`` names ("paper" by default), changed by the options that are left."""
         preset = presets[self.option("--preset", presets, "paper", preset_help(presets))]
         selection = make_dataclass("Selection", [choice.field() for choice in self.choices])
-        command = make_dataclass("Command", [("selection", selection), ("settings", type(preset))])
+        settings = documented(preset)
+        command = make_dataclass("Command", [("selection", selection), ("settings", settings)])
         refuse_unknown_values(self.words, type(preset))
+        parsed = tyro.cli(
+            command,
+            args=self.words,
+            default=command(selection(), settings()),
+            description=f"{description or ''}\n\n{self._selected()}",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
         with errors_in_one_line():
-            parsed = tyro.cli(
-                command,
-                args=self.words,
-                default=command(selection(), preset),
-                description=f"{description or ''}\n\n{self._selected()}",
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-        return parsed.settings
+            return type(preset)(**vars(parsed.settings))
 
     def _selected(self) -> str:
         """A sentence that says whose options ``--help`` lists, and how to list those of others."""
         chosen = " ".join(f"{name} {value}" for name, value in self.chosen.items())
         others = [choice for choice in self.choices if choice.name in self.chosen and choice.name != "--framework"]
-        example = next((f"{c.name} {o}" for c in others for o in get_args(c.kind) if o != self.chosen[c.name]), "")
-        text = f"The options below, with their defaults, are those of `{chosen}`."
-        return f"{text} Those of another selection: `{example} --help`." if example else text
+        examples = [f"`{c.name} {value} --help`" for c in others for value in get_args(c.kind) if value != self.chosen[c.name]]
+        return f"The options below, with their defaults, are those of `{chosen}`. Others: {', '.join(examples)}."
 
     def _remove(self, name: str) -> str | None:
-        for i, word in enumerate(self.words):
-            if spelt(word) == name and i + 1 < len(self.words):
-                value = self.words[i + 1]
-                del self.words[i : i + 2]
-                return value
-            if spelt(word).startswith(name + "="):
-                del self.words[i]
-                return word.partition("=")[2]
-        return None
+        """Remove all ``--name VALUE`` and ``--name=VALUE``, and return the last value, or None."""
+        found, left = None, []
+        words = iter(self.words)
+        for word in words:
+            own, equals, value = spelt(word).partition("=")
+            following = None if equals or own != name else next(words, None)
+            if own != name or (not equals and following is None):
+                left.append(word)  # another option, or one without its value, which tyro reports
+            else:
+                found = value if equals else following
+        self.words = left
+        return found
 
 
 def spelt(word: str) -> str:
@@ -137,10 +144,41 @@ def not_among(name: str, value: str, known: Collection[str]) -> str:
     return f"{name} must be one of {', '.join(known)}, got {value!r}{hint}"
 
 
+def option_help(text: str, default: Any, **more: Any) -> Any:
+    """The help of an option for tyro: one paragraph, and its default."""
+    hints = {None: "(default: none)", True: "(default: on)", False: "(default: off)"}
+    own = default is None or isinstance(default, bool)
+    return tyro.conf.arg(help=" ".join(text.split()), help_behavior_hint=hints[default] if own else None, **more)
+
+
+def documented(preset: Any) -> type:
+    """A dataclass with the fields of a preset, its values as defaults, and the strings below the fields as their help.
+
+    tyro reads these strings too, but breaks the lines of a paragraph where the source does.
+    """
+    kinds, texts = get_type_hints(type(preset)), field_texts(type(preset))
+    made = []
+    for f in fields(preset):
+        value = getattr(preset, f.name)
+        made.append((f.name, Annotated[kinds[f.name], option_help(texts.get(f.name, ""), value)], field(default=value)))
+    return make_dataclass("Settings", made)
+
+
+def field_texts(settings: type) -> dict[str, str]:
+    """The string below each field of a dataclass or its bases; of several, the one of the most derived class."""
+    found: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for statement, below in pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[statement.target.id] = below.value.value  # type: ignore[union-attr, assignment]
+    return found
+
+
 def preset_help(presets: Mapping[str, Any]) -> str:
     """The help of ``--preset``: which settings each preset changes, compared with the first one."""
     (first, base), *others = presets.items()
-    lines = [f"Named set of defaults for the settings below. {first}: the published ones."]
+    lines = [f"Named set of defaults for the settings below. {first}: as published, for a GPU."]
     for name, preset in others:
         changed = [f for f in fields(preset) if getattr(preset, f.name) != getattr(base, f.name, None)]
         listed = ", ".join(f"{f.name.replace('_', '-')} {shown(getattr(preset, f.name))}" for f in changed)

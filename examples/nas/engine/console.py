@@ -97,10 +97,11 @@ def progress(row: Mapping[str, Any]) -> str:
     The latter is the number of nonzero paths, and for a method whose number of paths is constant what changes instead: the mean
     entropy of the edges, or the distance that the codes moved in the last epoch.
     """
+    parts = []
     if "valid_perplexity" in row:
-        parts = [f"valid perplexity {row['valid_perplexity']:.1f}"]
-    else:
-        parts = [f"valid {100 * row['valid_accuracy']:.2f} %"]
+        parts.append(f"valid perplexity {row['valid_perplexity']:.1f}")
+    if "valid_accuracy" in row:
+        parts.append(f"valid {100 * row['valid_accuracy']:.2f} %")
     of = lambda prefix: [value for name, value in row.items() if name.startswith(prefix)]
     entropies, paths = of("entropy_"), of("paths_")
     if entropies:

@@ -38,14 +38,15 @@ class OneStageSettings(CodeSettings, ImageTrainSettings):
     out: Path = Path("runs/one_stage")
     lr_min: float = 0.001
     space: str = "darts"
-    """Search space: darts, darts_zero, cherry, S1, S2, S3."""
+    """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
+    or S1, S2, S3 of Zela et al. (2020)."""
     tolerance: float = 1e-3
-    """A node has converged when its code changes by at most this between two epochs."""
+    """Distance between the codes of a node in successive epochs at which it has converged, and its paths are frozen."""
     search_epochs: int = 200
-    """Maximal number of epochs of the search, after which all nodes count as converged."""
+    """Maximal number of epochs of the search, after which all nodes are frozen; --epochs of training follow the search."""
     max_parameters: int = 0
-    """Keep the last supports if the new ones give a network with more parameters than this; 0: no limit. The published code has
-    a limit of 3.7 million, which the paper does not mention."""
+    """Number of parameters of the network up to which new paths are accepted, otherwise the last ones stay; 0: no limit. The
+    published code has a limit of 3.7 million, which the paper does not mention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
