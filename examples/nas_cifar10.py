@@ -1,16 +1,26 @@
-"""Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
+"""Search for an architecture on images: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
-Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it finds the strength that gives this size), darts. Presets: paper (the default; for a GPU)
-and small (for a laptop). All other options are settings: --method NAME --help lists those of a method.
+Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS, which can search and train in one run, --one-stage), gsparsity (which can
+find the strength of the penalty for a wanted size, --want-paths or --want-parameters), darts. Presets: paper (the default, for
+a GPU) and small (for a laptop). All other options are settings, most of which depend on the method.
 
-Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
-an interrupted search; with --one-stage also train.png and network.pt, the trained network.
-`examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
-own, and a table compares them. Under torchrun the processes share every batch.
+Data: CIFAR-10 or CIFAR-100, or own images of one size with sides divisible by 4, with `--data folder --data-dir DIR`. Their
+files lie in DIR/train/CLASS; --method gsparsity also takes DIR/val/CLASS. They are grey, coloured, with transparency, or arrays
+(H, W, C) of bytes with any number of channels in .npy files.
 
---framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
-find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
+Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
+--out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues an
+interrupted search; with --one-stage also train.png and network.pt, the trained network. `examples/train_cifar10.py --genotype
+OUT/genotype.json` trains the result. Where TensorBoard is installed (`pip install tensorboard`), `tensorboard --logdir OUT`
+shows the columns of search.csv over the epochs while the search runs: losses and accuracies (train, valid, and restricted: of
+the nonzero paths alone), the learning rate, paths, nodes and zeros of each cell, and what the method adds, such as the strength
+of the penalty.
+
+With several --seeds each search has a folder of its own, and OUT/seeds.csv compares them. DARTS trains each result for a short
+time and keeps the best: `--seeds 0 1 2 3 --select-by-training 100`.
+
+Under torchrun the processes share every batch. With --framework jax the search runs in JAX, on all devices that it finds (TPU,
+GPU or CPU), which share every batch; several hosts find each other with --coordinator.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
 """Search for a recurrent cell on text: python examples/nas_ptb.py --preset small --data-dir data/ptb
 
 Methods: sparse_supernet (SparseNAS; with --optimizer hapg it diverges, which is why the paper uses AdamHAPG on text), darts,
-ista. Presets: paper (the default; for a GPU) and small (for a laptop). All other options are settings: --method NAME --help
-lists those of a method. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of
-Python.
+ista. Presets: paper (the default, for a GPU) and small (for a laptop). All other options are settings, most of which depend on
+the method. The folder --data-dir contains Penn Treebank or other text; without it the text is the documentation of Python.
 
-Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
-an interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. With several --seeds each search
-has a folder of its own, and a table compares them.
+Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
+--out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues an
+interrupted search. `examples/train_ptb.py --genotype OUT/genotype.json` trains the result. Where TensorBoard is installed (`pip
+install tensorboard`), `tensorboard --logdir OUT` shows the columns of search.csv over the epochs while the search runs: losses
+and perplexities (train, valid, and restricted: of the nonzero paths alone), paths, nodes and zeros, and what the method adds.
 
---framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
-find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
+With several --seeds each search has a folder of its own, and OUT/seeds.csv compares them. DARTS trains each result for a short
+time and keeps the best: `--seeds 0 1 2 3 --select-by-training 300`.
+
+With --framework jax the search runs in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several
+hosts find each other with --coordinator.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """Prune whole operations of a network: python examples/prune_operations.py --genotype DARTS_V2 --data-dir data --out runs/prune
 
 For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
-threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
-trained from new weights (Fig. 1). --start begins with the weights in a network.pt of `train_cifar10.py`. --want-share 0.5 finds
-the mu that prunes half of the weights, by bisection from the first --mu.
+threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network
+is trained from new weights (Fig. 1). The training can begin with the weights in a network.pt of `train_cifar10.py` (--start).
+To prune half of the weights, `--want-share 0.5` finds the mu by bisection from the first --mu.
 
-Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
-pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run.
+Presets: paper (the default, 600 epochs) and small (for a laptop). Before the first step of each training it is printed what it
+will compute, and after a few steps the time and memory that it needs. Results in --out: table.csv, pruning.png, for each mu the
+pruned network (network.pt, cells.json), and checkpoints: the same command with --resume continues an interrupted run. Where
+TensorBoard is installed (`pip install tensorboard`), `tensorboard --logdir OUT` shows the columns of the prune.csv and
+train.csv of each training.
 """
 
 from __future__ import annotations

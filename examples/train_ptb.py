@@ -1,12 +1,15 @@
 """Train or count the network of a recurrent cell: python examples/train_ptb.py --genotype DARTS_V2 --data-dir data/ptb
 
---genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a file
-or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
-trains nothing. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of Python.
+The genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a
+file or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. With --count the script prints
+{"parameters": ...} and trains nothing. The folder --data-dir contains Penn Treebank or other text; without it the text is the
+documentation of Python.
 
-Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: train.csv, train.png, network.pt,
-result.json, and a checkpoint from which --resume continues an interrupted training. With several --seeds each training has a
-folder of its own, and a table compares them.
+Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Before the first step the run prints what it will
+compute, and after a few steps the time and memory that it needs. Results in --out: train.csv, train.png, network.pt,
+result.json, and a checkpoint from which --resume continues an interrupted training. Where TensorBoard is installed (`pip
+install tensorboard`), `tensorboard --logdir OUT` shows the columns of train.csv over the epochs: losses, perplexities, and
+whether weights are averaged. With several --seeds each training has a folder of its own, and OUT/seeds.csv compares them.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_arrays_have_any_number_of_channels_and_a_constant_one_is_not_divided_by
             np.save(tmp_path / "train" / label / f"{i}.npy", array)
     data = image_files.read_image_files(tmp_path)
     assert data.train.images.shape == (22, 6, 8, 8) and data.test.images.shape == (2, 6, 8, 8)
-    assert sorted(data.test.labels) == [0, 1] and "as there is no folder val" in data.note
+    assert sorted(data.test.labels) == [0, 1] and data.note == "one in 10 of each class of train, as there is no folder val"
     assert data.std[5] == 1.0
     np.save(tmp_path / "train" / "a" / "3.npy", np.zeros((8, 8, 5), np.uint8))
     with pytest.raises(ValueError, match=r"one number of channels, but .*3\.npy has 5 and others 6"):
@@ -129,8 +129,15 @@ def test_parts_of_a_data_set(tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("words", [TINY, TINY_JAX], ids=["torch", "jax"])
-@pytest.mark.parametrize("method", ["darts", "gsparsity"])
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (TINY, "darts"),
+        (TINY, "gsparsity"),
+        pytest.param(TINY_JAX, "darts", marks=pytest.mark.commands),
+        pytest.param(TINY_JAX, "gsparsity", marks=pytest.mark.commands),
+    ],
+)
 def test_a_search_on_own_images(words, method, tmp_path, capsys):
     place = ["--data", "folder", "--data-dir", str(tree(tmp_path / "own", ["train"], "L"))]
     out = ["--out", str(tmp_path / "out"), "--space", "cherry", "--epochs", "1", "--images", "5000"]
@@ -141,6 +148,28 @@ def test_a_search_on_own_images(words, method, tmp_path, capsys):
     write(tmp_path / "own" / "train" / "cat" / "99.png", "L")
     with pytest.raises(SystemExit, match=r"--resume must continue .* in the checkpoint images_md5 is"):
         nas_cifar10.main(["--method", method, *words, *place, *out, "--resume"])
+
+
+@pytest.mark.parametrize("method", ["darts", "gsparsity"])
+def test_a_search_in_jax_is_built_for_own_images(method, tmp_path):
+    """Without its compilation; the whole command is behind the marker."""
+    import jax
+    from nas.bilevel.jax.search_cifar import CifarSearch
+    from nas.engine.jax.devices import join_devices
+    from nas.methods.jax import darts, gsparsity
+    from nas.methods.settings.darts import DartsSettings
+    from nas.methods.settings.gsparsity import GSparsitySettings
+
+    own = {"data": "folder", "data_dir": tree(tmp_path / "own", ["train"], "L"), "space": "cherry", "channels": 2, "layers": 3}
+    if method == "darts":
+        run = CifarSearch(darts.Darts, DartsSettings(batch=8, **own), 0, tmp_path, join_devices("cpu"))
+        parts, leaves, each = run.pixels, jax.tree.leaves(run.search.params), 16
+    else:
+        run = gsparsity.GSparsitySearch(GSparsitySettings(batch=8, **own), 0, tmp_path, join_devices("cpu"))
+        parts, leaves, each = (run.train, run.valid), jax.tree.leaves(run.search.rest), 33
+    assert parts[0].images.shape == (each, 16, 12, 1) and parts[0].mean.shape == (1,)
+    assert (3, 3, 1, 6) in [leaf.shape for leaf in leaves], "the kernel of the stem"
+    assert "16x12 pixels of 1 channel, 3 classes" in run.data_text() and "images_md5" in run.identity()
 
 
 @pytest.mark.usefixtures("no_pictures")

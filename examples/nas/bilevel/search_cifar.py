@@ -55,7 +55,7 @@ class CifarSearch(BilevelSearch):
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
     def data_text(self) -> str:
-        return image_sets.describe(self.dataset, self.train_set, self.valid_set)
+        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **image_sets.identity(self.dataset)}

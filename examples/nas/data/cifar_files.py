@@ -84,8 +84,8 @@ class Images(NamedTuple):
 class Dataset:
     """A data set.
 
-    mean, std: of each channel, for pixels in [0, 1]. note: how the test images were chosen, if not by publishers. fingerprint: a
-    hash of all images that are not published.
+    mean, std: of each channel, for pixels in [0, 1]. note: where the test images come from, if they are not published.
+    fingerprint: a hash of all images that are not published.
     """
 
     name: str
@@ -120,10 +120,10 @@ def read_cifar(name: str, data_dir: str | Path) -> Dataset:
     return Dataset(name, parts[0], parts[1], source.classes, source.mean, source.std)
 
 
-def describe(dataset: Any, train: int, valid: int) -> str:
-    """The sizes of a data set, for people. train, valid: the numbers of images in use."""
+def describe(dataset: Any, train: int, valid: int, note: str) -> str:
+    """The sizes of a data set, for people. train, valid: the numbers of images in use. note: where the latter come from."""
     channels, height, width = dataset.train.images.shape[1:]
-    parts = f"{grouped(train)} images to train on, {grouped(valid)} to validate on{dataset.note}"
+    parts = f"{grouped(train)} images to train on, {grouped(valid)} to validate on{note and f' ({note})'}"
     return f"{dataset.name}: {parts}, {height}x{width} pixels of {plural(channels, 'channel')}, {dataset.classes} classes"
 
 

@@ -71,8 +71,9 @@ def refuse_other_classes(root: Path, train: Folder, valid: Folder) -> None:
 def read_image_files(root: str | Path) -> Dataset:
     """Read all images below a folder.
 
-    Without DIR/val, a tenth of the images of each class in DIR/train is for validation. The order of the images is random, but
-    always the same, so that any part of them has all classes.
+    Without DIR/val, a tenth of the images of each class in DIR/train is for validation. These and the order of the images are
+    random, but always the same: a search does not see the images on which a training is validated, and any part of the images
+    has all classes.
 
     Channels: 1 if all files are grey, 3 if there are colours, 4 if an image is transparent somewhere, and those of the array in
     .npy files. Grey files among coloured ones are converted. Mean and standard deviation are those of the training images.
@@ -98,7 +99,7 @@ def read_image_files(root: str | Path) -> Dataset:
         parts = [(pixels[~held], labels[~held]), (pixels[held], labels[held])]
     made = [_shuffled(Images(*part)) for part in parts]
     mean, std = statistics(made[0].images)
-    split = "" if has_val else f" (one in {HELD} of each class of train, as there is no folder val)"
+    split = "" if has_val else f"one in {HELD} of each class of train, as there is no folder val"
     digest = hashlib.md5()
     for part in made:
         for array in part:

@@ -62,9 +62,15 @@ def identity(dataset: Any) -> dict[str, str]:
     return {"images_md5": dataset.fingerprint} if dataset.fingerprint else {}
 
 
-def describe(dataset: Any, train: Any, valid: Any) -> str:
-    """The sizes of the parts of a data set, for people."""
-    return cifar_files.describe(dataset, len(train.labels), len(valid.labels))
+def describe_search(dataset: Any, train: Any, valid: Any) -> str:
+    """The sizes of the two halves of a search, for people."""
+    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), "two halves of the training images")
+
+
+def describe_training(dataset: Any, train: Any, valid: Any, hold_out: float) -> str:
+    """The sizes of the two parts of a training, for people."""
+    note = "held out from the training images" if hold_out else dataset.note
+    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), note)
 
 
 def _used(dataset: Any, name: str, wanted: int, part: Any) -> int:

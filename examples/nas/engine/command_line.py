@@ -103,7 +103,7 @@ class CommandLine:
             command,
             args=self.words,
             default=command(selection(), settings()),
-            description=f"{description or ''}\n\n{self._selected()}",
+            description="\n\n".join([*paragraphs(description or ""), self._selected()]),
             config=(tyro.conf.OmitArgPrefixes,),
         )
         with errors_in_one_line():
@@ -173,6 +173,11 @@ def field_texts(settings: type) -> dict[str, str]:
             if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 found[statement.target.id] = below.value.value  # type: ignore[union-attr, assignment]
     return found
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, a line each: tyro would break them where the source does."""
+    return [" ".join(part.split()) for part in text.split("\n\n")]
 
 
 def preset_help(presets: Mapping[str, Any]) -> str:

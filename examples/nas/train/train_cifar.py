@@ -82,8 +82,8 @@ def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, 
     plain = cifar.Augment(dataset.mean, dataset.std)
     batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)
-    text, identity = image_sets.describe(dataset, train, valid), image_sets.identity(dataset)
-    return Prepared(batches, check, dataset.classes, len(dataset.mean), text, identity)
+    text = image_sets.describe_training(dataset, train, valid, settings.hold_out)
+    return Prepared(batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset))
 
 
 def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:

@@ -53,7 +53,7 @@ class CifarSearch(BilevelSearch):
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
 
     def data_text(self) -> str:
-        return image_sets.describe(self.dataset, *self.pixels)
+        return image_sets.describe_search(self.dataset, *self.pixels)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **image_sets.identity(self.dataset)}

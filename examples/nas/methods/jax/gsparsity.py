@@ -214,7 +214,7 @@ class GSparsitySearch(Run):
         return f"gsparsity, {super().title()}"
 
     def data_text(self) -> str:
-        return image_sets.describe(self.dataset, self.train, self.valid)
+        return image_sets.describe_training(self.dataset, self.train, self.valid, self.settings.hold_out)
 
     def parameter_count(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves((self.search.groups, self.search.rest)))
