@@ -9,6 +9,7 @@
     methods   search methods, a file each
 
 Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
-shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `text`), `bilevel.outcome`, and of
-`engine` the files command_line, loop, log, curves, report, results and bisection import neither of the two.
+shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `image_files`, `image_sets`, `text`),
+`bilevel.outcome`, and of `engine` the files command_line, console, loop, log, curves, report, results, bisection and selection
+import neither of the two.
 """

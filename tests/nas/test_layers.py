@@ -14,8 +14,12 @@ LAYERS = re.findall(r"^    (\w+)  ", nas.__doc__, flags=re.M)  # in the order of
 FILES = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in ROOT.rglob("*.py")}
 WITHOUT_TORCH = [
     *(name for name in FILES if name.startswith("nas.space") or "settings" in name.split(".")),
-    *(f"nas.engine.{name}" for name in ("command_line", "loop", "log", "curves", "report", "results", "bisection")),
-    *("nas.data.cifar_files", "nas.data.text", "nas.bilevel.outcome", "nas.methods.group_sparsity", "nas.methods.frameworks"),
+    *(
+        f"nas.engine.{name}"
+        for name in ("command_line", "console", "loop", "log", "curves", "report", "results", "bisection", "selection")
+    ),
+    *(f"nas.data.{name}" for name in ("cifar_files", "image_files", "image_sets", "text")),
+    *("nas.bilevel.outcome", "nas.methods.group_sparsity", "nas.methods.frameworks", "nas.methods.selection"),
 ]
 
 

@@ -157,6 +157,10 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place):
         (["--l1-ratio", "3"], r"l1_ratio must lie in \[0, 1\], got 3.0"),
         (["--order", "secnd"], "--order must be one of first, second, got 'secnd'; did you mean second"),
         (["--preset", "smal"], "--preset must be one of paper, small, got 'smal'; did you mean small"),
+        (["--device", "cuds"], "--device must be one of auto, cpu, cuda, gpu, tpu, got 'cuds'; did you mean cuda"),
+        (["--data", "folde"], "--data must be one of cifar10, cifar100, folder, got 'folde'; did you mean folder"),
+        (["--space", "dart"], "unknown convolutional space 'dart'; did you mean 'darts'"),
+        (["--method", "ist"], "got 'ist'; did you mean ista"),
         (["--process", "1"], "--process belongs to --framework jax"),
         (["--method", "random"], "--method must be one of darts, gsparsity, ista, sparse_supernet, got 'random'"),
     ):

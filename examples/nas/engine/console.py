@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LONG = 3 * 3600.0  # seconds; a longer run on a CPU gets advice
+MANY = 500_000  # images, or windows of a column of text, that a small preset stays below and a published one exceeds
 # Steps are timed until there are 3 that took 2 s together, or so many, or those that there are took so many seconds.
 FEWEST, ENOUGH = 3, 2.0
 MOST, MOST_SECONDS = 20, 20.0
@@ -52,24 +53,28 @@ def header(run: Any) -> str:
         run.kind: f"{run.title()}, seed {run.seed}, in {run.out}",
         "device": f"{machine.library} on {machine.name}" + (f", {processes} processes" if processes > 1 else ""),
         "data": run.data_text(),
-        "network": f"{run.parameter_count() / 1e6:.3g} M parameters" if run.parameter_count() else "",
+        "network": f"{millions(run.parameter_count())} parameters" if run.parameter_count() else "",
         "steps": f"{length}; the expected time follows after a few steps",
     }
+    left = (epochs - run.epoch) * steps * getattr(settings, "batch", 1)
+    if not machine.accelerator and left > MANY:
+        rows["note"] = "no accelerator is in use, and so long a run can take days on a CPU; --preset small is made for one"
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items() if text)
 
 
 @dataclass
 class FirstSteps:
-    """Times the first steps of a run. The very first is left out, as libraries compile and choose algorithms in it."""
+    """Times the first steps of a run. skip: how many are left out, as they include compilation."""
 
+    skip: int = 0
     seconds: list[float] = field(default_factory=list)
-    started: int = 0
 
     def add(self, seconds: float) -> bool:
         """Add the time of a step; return whether these are enough."""
-        self.started += 1
-        if self.started > 1:
-            self.seconds.append(seconds)
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.seconds.append(seconds)
         count, total = len(self.seconds), sum(self.seconds)
         return count >= MOST or total >= MOST_SECONDS or (count >= FEWEST and total >= ENOUGH)
 
@@ -80,7 +85,7 @@ class FirstSteps:
         used = f", {memory / 2**30:.2g} GB of {'device ' if machine.accelerator else ''}memory so far" if memory else ""
         text = f"expected {duration(each * left)} for {plural(left, 'step')} at {duration(each)} each, plus evaluations{used}"
         if not machine.accelerator and each * left > LONG:
-            text += "\n         This machine has no accelerator that is in use: --preset small has settings for a CPU."
+            text += "; no accelerator is in use: --preset small is made for a CPU"
         return text
 
 
@@ -120,6 +125,11 @@ def progress(row: Mapping[str, Any]) -> str:
 def plural(count: int, noun: str) -> str:
     """A count of something: 1 step, 12 000 steps."""
     return f"{grouped(count)} {noun}" + ("" if count == 1 else "s")
+
+
+def millions(count: int) -> str:
+    """A number of parameters: 1.93 M, or 5 310 below a hundred thousand."""
+    return grouped(count) if count < 100_000 else f"{count / 1e6:.3g} M"
 
 
 def grouped(count: int) -> str:

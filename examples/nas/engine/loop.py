@@ -77,6 +77,10 @@ class Loop:
         """What computes the run, for its header."""
         return console.cpu("Python")
 
+    def compiles(self) -> bool:
+        """Whether the first step is much longer than the others."""
+        return False
+
     def data_text(self) -> str:
         """The data of the run, for its header."""
         return ""
@@ -127,7 +131,7 @@ class Loop:
         done = self.epoch * len(self) + self.step
         if first and self.epoch < self.epochs():
             console.say(console.header(self))
-            self.first_steps = console.FirstSteps()
+            self.first_steps = console.FirstSteps(skip=int(self.compiles()))
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
             if self.rows:
                 bar.set_postfix_str(self.headline(self.rows[-1]))

@@ -39,6 +39,9 @@ class Run(Loop):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def compiles(self) -> bool:
+        return getattr(self.settings, "compiled", False)
+
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.net.parameters()) if hasattr(self, "net") else 0
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class CheckedSettings:
@@ -27,7 +27,7 @@ class RunSettings(CheckedSettings):
     and OUT/seeds.csv compares them."""
     resume: bool = False
     """Continue the run in --out from its checkpoint."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
     """Device: auto (CUDA where available), cpu or cuda. With --framework jax also gpu or tpu, and auto is the fastest kind there
     is."""
     threads: int = 0

@@ -75,6 +75,9 @@ class Run(Loop):
         peak = lambda: sum((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in devices if d.process_index == 0)
         return console.Machine(library, f"{len(devices)} x {devices[0].device_kind}", True, peak)
 
+    def compiles(self) -> bool:
+        return True
+
     def wait_for_steps(self) -> None:
         jax.block_until_ready(self.state())
 
