@@ -56,4 +56,5 @@ def _execution(search: Any, out: Path) -> dict[str, Any]:
     """The settings that say where and how a run is executed. It continues where an earlier one ended."""
     names = ("data_dir", "threads", "checkpoint_minutes")
     device = search.device if search.device in ("auto", "cpu", "cuda") else "auto"  # a search in JAX has others
-    return {"out": out, "resume": True, "device": device, **{name: getattr(search, name) for name in names}}
+    shown = str(out.parent / "genotype.json")  # for the header; the genotype itself identifies the training
+    return {"out": out, "genotype": shown, "resume": True, "device": device, **{name: getattr(search, name) for name in names}}
