@@ -121,7 +121,7 @@ def read_cifar(name: str, data_dir: str | Path) -> Dataset:
 
 
 def describe(dataset: Any, train: int, valid: int, note: str) -> str:
-    """The sizes of a data set, for people. train, valid: the numbers of images in use. note: where the latter come from."""
+    """The sizes of a data set, to be printed. train, valid: the numbers of images in use. note: where the latter come from."""
     channels, height, width = dataset.train.images.shape[1:]
     parts = f"{grouped(train)} images to train on, {grouped(valid)} to validate on{note and f' ({note})'}"
     return f"{dataset.name}: {parts}, {height}x{width} pixels of {plural(channels, 'channel')}, {dataset.classes} classes"

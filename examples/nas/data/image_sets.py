@@ -63,12 +63,12 @@ def identity(dataset: Any) -> dict[str, str]:
 
 
 def describe_search(dataset: Any, train: Any, valid: Any) -> str:
-    """The sizes of the two halves of a search, for people."""
+    """The sizes of the two halves of a search, to be printed."""
     return cifar_files.describe(dataset, len(train.labels), len(valid.labels), "two halves of the training images")
 
 
 def describe_training(dataset: Any, train: Any, valid: Any, hold_out: float) -> str:
-    """The sizes of the two parts of a training, for people."""
+    """The sizes of the two parts of a training, to be printed."""
     note = "held out from the training images" if hold_out else dataset.note
     return cifar_files.describe(dataset, len(train.labels), len(valid.labels), note)
 

@@ -140,7 +140,7 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
 
 
 def describe(corpus: Corpus, tokens: int = 0) -> str:
-    """The sizes of a text, for people. tokens: the number of words of the training text in use; 0: all."""
+    """The sizes of a text, to be printed. tokens: the number of words of the training text in use; 0: all."""
     words = min(tokens or len(corpus.train), len(corpus.train))
     parts = f"{grouped(words)} words to train on, {grouped(len(corpus.valid))} to validate on"
     return f"{corpus.name}: {parts}, a vocabulary of {grouped(len(corpus.vocabulary))}"

@@ -20,6 +20,8 @@ import tyro
 from ..space.genotype import similar
 from .log import write_csv
 
+SEEDS = "seeds.csv"  # the table of all seeds
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,9 +40,6 @@ class Choice:
         return self.name.lstrip("-").replace("-", "_"), Annotated[(self.kind, *marks)], field(default=self.default)
 
 
-SEEDS = "seeds.csv"  # the table of all seeds
-
-
 class CommandLine:
     """The words of a command line. `option`, `value` and `flag` remove what they find; `settings` parses the rest.
 
@@ -57,8 +56,8 @@ class CommandLine:
         self.given: dict[str, Any] = {}
 
     @property
-    def asks_for_help(self) -> bool:
-        """Whether the command line only asks for the list of options."""
+    def help_requested(self) -> bool:
+        """Whether the command line only requests the list of options."""
         return "--help" in self.words or "-h" in self.words
 
     def option(self, name: str, known: Collection[str], default: str, help: str = "") -> str:
@@ -110,7 +109,7 @@ class CommandLine:
             return type(preset)(**vars(parsed.settings))
 
     def _selected(self) -> str:
-        """A sentence that says whose options ``--help`` lists, and how to list those of others."""
+        """A sentence with the selection whose options ``--help`` lists, and the commands that list others."""
         chosen = " ".join(f"{name} {value}" for name, value in self.chosen.items())
         others = [choice for choice in self.choices if choice.name in self.chosen and choice.name != "--framework"]
         examples = [f"`{c.name} {value} --help`" for c in others for value in get_args(c.kind) if value != self.chosen[c.name]]

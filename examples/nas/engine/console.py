@@ -89,7 +89,7 @@ class FirstSteps:
         return text
 
 
-def say(text: str) -> None:
+def write(text: str) -> None:
     """Print to standard error, above a progress bar."""
     from tqdm import tqdm
 

@@ -130,7 +130,7 @@ class Loop:
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
         done = self.epoch * len(self) + self.step
         if first and self.epoch < self.epochs():
-            console.say(console.header(self))
+            console.write(console.header(self))
             self.first_steps = console.FirstSteps(skip=int(self.compiles()))
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
             if self.rows:
@@ -154,7 +154,7 @@ class Loop:
         """Print the expected time and memory once enough steps have been timed. seconds: those of the last step."""
         if self.first_steps is not None and self.first_steps.add(seconds):
             left = self.epochs() * len(self) - self.epoch * len(self) - self.step
-            console.say(self.first_steps.expectation(left, self.machine()))
+            console.write(self.first_steps.expectation(left, self.machine()))
             self.first_steps = None
 
     def _steps(self, bar: tqdm) -> None:

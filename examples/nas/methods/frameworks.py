@@ -43,7 +43,7 @@ def registry_of(words: CommandLine) -> ModuleType:
         raise SystemExit(
             f'error: --framework jax needs JAX, flax and Orbax ({error.name} is missing): pip install -e ".[jax,examples]"'
         ) from None
-    if not words.asks_for_help:  # joining waits for the other hosts
+    if not words.help_requested:  # joining waits for the other hosts
         with errors_in_one_line():
             of_jax.join_hosts(*hosts.values())
     return of_jax

@@ -53,7 +53,7 @@ def train_text(search: Any, preset: str, epochs: int, genotype: RecurrentGenotyp
 
 
 def _execution(search: Any, out: Path) -> dict[str, Any]:
-    """The settings that say where and how a run is executed. It continues where an earlier one ended."""
+    """Where and how a run is executed, as settings. It continues where an earlier one ended."""
     names = ("data_dir", "threads", "checkpoint_minutes")
     device = search.device if search.device in ("auto", "cpu", "cuda") else "auto"  # a search in JAX has others
     shown = str(out.parent / "genotype.json")  # for the header; the genotype itself identifies the training
