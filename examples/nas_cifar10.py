@@ -1,20 +1,29 @@
-"""Search for an architecture on CIFAR-10: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
+"""Search for an architecture on images: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
-Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS; with --one-stage it searches and trains in one run), gsparsity (with
---want-paths or --want-parameters it finds the strength that gives this size), darts (with --early-stop DARTS-ES), pc_darts.
-Presets: paper (the default; for a GPU), small (for a laptop), and others of some methods. examples/PUBLISHED.md has the commands
-for the tables and figures of the papers. All other options are settings: --method NAME --help lists those of a method.
+Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS, which can search and train in one run, --one-stage), gsparsity (which can
+find the strength of the penalty for a wanted size, --want-paths or --want-parameters), darts (with --early-stop DARTS-ES),
+pc_darts. Presets: paper (the default, for a GPU), small (for a laptop), and others of some methods. examples/PUBLISHED.md has the
+commands for the tables and figures of the papers. All other options are settings, most of which depend on the method.
 
-Results in --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues
-an interrupted search; with --method ista also distances.png; with --one-stage also train.png and network.pt, the trained network.
-`examples/train_cifar10.py --genotype OUT/genotype.json` trains the result. With several --seeds each search has a folder of its
-own, and a table compares them. Under torchrun the processes share every batch.
+Data: CIFAR-10 or CIFAR-100, or own images of one size with sides divisible by 4, with `--data folder --data-dir DIR`. Their
+files lie in DIR/train/CLASS; --method gsparsity also takes DIR/val/CLASS. They are grey, coloured, with transparency, or arrays
+(H, W, C) of bytes with any number of channels in .npy files.
+
+Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
+--out: genotype.json, report.html, cells.svg, weights.png, search.csv; with --method ista also distances.png; with --one-stage
+also train.png and network.pt, the trained network. `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result.
+Where TensorBoard is installed (`pip install tensorboard`), `tensorboard --logdir OUT` shows the columns of search.csv over the
+epochs while the search runs: losses and accuracies (train, valid, and restricted: of the nonzero paths alone), the learning rate,
+paths, nodes and zeros of each cell, and what the method adds, such as the strength of the penalty.
 
 `--resume --out FOLDER` continues a search with the method and settings in its folder, --config FILE starts a new one with those
 in a settings.json. Ctrl-C and SIGTERM let it finish its step, and save.
 
---framework jax runs the search in JAX, on all devices that it finds (TPU, GPU or CPU), which share every batch; several hosts
-find each other with --coordinator auto, or --coordinator HOST:PORT --processes N --process I.
+With several --seeds each search has a folder of its own, and OUT/seeds.csv compares them. DARTS trains each result for a short
+time and keeps the best: `--seeds 0 1 2 3 --select-by-training 100`.
+
+Under torchrun the processes share every batch. With --framework jax the search runs in JAX, on all devices that it finds (TPU,
+GPU or CPU), which share every batch; several hosts find each other with --coordinator.
 """
 
 from __future__ import annotations
@@ -27,8 +36,11 @@ from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
+from nas.methods.selection import Selection
 from nas.space import genotype
 
+METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
+coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts: the baseline."""
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
@@ -36,13 +48,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Search; return the row of the result of each seed."""
     words = CommandLine(expand(argv, "nas_cifar10", "runs/nas_cifar10"))
     registry = registry_of(words)
-    method = words.option("--method", registry.CIFAR, "sparse_supernet")
+    method = words.option("--method", registry.CIFAR, "sparse_supernet", METHOD)
     chosen = registry.CIFAR[method]
-    if words.flag("--one-stage"):
+    if words.flag("--one-stage", "Search and train the final network in one run; for --method ista of --framework torch."):
         if method not in registry.ONE_STAGE:
             able = ", ".join(registry.ONE_STAGE) or "ista of --framework torch"
             raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
+    selection = Selection(words, "images")
     settings = words.settings(chosen.presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
@@ -51,7 +64,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             describe(method, row, out, registry.cifar_size)
         return row
 
-    return run_each_seed(settings, search, COLUMNS, registry.first_process)
+    selection.check()
+    rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
+    return selection.run(settings, rows, COLUMNS, registry.first_process())
 
 
 def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:

@@ -2,12 +2,14 @@
 
 For each --mu the network is trained by ProxSGD, which makes operations exactly zero; all operations with a norm of at most a
 threshold are removed, and accuracy is measured before and after without retraining (GSparsity, Table 1); the remaining network is
-trained from new weights (Fig. 1). --start begins with the weights in a folder of `train_cifar10.py`, or in a network.pt.
---want-share 0.5 finds the mu that prunes half of the weights, by bisection from the first --mu.
+trained from new weights (Fig. 1). --start begins with the weights in a folder of `train_cifar10.py`, or in a network.pt. To prune
+half of the weights, `--want-share 0.5` finds the mu by bisection from the first --mu.
 
-Presets: paper (the default, 600 epochs) and small (for a laptop). Results in --out: table.csv, pruning.png, for each mu the
+Presets: paper (the default, 600 epochs) and small (for a laptop). Before the first step of each training it is printed what it
+will compute, and after a few steps the time and memory that it needs. Results in --out: table.csv, pruning.png, for each mu the
 pruned network (network.pt, cells.json), which `nas.load` reads, and checkpoints: `--resume --out FOLDER` continues an interrupted
-run, `--config FILE` starts a new one with the settings in a settings.json.
+run, `--config FILE` starts a new one with the settings in a settings.json. Where TensorBoard is installed (`pip install
+tensorboard`), `tensorboard --logdir OUT` shows the columns of the prune.csv and train.csv of each training.
 """
 
 from __future__ import annotations
@@ -40,15 +42,16 @@ from nas.train.train_cifar import GenotypeTraining
 class PruneOperationsSettings(pruning.PruningSettings):
     out: Path = Path("runs/prune")
     mu: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 2e-3, 4e-3)
-    """Strengths of the penalty; one training for each."""
+    """Strengths of the penalty (mu); there is one training for each."""
     want_share: float = 0.0
-    """Find the mu that prunes this share of the weights by bisection; 0: train with each mu."""
+    """Share of the weights to prune, in [0, 1): the mu for it is found by bisection; 0: train with each --mu."""
     bisect_runs: int = 6
     """Maximal number of trainings of a bisection."""
     thresholds: tuple[float, ...] = (0.0, 1e-6, 1e-3, 0.5)
-    """Norms up to which operations are removed, one row of the table for each; 0: exact zeros only."""
+    """Norms up to which operations are removed after the training; the table has a row for each. 0: exact zeros only."""
     retrain_epochs: int = 600
-    """Epochs of the training of the remaining network by the recipe of `train_cifar10.py`; 0: no such training."""
+    """Number of epochs for which the remaining network is trained from new weights by the recipe of train_cifar10.py; 0: it is
+    not."""
     retrain_lr: float = 0.035
     """Initial learning rate of that training, 0.035 in the published code, where the recipe itself has 0.025."""
 

@@ -1,14 +1,18 @@
 """Train or count the network of a genotype: python examples/train_cifar10.py --genotype DARTS_V2 --data-dir data --out runs/train
 
---genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
+The genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
 the published code prints it, in a file or in quotes: "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6),
-reduce=[...], reduce_concat=range(2, 6))". --count prints {"parameters": ..., "macs": ...} and trains nothing; --classes counts
-for another number of classes. --data cifar100 trains on CIFAR-100. --imagenet trains the mobile network on images in the folders
-DATA_DIR/train/CLASS and DATA_DIR/val/CLASS.
+reduce=[...], reduce_concat=range(2, 6))". With --count the script prints {"parameters": ..., "macs": ...} and trains nothing.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Results in --out: settings.json and genotype.json at
-the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training has a folder of its
-own, and a table compares them.
+Data: CIFAR-10 or CIFAR-100. Own images of one size with sides divisible by 4, in DIR/train/CLASS and DIR/val/CLASS: `--data
+folder --data-dir DIR`, with `--auxiliary 0` unless their sides are 32, 36 or 40 pixels. Images of any size in such folders:
+--imagenet trains the mobile network on crops of them.
+
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Before the first step the run prints what it will
+compute, and after a few steps the time and memory that it needs. Results in --out: settings.json and genotype.json at the start,
+train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed (`pip install tensorboard`),
+`tensorboard --logdir OUT` shows the columns of train.csv over the epochs: learning rate, losses and accuracies. With several
+--seeds each training has a folder of its own, and OUT/seeds.csv compares them.
 
 `--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs one without schedules.
 `--config FILE` starts a new one with the settings in a settings.json. `--evaluate FOLDER` prints the accuracy of a trained
@@ -30,14 +34,16 @@ from nas.train.loading import ImageClassifier, evaluate_images, load
 from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS, CifarTrainSettings
 from nas.train.train_cifar import GenotypeTraining, size_of_genotype
 
+IMAGENET = "Train the mobile network of ImageNet on images of any size, decoded in every epoch; see --data folder for small ones."
+EVALUATE = "Folder of a training whose network is evaluated on the validation images; nothing is trained."
 COLUMNS = ("train_accuracy", "valid_accuracy", "valid_top5")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; return the last row of the table of each seed."""
     words = CommandLine(expand(argv, "train_cifar10", "runs/train"))
-    trained = words.value("--evaluate")
-    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet") else CIFAR_TRAIN_PRESETS
+    trained = words.value("--evaluate", EVALUATE, "FOLDER")
+    presets = IMAGENET_TRAIN_PRESETS if words.flag("--imagenet", IMAGENET) else CIFAR_TRAIN_PRESETS
     settings = words.settings(presets, __doc__)
     with errors_in_one_line():
         if trained is not None:

@@ -1,12 +1,15 @@
 """Train or count the network of a recurrent cell: python examples/train_ptb.py --genotype DARTS_V2 --data-dir data/ptb
 
---genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a file
-or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. --count prints {"parameters": ...} and
-trains nothing. --data-dir is a folder with Penn Treebank or other text; without it the text is the documentation of Python.
+The genotype is a published cell (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in a
+file or in quotes ("Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))"), or LSTM. With --count the script prints
+{"parameters": ...} and trains nothing. The folder --data-dir contains Penn Treebank or other text; without it the text is the
+documentation of Python.
 
-Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Results in --out: settings.json, genotype.json and
-vocabulary.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. With several --seeds each training
-has a folder of its own, and a table compares them.
+Presets: paper (the default, 4000 epochs, for a GPU), small (for a laptop). Before the first step the run prints what it will
+compute, and after a few steps the time and memory that it needs. Results in --out: settings.json, genotype.json and
+vocabulary.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed
+(`pip install tensorboard`), `tensorboard --logdir OUT` shows the columns of train.csv over the epochs: losses, perplexities, and
+whether weights are averaged. With several --seeds each training has a folder of its own, and OUT/seeds.csv compares them.
 
 `--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs it. `--config FILE` starts a
 new one with the settings in a settings.json. `--evaluate FOLDER` prints the perplexities of a trained network, `--start FOLDER`
@@ -29,13 +32,14 @@ from nas.train.loading import LanguageClassifier, evaluate_text, load
 from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas.train.train_text import TextTraining, size_of_cell
 
+EVALUATE = "Folder of a training whose network is evaluated on the validation and the test text; nothing is trained."
 COLUMNS = ("train_perplexity", "valid_perplexity", "test_perplexity")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Train; return the row of the best epoch of each seed, with the perplexity on the test text."""
     words = CommandLine(expand(argv, "train_ptb", "runs/train_ptb"))
-    trained = words.value("--evaluate")
+    trained = words.value("--evaluate", EVALUATE, "FOLDER")
     settings = words.settings(TEXT_TRAIN_PRESETS, __doc__)
     with errors_in_one_line():
         if trained is not None:

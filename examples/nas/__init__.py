@@ -9,8 +9,9 @@
     methods   search methods, a file each
 
 Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
-shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `text`), `bilevel.outcome` and
-`early_stopping`, and of `engine` the files command_line, loop, log, curves, report, results, bisection, lock, resume and signals
+shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `image_files`, `image_sets`, `text`),
+`bilevel.outcome` and `early_stopping`, and of `engine` the files command_line, console, loop, log, curves, report, results,
+bisection, selection, lock, resume and signals
 import neither of the two.
 """
 

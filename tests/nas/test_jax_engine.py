@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nas.data.cifar_files import Images
 from nas.data.jax import PADDING, Pixels, augmented, epoch_order
-from nas.engine import loop
+from nas.engine import console, loop
 from nas.engine.command_line import CommandLine
 from nas.engine.jax import run
 from nas.engine.jax.checkpoint import Checkpoints
@@ -98,6 +98,9 @@ class Count(run.Run):
 
     def save(self):
         self.saved.append((self.epoch, self.step))
+
+    def machine(self):
+        return console.cpu("jax")
 
 
 @dataclass(frozen=True)
@@ -187,12 +190,16 @@ def test_the_time_of_an_epoch_includes_the_steps_that_were_only_started(tmp_path
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Slow(Count):
+        waits = 0
+
         def wait_for_steps(self):
+            self.waits += 1
             clock.now += 2.0
 
     slow = Slow(tmp_path, join_devices("cpu"))
     slow.run()
-    assert slow.seconds == 6.0
+    # after each of the first steps, which are timed for the expected time of the run, and at the end of the three epochs
+    assert slow.waits == 4 + 3 and slow.seconds == 2.0 * slow.waits
 
 
 def test_a_run_that_fails_leaves_no_checkpoint(tmp_path):

@@ -16,16 +16,14 @@ WITHOUT_TORCH = [
     *(name for name in FILES if name.startswith("nas.space") or "settings" in name.split(".")),
     *(
         f"nas.engine.{name}"
-        for name in ("command_line", "loop", "log", "curves", "report", "results", "bisection", "lock", "resume", "signals")
+        for name in (
+            *("command_line", "console", "loop", "log", "curves", "report", "results", "bisection", "selection"),
+            *("lock", "resume", "signals"),
+        )
     ),
-    *(
-        "nas.data.cifar_files",
-        "nas.data.text",
-        "nas.bilevel.outcome",
-        "nas.methods.connected",
-        "nas.methods.group_sparsity",
-        "nas.methods.frameworks",
-    ),
+    *(f"nas.data.{name}" for name in ("cifar_files", "image_files", "image_sets", "text")),
+    *("nas.bilevel.outcome", "nas.methods.connected", "nas.methods.group_sparsity", "nas.methods.frameworks"),
+    "nas.methods.selection",
 ]
 
 

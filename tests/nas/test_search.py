@@ -1,6 +1,8 @@
 """Searches and trainings from the command line: files, stops, several processes, what goes wrong."""
 
 import json
+import math
+from dataclasses import replace
 
 import nas_cifar10
 import pytest
@@ -10,9 +12,13 @@ from nas.bilevel.search_cifar import CifarSearch
 from nas.data import cifar
 from nas.engine import report
 from nas.engine.distributed import SINGLE_PROCESS
+from nas.engine.selection import select_by_training
+from nas.engine.settings import RunSettings
 from nas.methods import darts, registry
 from nas.methods.settings import darts as darts_settings
 from nas.space import genotype
+from nas.train.settings import CIFAR_TRAIN_PRESETS
+from nas.train.train_cifar import ImageTraining
 from nas_cases import TINY, fake_cifar, rows_of
 
 
@@ -140,7 +146,7 @@ def test_a_training_on_a_folder_of_images(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
+def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place):
     out = ["--out", str(tmp_path / "out")]
     run = lambda *more: nas_cifar10.main([*TINY, "--space", "cherry", *place, *out, *more])
     for more, message in (
@@ -149,15 +155,20 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place, capsys):
         (["--device", "tpu"], "device must be one of auto, cpu.*, got 'tpu'"),
         (["--threads", "-1"], "threads must be >= 0, got -1"),
         (["--seeds"], "--seeds must name at least one seed, got none"),
+        (["--l1-ratio", "3"], r"l1_ratio must lie in \[0, 1\], got 3.0"),
+        (["--order", "secnd"], "--order must be one of first, second, got 'secnd'; did you mean second"),
+        (["--preset", "smal"], "--preset must be one of paper, small, got 'smal'; did you mean small"),
+        (["--device", "cuds"], "--device must be one of auto, cpu, cuda, gpu, tpu, got 'cuds'; did you mean cuda"),
+        (["--data", "folde"], "--data must be one of cifar10, cifar100, folder, got 'folde'; did you mean folder"),
+        (["--space", "dart"], "unknown convolutional space 'dart'; did you mean 'darts'"),
+        (["--method", "ist"], "got 'ist'; did you mean ista"),
+        (["--process", "1"], "--process belongs to --framework jax"),
         (["--method", "random"], "--method must be one of darts, gsparsity, ista, pc_darts, sparse_supernet, got 'random'"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*more)
     with pytest.raises(SystemExit, match="--one-stage belongs to --method ista, got --method sparse_supernet"):
         run("--one-stage")
-    with pytest.raises(SystemExit):
-        run("--l1-ratio", "3")
-    assert "l1_ratio must lie in [0, 1], got 3.0" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
     run("--epochs", "1")
     with pytest.raises(SystemExit, match="already contains a run"):
@@ -214,3 +225,39 @@ def test_augmentation_crops_flips_and_blanks():
     blank = cifar.Augment((0.0,) * 3, (1.0,) * 3, cutout=16)(images + 1) == 0
     areas = blank[:, 0].flatten(1).sum(1)
     assert int(areas.max()) == 256 and int(areas.min()) >= 64
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_results_of_several_seeds_are_compared_by_a_short_training(tmp_path, place, capsys, monkeypatch):
+    options = [*"--method darts --space cherry --seeds 0 1 --epochs 1 --select-by-training 1".split(), "--out", str(tmp_path)]
+    small = replace(CIFAR_TRAIN_PRESETS["small"], channels=2, layers=3)
+    monkeypatch.setitem(CIFAR_TRAIN_PRESETS, "small", small)
+    rows = nas_cifar10.main([*TINY, *place, *options])
+    best = max(rows, key=lambda row: row["selection_accuracy"])
+    assert [row["selected"] for row in rows] == [int(row is best) for row in rows]
+    assert f"selected: seed {best['seed']}" in capsys.readouterr().out
+    read = lambda folder: genotype.load_genotype(folder / "genotype.json")
+    assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
+    table = rows_of(tmp_path / "seeds.csv")
+    assert [float(row["selection_accuracy"]) for row in table] == [row["selection_accuracy"] for row in rows]
+    assert len(rows_of(tmp_path / "seed-0" / "selection" / "train.csv")) == 1
+    steps = []
+    monkeypatch.setattr(ImageTraining, "train_step", lambda self, batch: steps.append(batch))
+    assert nas_cifar10.main([*TINY, *place, *options, "--resume"]) == rows
+    assert not steps, "a finished training is not repeated"
+    with pytest.raises(SystemExit, match="--select-by-training must be a whole number >= 1, got '0'"):
+        nas_cifar10.main(["--select-by-training", "0"])
+
+
+def test_a_result_with_an_empty_cell_is_not_selected(tmp_path):
+    settings = RunSettings(out=tmp_path, seeds=(0, 1, 2))
+    whole = genotype.load_genotype("DARTS_V2")
+    empty = genotype.Genotype.from_paths(normal=(), reduce=whole.paths("reduce"))
+    for seed, found in enumerate((whole, empty, genotype.load_genotype("PDARTS"))):
+        found.save(tmp_path / f"seed-{seed}" / "genotype.json")
+    accuracies = {"seed-0": 0.5, "seed-2": 0.75}
+    train = lambda found, folder: {"valid_accuracy": accuracies[folder.parent.name]}
+    rows = [{"seed": seed, "loss": 1.0} for seed in settings.seeds]
+    found = select_by_training(settings, rows, ["loss"], train, "valid_accuracy")
+    assert [row["selected"] for row in found] == [0, 0, 1] and math.isnan(found[1]["selection_accuracy"])
+    assert genotype.load_genotype(tmp_path / "genotype.json") == genotype.load_genotype("PDARTS")

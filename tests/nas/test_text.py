@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nas_ptb
@@ -19,7 +20,7 @@ from nas.methods.settings import sparse_supernet as sparse_settings
 from nas.nets.torch import rnn
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
-from nas.train.settings import TextTrainSettings
+from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas_cases import TINY_TEXT, rows_of, same
 
 SEARCH = TRAIN = TINY_TEXT
@@ -399,3 +400,16 @@ def test_penn_treebank_is_counted_as_published():
     assert (len(found.train), len(found.valid), len(found.test)) == (929_589, 73_760, 82_430)
     assert len(found.vocabulary) == 10_000
     assert hashlib.md5((Path(folder) / "ptb.train.txt").read_bytes()).hexdigest() == text.PTB_MD5["ptb.train.txt"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_cells_of_several_seeds_are_compared_by_a_short_training(tmp_path, place, monkeypatch):
+    small = replace(TEXT_TRAIN_PRESETS["small"], hidden=6, batch=6, bptt=9)
+    monkeypatch.setitem(TEXT_TRAIN_PRESETS, "small", small)
+    options = "--method darts --seeds 0 1 --epochs 1 --select-by-training 1".split()
+    rows = nas_ptb.main([*SEARCH, *place, *options, "--out", str(tmp_path)])
+    best = min(rows, key=lambda row: row["selection_perplexity"])
+    assert [row["selected"] for row in rows] == [int(row is best) for row in rows]
+    read = lambda folder: load_genotype(folder / "genotype.json", RecurrentGenotype)
+    assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
+    assert len(rows_of(tmp_path / "seeds.csv")) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..data.text import Corpus, describe
 from ..engine import curves, report, results
 from ..engine.loop import Diverged, Loop
 from ..space import drawing
@@ -87,6 +88,9 @@ class Outcome(Loop):
         """The quantity that `pick_below` minimises over the epochs."""
         return -row["restricted_accuracy"]
 
+    def title(self) -> str:
+        return f"{self.name}, {super().title()}"
+
     def finish(self) -> None:
         row = self.result()
         if self.stopped() is not None:
@@ -106,9 +110,10 @@ class TextOutcome(Outcome):
     """The outcome of a search on text, by perplexity."""
 
     measure, command = "perplexity", "nas_ptb"
+    corpus: Corpus
+
+    def data_text(self) -> str:
+        return describe(self.corpus, self.settings.tokens)
 
     def selection_loss(self, row: dict[str, Any]) -> float:
         return row["restricted_loss"]
-
-    def headline(self, row: dict[str, Any]) -> str:
-        return f"valid perplexity {row['valid_perplexity']:.1f}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..data import cifar, cifar_files
+from ..data import cifar, image_sets
 from ..engine.distributed import Processes
 from ..nets.torch import cnn
 from ..nets.torch.operations import frozen_statistics
@@ -45,18 +45,23 @@ class CifarSearch(BilevelSearch):
     ) -> None:
         super().__init__(method, settings, seed, out, processes, device)
         space = spaces.get_space(settings.space)
-        dataset = cifar.load_cifar(settings.data, settings.data_dir)
-        cifar_files.check_counts(dataset, settings.images)
-        half = settings.images // 2
-        parts = [dataset.train.select(slice(half)), dataset.train.select(slice(half, 2 * half))]
+        self.dataset = dataset = cifar.load_images(settings.data, settings.data_dir)
+        parts = image_sets.search_halves(dataset, settings.images, settings.batch)
         self.train_set, self.valid_set = (part.to(device) for part in parts)
         self.plain = cifar.Augment(dataset.mean, dataset.std)
         augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, processes.share)
         self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
         supernet = getattr(method, "supernet", cnn.Supernet)  # some methods have one of their own
-        self.prepare(supernet(space, settings.channels, settings.layers, dataset.classes), CifarSteps)
+        sizes = (settings.channels, settings.layers, dataset.classes)
+        self.prepare(supernet(space, *sizes, image_channels=len(dataset.mean)), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
+
+    def data_text(self) -> str:
+        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **image_sets.identity(self.dataset)}
 
     def __len__(self) -> int:
         return len(self.train_batches)

@@ -18,21 +18,24 @@ class BilevelSettings(RunSettings):
     """Settings of every bilevel search."""
 
     epochs: int = 50
-    """Number of epochs."""
+    """Number of epochs, passes over the training data."""
     batch: int = 64
-    """Batch size, of network weights and of the architecture."""
+    """Batch size, in images or columns of text. A step takes a batch for the network weights and one for the architecture."""
     lr: float = 0.025
-    """Learning rate of SGD for network weights."""
+    """Learning rate of SGD for the network weights."""
     weight_decay: float = 3e-4
-    """Weight decay of the network weights."""
+    """Weight decay of the network weights: this multiple of each weight is added to its gradient."""
     clip: float = 5.0
     """Gradient clipping threshold (norm) of the network weights; 0: no clipping."""
     order: Literal["first", "second"] = "second"
-    """Order of the architecture gradient; second differentiates through one step of the network weights."""
+    """Order of the architecture gradient. first: at the present network weights. second: differentiated through one step of the
+    network weights, as in DARTS; a step then takes five passes through the network instead of two."""
     hessian: Literal["difference", "exact"] = "difference"
-    """Second derivatives by a central difference, or exact."""
+    """How second order gets its second derivatives: from a central difference of gradients, as published, or exactly, by
+    automatic differentiation."""
     pick_below: int = 0
-    """The result is the epoch with the best restricted supernet among those with at most so many paths; 0: the last epoch."""
+    """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
+    number of paths; 0: the last epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,29 +48,33 @@ class CifarSearchSettings(BilevelSettings):
 
     out: Path = Path("runs/nas_cifar10")
     space: str = "darts"
-    """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
-    data: Literal["cifar10", "cifar100"] = "cifar10"
+    """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
+    or S1, S2, S3, S4 of Zela et al. (2020)."""
+    data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
+    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS."""
     data_dir: Path = Path("data")
-    """Folder of the data set, which is downloaded if it is missing."""
+    """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 50_000
-    """Number of training images to use: the first half for network weights, the second for the architecture."""
+    """Number of training images to use: the first half for the network weights, the second for the architecture. Of a folder with
+    fewer images all are used."""
     channels: int = 16
-    """Number of channels of the first cell."""
+    """Number of channels of the first cell; each reduction cell doubles it."""
     layers: int = 8
-    """Number of cells; those at one and two thirds of the depth halve the image and double the channels."""
+    """Number of cells of the supernet; those at one and two thirds of the depth are reduction cells, which halve the sides of the
+    image."""
     lr: float = 0.025
-    """Learning rate of SGD for network weights, with a cosine schedule down to lr_min, by epoch."""
+    """Initial learning rate of SGD for the network weights; it follows a cosine schedule down to --lr-min, by epoch."""
     lr_min: float = 0.001
     """Final learning rate of the network weights."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD for the network weights."""
     drop_path: float = 0.0
     """Probability of drop path on the sum of the operations of each edge, reached linearly from 0 over the epochs."""
     cutout: int = 0
     """Side of the square that is masked in images of both halves (cutout), in pixels; the share of masked images grows linearly
     from none to all over the epochs; 0: no cutout."""
     amp: bool = False
-    """Run the network in bfloat16; weights, architecture and prox are float32."""
+    """Compute the network in bfloat16, which is faster on GPUs; weights, architecture and prox stay in float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,10 +97,11 @@ class TextSearchSettings(LanguageSettings, BilevelSettings):
 
     out: Path = Path("runs/nas_ptb")
     space: str = "recurrent"
-    """Search space: recurrent, recurrent_zero."""
+    """Search space, the candidate operations of the edges: recurrent (4 operations) or recurrent_zero (and the zero
+    operation)."""
     batch: int = 256
     lr: float = 20.0
-    """Learning rate of SGD for network weights and windows of bptt words; it is scaled with the length of the window."""
+    """Learning rate of SGD for the network weights and windows of --bptt words; it is scaled with the length of the window."""
     weight_decay: float = 5e-7
     clip: float = 0.25
     """Gradient clipping threshold (norm) of the network weights; 0: no clipping."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as tensors on the device, augmented there.
+"""CIFAR-10, CIFAR-100 or own images as tensors on the device, augmented there.
 
     data = load_cifar("cifar10", "data")
     augment = Augment(data.mean, data.std, padding=4, cutout=16)
@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..engine.distributed import WHOLE_BATCH, Share
-from . import cifar_files
+from . import cifar_files, image_sets
 
 
 class Images(NamedTuple):
-    """Images, uint8 (N, 3, H, W), and their labels, int64 (N,)."""
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -50,9 +50,19 @@ class Dataset(cifar_files.Dataset):
 
 def load_cifar(name: str, data_dir: str | Path) -> Dataset:
     """Read a data set into tensors. Arguments and errors as those of `cifar_files.read_cifar`."""
-    read = cifar_files.read_cifar(name, data_dir)
+    return _as_tensors(cifar_files.read_cifar(name, data_dir))
+
+
+def load_images(name: str, data_dir: str | Path) -> Dataset:
+    """Read cifar10 or cifar100, or with the name "folder" own images, into tensors. Errors as those of `image_sets`."""
+    if name == image_sets.FOLDER:
+        return _as_tensors(image_sets.read_images(name, data_dir))
+    return load_cifar(name, data_dir)
+
+
+def _as_tensors(read: cifar_files.Dataset) -> Dataset:
     train, test = (Images(*map(torch.from_numpy, part)) for part in (read.train, read.test))
-    return Dataset(name, train, test, read.classes, read.mean, read.std)
+    return Dataset(read.name, train, test, read.classes, read.mean, read.std, read.note, read.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ class Augment:
     probability with which an image has such a square.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     padding: int = 0
     cutout: int = 0
     cutout_share: float = 1.0

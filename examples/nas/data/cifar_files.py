@@ -12,9 +12,11 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..engine.console import grouped, plural
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ PACKED = ".npz"  # the suffix of files that `pack` writes
 
 
 class Images(NamedTuple):
-    """Images, uint8 (N, 3, H, W), and their labels, int64 (N,)."""
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -80,14 +82,20 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. mean, std: of each channel, for pixels in [0, 1]."""
+    """A data set.
+
+    mean, std: of each channel, for pixels in [0, 1]. note: where the test images come from, if they are not published.
+    fingerprint: a hash of all images that are not published.
+    """
 
     name: str
     train: Images
     test: Images
     classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str = ""
+    fingerprint: str = ""
 
 
 def read_cifar(name: str, data_dir: str | Path) -> Dataset:
@@ -112,11 +120,11 @@ def read_cifar(name: str, data_dir: str | Path) -> Dataset:
     return Dataset(name, parts[0], parts[1], source.classes, source.mean, source.std)
 
 
-def check_counts(dataset: Dataset, images: int, valid_images: int = 0) -> None:
-    """Raise ValueError if more images are wanted than a data set has. valid_images: of the test images."""
-    for name, wanted, part in (("images", images, dataset.train), ("valid_images", valid_images, dataset.test)):
-        if wanted > len(part.labels):
-            raise ValueError(f"{name} must be at most {len(part.labels)}, got {wanted}")
+def describe(dataset: Any, train: int, valid: int, note: str) -> str:
+    """The sizes of a data set, to be printed. train, valid: the numbers of images in use. note: where the latter come from."""
+    channels, height, width = dataset.train.images.shape[1:]
+    parts = f"{grouped(train)} images to train on, {grouped(valid)} to validate on{note and f' ({note})'}"
+    return f"{dataset.name}: {parts}, {height}x{width} pixels of {plural(channels, 'channel')}, {dataset.classes} classes"
 
 
 def _download(source: Source, root: Path) -> None:

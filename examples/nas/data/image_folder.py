@@ -1,11 +1,10 @@
-"""Images in one folder for each class, in the layout of ImageNet: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+"""Images of any size, decoded in every epoch, in the layout of ImageNet: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,36 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..engine.distributed import WHOLE_BATCH, Share
+from .image_files import Folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Image files and their labels, sorted by name. classes: the names of the classes."""
-
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-
-
-def read_folder(root: Path, split: str) -> Folder:
-    """Find the images of ROOT/SPLIT.
-
-    Raises:
-      FileNotFoundError: the folder is missing, or contains no image.
-    """
-    place = root / split
-    if not place.is_dir():
-        raise FileNotFoundError(
-            f"--data-dir must contain a folder {split!r} with one folder of images for each class, got {root}"
-        )
-    classes = tuple(sorted(d.name for d in place.iterdir() if d.is_dir()))
-    found = [(f, i) for i, c in enumerate(classes) for f in sorted((place / c).rglob("*")) if f.suffix.lower() in SUFFIXES]
-    if not found:
-        raise FileNotFoundError(f"{place} must contain images ({', '.join(SUFFIXES)}) in a folder for each class, found none")
-    return Folder(tuple(f for f, _ in found), tuple(i for _, i in found), classes)
 
 
 class Decoded(Dataset):

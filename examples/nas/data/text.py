@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.console import grouped
+
 Window = tuple[Any, Any]  # inputs and targets, the words that follow them: arrays (T, batch) of any library
 PARTS = ("train", "valid", "test")
 END, RARE = "<eos>", "<unk>"
@@ -135,6 +137,13 @@ def _corpus(name: str, parts: Sequence[Iterable[str]]) -> Corpus:
     for indices in made:
         digest.update(indices.tobytes())
     return Corpus(name, tuple(numbers), *made, fingerprint=digest.hexdigest())
+
+
+def describe(corpus: Corpus, tokens: int = 0) -> str:
+    """The sizes of a text, to be printed. tokens: the number of words of the training text in use; 0: all."""
+    words = min(tokens or len(corpus.train), len(corpus.train))
+    parts = f"{grouped(words)} words to train on, {grouped(len(corpus.valid))} to validate on"
+    return f"{corpus.name}: {parts}, a vocabulary of {grouped(len(corpus.vocabulary))}"
 
 
 def text_columns(words: np.ndarray, batch: int, name: str = "batch") -> np.ndarray:

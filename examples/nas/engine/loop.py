@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from ..space.files import write_text
-from . import resume
+from . import console, resume
 from .log import Log
 from .signals import Interrupted, StopRequest
 
@@ -57,6 +57,7 @@ class Loop:
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
         self.stop = StopRequest()
+        self.first_steps: console.FirstSteps | None = None
 
     # -- defined by subclasses ----------------------------------------------------------------
 
@@ -85,7 +86,27 @@ class Loop:
 
     def headline(self, row: dict[str, Any]) -> str:
         """The summary of the last epoch in the progress bar."""
-        return f"valid {100 * row['valid_accuracy']:.2f} %"
+        return console.progress(row)
+
+    def title(self) -> str:
+        """What the run computes, for its header."""
+        return ", ".join(str(getattr(self.settings, name)) for name in ("data", "space") if hasattr(self.settings, name))
+
+    def machine(self) -> console.Machine:
+        """What computes the run, for its header."""
+        return console.cpu("Python")
+
+    def compiles(self) -> bool:
+        """Whether the first step is much longer than the others."""
+        return False
+
+    def data_text(self) -> str:
+        """The data of the run, for its header."""
+        return ""
+
+    def parameter_count(self) -> int:
+        """The number of parameters of the network, for the header; 0: not shown."""
+        return 0
 
     def finish(self) -> None:
         """Write pictures and reports after the last epoch; called in the first process only."""
@@ -164,7 +185,12 @@ class Loop:
             log.write(self.rows)
         patience = 0.5 if os.isatty(2) else 30.0  # seconds between updates: a log file gets fewer than a terminal
         done = self.epoch * len(self) + self.step
+        if first and self.epoch < self.epochs():
+            console.write(console.header(self))
+            self.first_steps = console.FirstSteps(skip=int(self.compiles()))
         with tqdm(total=self.epochs() * len(self), initial=done, unit="step", disable=not first, mininterval=patience) as bar:
+            if self.rows:
+                bar.set_postfix_str(self.headline(self.rows[-1]))
             while self.epoch < self.epochs():
                 self._steps(bar)
                 row = {"epoch": self.epoch + 1, "seconds": round(self.seconds, 1), **self.end_epoch()}
@@ -183,6 +209,13 @@ class Loop:
         self.processes.wait()
         return self.result()
 
+    def _expect(self, seconds: float) -> None:
+        """Print the expected time and memory once enough steps have been timed. seconds: those of the last step."""
+        if self.first_steps is not None and self.first_steps.add(seconds):
+            left = self.epochs() * len(self) - self.epoch * len(self) - self.step
+            console.write(self.first_steps.expectation(left, self.machine()))
+            self.first_steps = None
+
     def _steps(self, bar: tqdm) -> None:
         self.begin_epoch()
         last = saved = time.monotonic()
@@ -190,7 +223,10 @@ class Loop:
             self._step(batch)
             self.step += 1
             bar.update()
+            if self.first_steps is not None:
+                self.wait_for_steps()
             now = time.monotonic()
+            self._expect(now - last)
             self.seconds += now - last
             last = now
             if self._stop_is_due():

@@ -19,12 +19,24 @@ from ..space.files import write_text
 
 NAME = "settings.json"
 # what a file has besides options: it describes the run, and follows from the options or from the data
-DESCRIPTION = ("command", "seed", "processes", "devices", "architecture", "text", "out", "resume")
+DESCRIPTION = ("command", "seed", "processes", "devices", "architecture", "text", "images_md5", "statistics", "out", "resume")
 SELECTION = ("framework", "method", "one_stage", "imagenet")  # options that select the settings
 EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", "workers", "seeds")  # change no result
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
-    *(*NETWORK, "data", "data_dir", "images", "valid_images", "pixels", "workers", "batch", "valid_batch", "test_batch"),
+    *(
+        *NETWORK,
+        "data",
+        "data_dir",
+        "images",
+        "valid_images",
+        "hold_out",
+        "pixels",
+        "workers",
+        "batch",
+        "valid_batch",
+        "test_batch",
+    ),
     *("bptt", "amp", "auxiliary", "device", "threads"),
 )
 

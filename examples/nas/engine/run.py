@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, console
 from .distributed import Processes, join_processes
 from .lock import locked
 from .loop import Loop, find_checkpoint, first_sentence
@@ -32,6 +32,23 @@ class Run(Loop):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
+
+    def machine(self) -> console.Machine:
+        library = f"torch {torch.__version__}"
+        if self.device.type != "cuda":
+            return console.cpu(library, torch.get_num_threads())
+        memory = lambda: torch.cuda.max_memory_allocated(self.device)
+        return console.Machine(library, torch.cuda.get_device_name(self.device), True, memory)
+
+    def wait_for_steps(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def compiles(self) -> bool:
+        return getattr(self.settings, "compiled", False)
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.net.parameters()) if hasattr(self, "net") else 0
 
     def save(self) -> None:
         """Write the checkpoint; only the first process does."""

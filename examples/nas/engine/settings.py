@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class CheckedSettings:
@@ -25,17 +25,19 @@ class RunSettings(CheckedSettings):
     """Where a run writes and how it is executed. None of it changes a result, so none of it identifies a checkpoint."""
 
     out: Path = Path("runs/run")
-    """Folder for all files of the run."""
+    """Folder for all files of the run: results, pictures, the table of the epochs, checkpoints, scalars for TensorBoard."""
     seeds: tuple[int, ...] = (0,)
-    """One run for each seed; with several seeds, each writes into a folder of its own in --out."""
+    """Seeds of the random numbers. There is one run for each, one after the other; with several, each has the folder OUT/seed-N,
+    and OUT/seeds.csv compares them."""
     resume: bool = False
     """Continue the run in --out from its checkpoint."""
-    device: str = "auto"
-    """auto (CUDA where available), cpu or cuda; with --framework jax also gpu or tpu, and auto is the fastest kind there is."""
+    device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
+    """Device: auto (CUDA where available), cpu or cuda. With --framework jax also gpu or tpu, and auto is the fastest kind there
+    is."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to the library."""
+    """Number of CPU threads; 0: as many as the library chooses, usually one for each core."""
     checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and this often within one."""
+    """Minutes between checkpoints within an epoch; one is also written after every epoch."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir",)
     """Settings of a subclass that do not identify a checkpoint either."""
 

@@ -7,6 +7,14 @@ from types import ModuleType
 from ..engine.command_line import CommandLine, errors_in_one_line
 
 FRAMEWORKS = ("torch", "jax")
+HOSTS = {  # options of runs on several hosts: help and metavar
+    "--coordinator": (
+        "With --framework jax on several hosts: address of process 0, or auto where JAX finds it (Cloud TPU, Slurm).",
+        "HOST:PORT",
+    ),
+    "--processes": ("Number of processes of such a run; not with --coordinator auto.", "N"),
+    "--process": ("Number of this process, from 0; not with --coordinator auto.", "I"),
+}
 
 
 def registry_of(words: CommandLine) -> ModuleType:
@@ -16,7 +24,12 @@ def registry_of(words: CommandLine) -> ModuleType:
     registry has the tables CIFAR, ONE_STAGE and TEXT of methods by name, and the functions first_process, cifar_size and
     text_size.
     """
-    if words.option("--framework", FRAMEWORKS, "torch") == "torch":
+    framework = words.option("--framework", FRAMEWORKS, "torch", "Library that computes the search.")
+    hosts = {name: words.value(name, text, metavar) for name, (text, metavar) in HOSTS.items()}
+    if framework == "torch":
+        given = [name for name, value in hosts.items() if value is not None]
+        if given:
+            raise SystemExit(f"error: {given[0]} belongs to --framework jax; in PyTorch torchrun starts several processes")
         try:
             from . import registry
         except ModuleNotFoundError as error:
@@ -30,6 +43,7 @@ def registry_of(words: CommandLine) -> ModuleType:
         raise SystemExit(
             f'error: --framework jax needs JAX, flax and Orbax ({error.name} is missing): pip install -e ".[jax,examples]"'
         ) from None
-    with errors_in_one_line():
-        of_jax.join_hosts(*(words.value(f"--{name}") for name in ("coordinator", "processes", "process")))
+    if not words.help_requested:  # joining waits for the other hosts
+        with errors_in_one_line():
+            of_jax.join_hosts(*hosts.values())
     return of_jax

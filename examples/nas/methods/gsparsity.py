@@ -181,7 +181,11 @@ class GSparsitySearch(ImageTraining):
 
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
-        return cnn.Supernet(spaces.get_space(s.space), s.channels, s.layers, classes, auxiliary=s.auxiliary > 0)
+        sizes = (s.channels, s.layers, classes)
+        return cnn.Supernet(spaces.get_space(s.space), *sizes, auxiliary=s.auxiliary > 0, image_channels=self.image_channels)
+
+    def title(self) -> str:
+        return f"gsparsity, {super().title()}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):

@@ -44,16 +44,18 @@ class OneStageSettings(CodeSettings, ImageTrainSettings):
     out: Path = Path("runs/one_stage")
     lr_min: float = 0.001
     space: str = "darts"
-    """Search space: darts, darts_zero, cherry, S1, S2, S3."""
+    """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
+    or S1, S2, S3 of Zela et al. (2020)."""
     tolerance: float = 1e-3
-    """A node is frozen when its code changes by at most this between two epochs."""
+    """Distance between the codes of a node in successive epochs at which it has converged, and its paths are frozen."""
     search_epochs: int = 200
-    """Maximal number of epochs of the search, after which the nodes that are not frozen are stopped."""
+    """Maximal number of epochs of the search, after which the nodes that are not frozen are stopped; --epochs of training
+    follow the search."""
     extra_epochs: int = 1
-    """Epochs with the learning rate of the search between its last node and the training; 1 in the published code."""
+    """Number of epochs with the learning rate of the search between its last node and the training; 1 in the published code."""
     max_parameters: int = 0
-    """Keep the last supports if the new ones give a network with more parameters than this; 0: no limit. The published code has
-    a limit of 3.7 million, which the paper does not mention."""
+    """Number of parameters of the network up to which new paths are accepted, otherwise the last ones stay; 0: no limit. The
+    published code has a limit of 3.7 million, which the paper does not mention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,12 +96,16 @@ class OneStageSearch(ImageTraining):
             for norm in norms:
                 norm.requires_grad_(False)
 
+    def title(self) -> str:
+        return f"ista in one stage, {super().title()}"
+
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
         space = spaces.get_space(s.space)
         if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
             raise ValueError(f"space must have operations that can end in a batch norm, which noise cannot, got {s.space!r}")
-        return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", auxiliary=s.auxiliary > 0)
+        options = {"auxiliary": s.auxiliary > 0, "image_channels": self.image_channels}
+        return cnn.Supernet(space, s.channels, s.layers, classes, form="one_stage", **options)
 
     def _norms(self) -> dict[tuple[str, int], list[BatchNorm]]:
         """For each (cell type, node) the batch norms of all candidate operations into the node, in all cells of the type."""

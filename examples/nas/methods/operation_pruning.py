@@ -46,17 +46,16 @@ class PruningSettings(GenotypeTrainSettings):
     lr: float = 1e-3
     lr_min: float = 1e-4
     momentum: float = 0.1
-    """Weight of the last direction: 1 - rho of ProxSGD."""
+    """Weight of the last direction in ProxSGD, in [0, 1): 1 - rho of the paper."""
     weight_decay: float = 0.0
     groups: Literal["operation", "tensor"] = "operation"
-    """One group for each operation (the paper), or for each tensor of the network, classifier and batch norms included (the
-    published code); then an operation is zero as soon as one of its tensors is."""
+    """Groups of the penalty: one for each operation (the paper), or for each tensor of the network, classifier and batch norms
+    included (the published code); then an operation is zero as soon as one of its tensors is."""
     tau: float | Literal["adaptive", "direct"] = "adaptive"
-    """Curvature of ProxSGD's model, towards whose prox point the weights decay. adaptive: the mean over the group of the square
-    root of the gradient's second moment. direct: prox steps of length lr on the weights themselves, which are then exactly
-    sparse."""
+    """Curvature of ProxSGD's model, > 0. adaptive: the mean over the group of the square root of the gradient's second moment.
+    direct: prox steps of length --lr on the weights themselves, which are then exactly sparse, and not only their prox point."""
     vanish: float = 1e-6
-    """At the end of an epoch groups that are 0 at the prox point and have a norm below this are set to exactly 0."""
+    """Norm below which a group that is 0 at the prox point is set to 0, at the end of an epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,11 +96,14 @@ class Pruning(ImageTraining):
         self.sgd = ProxSGD([*named, *unpenalised], settings.lr, 1 - settings.momentum, tau)
 
     def build(self, classes: int) -> cnn.Discrete:
-        return start_network(self.genotype, self.settings, classes, self.out)
+        return start_network(self.genotype, self.settings, classes, self.out, self.image_channels)
 
     def write_settings(self) -> None:
         super().write_settings()
         self.genotype.save(self.out / "genotype.json")
+
+    def title(self) -> str:
+        return f"mu {self.mu:g}, {super().title()}"
 
     def begin_epoch(self) -> None:
         super().begin_epoch()

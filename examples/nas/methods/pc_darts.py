@@ -52,6 +52,7 @@ class PartialCell(cnn.MixedCell):
         scales: Sequence[Tensor | None],
         active: Sequence[bool] | None,
         drop_path: float | Tensor = 0.0,
+        last: bool = False,
     ) -> Tensor:
         nodes = {0: self.preprocess0.body(s0.rectified()), 1: self.preprocess1.body(s1.rectified())}
         quarters = {node: self._quarter(x) for node, x in nodes.items()}
@@ -69,7 +70,8 @@ class PartialCell(cnn.MixedCell):
         template = next((x for x in found if x is not None), None)
         if template is None:
             raise ValueError(f"no path is active in the {'reduction' if self.reduction else 'normal'} cell")
-        return torch.cat([torch.zeros_like(template) if x is None else x for x in found], 1)
+        outputs = [torch.zeros_like(template) if x is None else x for x in found]
+        return torch.cat(outputs if last else [F.relu(x) for x in outputs], 1)
 
     def _quarter(self, x: Tensor) -> cnn.Source:
         return cnn.Source(x[:, : self.channels // SHARE].contiguous(memory_format=torch.channels_last))
@@ -86,7 +88,8 @@ class PartialCell(cnn.MixedCell):
         """The result of an edge. paths: all of the edge, whose weights add up to beta."""
         seen = self.channels // SHARE
         of = [scales[i] for i in paths]
-        mixed = sum(self._run(i, quarter, None if scales[i] is None else scales[i][:seen]) for i in computed)  # type: ignore[index]
+        own = [None if scale is None else scale[:seen] for scale in scales]
+        mixed = sum(self._run(i, quarter, own[i], shared=True) for i in computed)
         rest = x[:, seen:]
         rest = F.max_pool2d(rest, 2, 2) if halves else rest
         if of[0] is not None:

@@ -29,7 +29,7 @@ from .train_cifar import image_network, measures, prepare_data
 
 
 class ImageClassifier(nn.Module):
-    """A convolutional network that returns the logits (N, classes) of images (N, 3, H, W), without its auxiliary head.
+    """A convolutional network that returns the logits (N, classes) of images (N, channels, H, W), without its auxiliary head.
 
     Images are pixels as bytes (uint8, RGB), or floats that are normalised already, (pixel / 255 - mean) / std for each channel,
     as by `normalised`.
@@ -117,26 +117,31 @@ def _weights_in(folder: Path, about: dict[str, Any]) -> Path:
     raise FileNotFoundError(f"{folder} must contain network.pt: the training has not ended, and continues with --resume")
 
 
-def normalisation(data: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the channels by which the images of a data set are normalised, for pixels in [0, 1]."""
-    source = cifar_files.SOURCES.get(data)
+def normalisation(about: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the channels by which the images of a training are normalised, for pixels in [0, 1]."""
+    if "statistics" in about:
+        mean, std = about["statistics"]
+        return tuple(mean), tuple(std)
+    source = cifar_files.SOURCES.get(about["data"])  # release 0.1.0
     return (source.mean, source.std) if source is not None else (image_folder.MEAN, image_folder.STD)
 
 
 def image_settings(about: dict[str, Any]) -> CifarTrainSettings:
     """The settings of a training, of which the network depends on some, from their description."""
-    kind = ImageNetTrainSettings if about["data"] == "folder" else CifarTrainSettings
+    large = about.get("imagenet", "statistics" not in about and about["data"] == "folder")  # release 0.1.0 has no such entry
+    kind = ImageNetTrainSettings if large else CifarTrainSettings
     known = {f.name for f in fields(kind)} & {"data", "channels", "layers", "form"}
     form = "one_stage" if "method" in about else about.get("form", "evaluation")
     return kind(**{**{k: about[k] for k in known if k in about}, "form": form, "auxiliary": 0.0})
 
 
 def _classifier(folder: Path, about: dict[str, Any], weights: dict[str, Tensor]) -> ImageClassifier:
-    net = image_network(_genotypes(folder, about), image_settings(about), len(weights["classifier.weight"]))
+    mean, std = normalisation(about)
+    net = image_network(_genotypes(folder, about), image_settings(about), len(weights["classifier.weight"]), len(mean))
     if (folder / "cells.json").is_file():
         keep_paths(net, json.loads((folder / "cells.json").read_text(encoding="utf-8")))
     net.load_state_dict({name: value for name, value in weights.items() if not name.startswith("auxiliary.")})
-    return ImageClassifier(net, *normalisation(about["data"]))
+    return ImageClassifier(net, mean, std)
 
 
 def keep_paths(net: cnn.Discrete, cells: list[list[list[Any]]]) -> None:
@@ -170,11 +175,12 @@ def _language(folder: Path, about: dict[str, Any], weights: dict[str, Tensor]) -
 
 def evaluate_images(net: ImageClassifier, settings: ImageTrainSettings, device: torch.device) -> tuple[float, float, float]:
     """Compute loss, accuracy and top-5 accuracy of a trained network, as a training with these settings reports them."""
-    _, batches, classes = prepare_data(settings, 0, device, SINGLE_PROCESS)
-    if classes != net.classes:
-        raise ValueError(f"the data must have the {net.classes} classes of the network, got {classes}")
+    data = prepare_data(settings, 0, device, SINGLE_PROCESS)
+    for name, wanted, found in (("classes", net.classes, data.classes), ("channels", len(net.mean), data.channels)):
+        if wanted != found:
+            raise ValueError(f"the data must have the {wanted} {name} of the network, got {found}")
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-        return measures(net, batches(), device)
+        return measures(net, data.validation(), device)
 
 
 def evaluate_text(net: LanguageClassifier, corpus: Corpus, settings: TextTrainSettings) -> dict[str, float]:

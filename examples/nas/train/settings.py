@@ -16,25 +16,31 @@ class ImageTrainSettings(RunSettings):
     """The training recipe of DARTS. The defaults are published for CIFAR-10 (SparseNAS trains for 1200 epochs)."""
 
     out: Path = Path("runs/train")
-    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
+    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS and DATA_DIR/val/CLASS;
+    without val, one in ten of each class of train is for validation."""
     data_dir: Path = Path("data")
-    """Folder of the data set."""
+    """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 0
     """Number of training images to use; 0: all."""
     valid_images: int = 0
     """Number of validation images to use; 0: all."""
+    hold_out: float = 0.0
+    """Share of the training images that are held out and validated on, so that the test images stay unseen; 0: validate on the
+    test images (or val)."""
     channels: int = 36
-    """Number of channels of the first cell."""
+    """Number of channels of the first cell; each reduction cell doubles it."""
     layers: int = 20
-    """Number of cells."""
+    """Number of cells of the network; those at one and two thirds of the depth are reduction cells, which halve the sides of the
+    image."""
     epochs: int = 600
-    """Number of epochs."""
+    """Number of epochs, passes over the training images."""
     batch: int = 96
-    """Batch size."""
+    """Batch size, in images."""
     lr: float = 0.025
     """Initial learning rate."""
     schedule: Schedule = "cosine"
-    """Schedule of the learning rate, by epoch: cosine or linear down to lr_min; exponential: times --decay in each epoch;
+    """Schedule of the learning rate, by epoch: cosine or linear from --lr to --lr-min; exponential: times --decay in each epoch;
     linear_tail: linear towards 0 five epochs before the end, then by a fifth of that slope (P-DARTS, PC-DARTS, ISTA-NAS)."""
     lr_min: float = 0.0
     """Final learning rate of the cosine and linear schedules."""
@@ -45,19 +51,20 @@ class ImageTrainSettings(RunSettings):
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 3e-4
-    """Weight decay."""
+    """Weight decay: this multiple of each weight is added to its gradient."""
     clip: float = 5.0
-    """Gradient clipping threshold (norm); 0: no clipping."""
+    """Gradient clipping threshold (norm of the gradient of all weights); 0: no clipping."""
     cutout: int = 16
-    """Side of the square that is masked in training images (cutout), in pixels; 0: no cutout."""
+    """Side in pixels of a square at a random place that is masked in training images (cutout); 0: no cutout."""
     auxiliary: float = 0.4
-    """Weight of the loss of the auxiliary head; 0: no auxiliary head."""
+    """Weight of the loss of the auxiliary head, a second classifier after two thirds of the cells; 0: no such head. It needs
+    images with sides of 32, 36 or 40 pixels."""
     drop_path: float = 0.2
-    """Drop path probability, reached linearly from 0 over the epochs."""
+    """Drop path: the probability with which a path is left out for a sample, reached linearly from 0 over the epochs."""
     smoothing: float = 0.0
-    """Label smoothing."""
+    """Label smoothing, in [0, 1): the share of the target probability that is spread over all classes; 0: none."""
     amp: bool = False
-    """Run the network in bfloat16."""
+    """Compute the network in bfloat16, which is faster on GPUs; weights stay in float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +75,7 @@ class ImageTrainSettings(RunSettings):
                 *("lr", "lr_min", "decay", "warmup_epochs", "momentum", "weight_decay", "clip"),
                 *("auxiliary", "cutout", "images", "valid_images"),
             ),
-            shares=("drop_path", "smoothing"),
+            shares=("drop_path", "smoothing", "hold_out"),
         )
 
     def schedules(self) -> list[str]:
@@ -99,12 +106,13 @@ class GenotypeTrainSettings(ImageTrainSettings):
     """The training of the network of a genotype."""
 
     genotype: str = "DARTS_V2"
-    """A published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...) or a JSON file."""
+    """Genotype: a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
+    the published code prints it, in quotes."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
     form: Literal["evaluation", "one_stage", "gsparsity"] = "evaluation"
-    """Form of the network. one_stage: batch norms after pools and identities too, as in the network of a one-stage search.
-    gsparsity: batch norms after pools, drop path on the sum of the operations of each edge, skip connections included, and nodes
-    without paths as zero channels behind the others, as in the published code of GSparsity."""
+    """Form of the network. evaluation: the published one. one_stage: batch norms after pools and identities too, as in the
+    network of a one-stage search. gsparsity: batch norms after pools, drop path on the sum of the operations of each edge, skip
+    connections included, and nodes without paths as zero channels behind the others, as in the published code of GSparsity."""
     start: Path | None = None
     """Folder of a training whose final weights this one starts with, or a network.pt; without it weights are random. The
     classifier starts with random weights where the number of classes is another."""
@@ -130,6 +138,7 @@ class ImageNetTrainSettings(CifarTrainSettings):
     """The mobile setting: 224x224 images from a folder with `train` and `val`, 14 cells, 48 channels."""
 
     data: Literal["folder"] = "folder"  # type: ignore[assignment]
+    """Data set: images of any size in DATA_DIR/train/CLASS and DATA_DIR/val/CLASS."""
     channels: int = 48
     layers: int = 14
     epochs: int = 250
@@ -141,16 +150,17 @@ class ImageNetTrainSettings(CifarTrainSettings):
     drop_path: float = 0.0
     smoothing: float = 0.1
     pixels: int = 224
-    """Side of the images, in pixels."""
+    """Side of the crops that are trained on, in pixels."""
     workers: int = 4
-    """Number of processes that decode images."""
+    """Number of processes that decode images; 0: the training itself decodes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cutout:
             raise ValueError(f"cutout must be 0 for folders of images, got {self.cutout}")
-        if self.images or self.valid_images:
-            raise ValueError(f"images and valid_images must be 0 for folders, got {self.images} and {self.valid_images}")
+        for name in ("images", "valid_images", "hold_out"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be 0 with --imagenet, got {getattr(self, name)}")
         if self.form != "evaluation":
             raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 
@@ -180,11 +190,11 @@ class LanguageSettings(CheckedSettings):
     tokens: int = 0
     """Number of words of the training text to use; 0: all."""
     hidden: int = 300
-    """Size of the hidden state and of word embeddings; they are equal, because the decoder is the embedding."""
+    """Size of the hidden state and of word embeddings, which are equal, because the decoder is the embedding."""
     bptt: int = 35
     """Length of backpropagation through time, in words."""
     drop_words: float = 0.0
-    """Dropout probability of words of the vocabulary, in each batch."""
+    """Dropout probability of whole words of the vocabulary, drawn for each batch."""
     drop_embedding: float = 0.2
     """Dropout probability of the entries of embedded words."""
     drop_input: float = 0.75
@@ -194,9 +204,9 @@ class LanguageSettings(CheckedSettings):
     drop_output: float = 0.75
     """Dropout probability of the output."""
     temporal: float = 1e-3
-    """Weight of temporal activation regularisation, the mean squared change of the hidden state between words."""
+    """Weight of temporal activation regularisation, the mean squared change of the hidden state from word to word."""
     compiled: bool = False
-    """Compile each node with torch.compile: takes minutes, worthwhile in long runs, especially on a GPU."""
+    """Compile the nodes with torch.compile. Compiling takes minutes, which long runs save again, especially on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,29 +227,31 @@ class TextTrainSettings(LanguageSettings, RunSettings):
     out: Path = Path("runs/train_ptb")
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count")
     genotype: str = "DARTS_V2"
-    """A published cell (DARTS_V1, DARTS_V2), a JSON file, or LSTM."""
+    """Cell: a published name (DARTS_V1, DARTS_V2), a file that a search wrote, a cell as the published code prints it, in quotes,
+    or LSTM."""
     count: bool = False
     """Print the number of parameters as JSON, and train nothing."""
     epochs: int = 4000
-    """Number of epochs."""
+    """Number of epochs, passes over the training text."""
     batch: int = 64
-    """Batch size of the training text."""
+    """Batch size of the training text, in columns."""
     valid_batch: int = 10
-    """Batch size of the validation text."""
+    """Batch size of the validation text, in columns."""
     test_batch: int = 1
-    """Batch size of the test text."""
+    """Batch size of the test text, in columns."""
     hidden: int = 850
     drop_words: float = 0.1
     lr: float = 20.0
-    """Learning rate of SGD for windows of bptt words; it is scaled with the length of the window."""
+    """Learning rate of SGD for windows of --bptt words; it is scaled with the length of the window."""
     weight_decay: float = 8e-7
-    """Weight decay."""
+    """Weight decay: this multiple of each weight is added to its gradient."""
     clip: float = 0.25
-    """Gradient clipping threshold (norm)."""
+    """Gradient clipping threshold (norm of the gradient of all weights); 0: no clipping."""
     start: Path | None = None
     """Folder of a training whose final weights this one starts with, or a network.pt; without it weights are random."""
     patience: int = 5
-    """Averaging of SGD starts once validation is worse than the best epoch before the last so many epochs."""
+    """Number of epochs before averaging: SGD is averaged once the validation loss is above the best one of all epochs but the
+    last so many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import cifar, cifar_files, image_folder
+from ..data import cifar, cifar_files, image_files, image_folder, image_sets
 from ..engine import checkpoint, curves
+from ..engine.console import grouped
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..engine.loop import checkpoint_exists
 from ..engine.run import Run, all_finite
@@ -29,20 +30,41 @@ class Epochs(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+AUXILIARY_SIDES = (32, 36, 40)  # of images for which the last map of the auxiliary head of the papers is 2x2
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def image_network(genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int) -> cnn.Discrete:
+class Prepared(NamedTuple):
+    """The data of a training: its batches, a function that yields the validation batches, and what they are.
+
+    channels: of the images. text: for the header. identity: what identifies the data in a checkpoint, besides the settings.
+    statistics: mean and standard deviation of each channel, for pixels in [0, 1].
+    """
+
+    batches: Epochs
+    validation: Validation
+    classes: int
+    channels: int
+    text: str
+    identity: dict[str, Any]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def image_network(
+    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, image_channels: int = 3
+) -> cnn.Discrete:
     """The network of a genotype, or of one for each layer."""
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
-    return cnn.ImageNetNetwork(*sizes) if isinstance(settings, ImageNetTrainSettings) else cnn.Network(*sizes, form=settings.form)
+    if isinstance(settings, ImageNetTrainSettings):
+        return cnn.ImageNetNetwork(*sizes)
+    return cnn.Network(*sizes, form=settings.form, image_channels=image_channels)
 
 
 def start_network(
-    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, out: Path
+    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, out: Path, image_channels: int
 ) -> cnn.Discrete:
     """The network before its training, with the weights of `settings.start` unless a checkpoint in `out` replaces them."""
-    net = image_network(genotype, settings, classes)
+    net = image_network(genotype, settings, classes, image_channels)
     if settings.start is not None and not checkpoint_exists(out, "torch"):
         net.load_state_dict(read_weights(settings.start, net))
     return net
@@ -51,35 +73,53 @@ def start_network(
 def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
     """Count the parameters and multiply-adds ("macs") of the network of a genotype, without its auxiliary head."""
     if isinstance(settings, ImageNetTrainSettings):
-        classes, pixels = 1000, settings.pixels
+        classes, shape = 1000, (3, settings.pixels, settings.pixels)
+    elif settings.data == image_sets.FOLDER:
+        dataset = image_sets.read_images(settings.data, settings.data_dir)
+        classes, shape = dataset.classes, dataset.train.images.shape[1:]
     else:
-        classes, pixels = cifar_files.SOURCES[settings.data].classes, 32
-    net = image_network(genotype, replace(settings, auxiliary=0.0), settings.classes or classes)
-    return cnn.network_size(net, (3, pixels, pixels))
+        classes, shape = cifar_files.SOURCES[settings.data].classes, (3, 32, 32)
+    net = image_network(genotype, replace(settings, auxiliary=0.0), settings.classes or classes, shape[0])
+    return cnn.network_size(net, shape)
 
 
-def prepare_data(
-    settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes
-) -> tuple[Epochs, Validation, int]:
-    """The training batches, a function that yields the validation batches, and the number of classes."""
-    share = processes.share
+def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
+    """The data of a training. Errors as those of `image_sets` and `image_files`."""
     if isinstance(settings, ImageNetTrainSettings):
-        train, valid = (image_folder.read_folder(settings.data_dir, split) for split in ("train", "val"))
-        if train.classes != valid.classes:
-            raise ValueError(f"train and val of {settings.data_dir} must contain the same classes")
-        batches = image_folder.FolderBatches(train, settings.batch, seed, settings.pixels, device, settings.workers, share)
-        check = lambda: image_folder.folder_evaluation_batches(
-            valid, settings.pixels, settings.batch, device, settings.workers, share
-        )
-        return batches, check, len(train.classes)
-    dataset = cifar.load_cifar(settings.data, settings.data_dir).to(device)
+        return _large_images(settings, seed, device, processes)
+    share = processes.share
+    dataset = cifar.load_images(settings.data, settings.data_dir)
+    refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
+    parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
+    train, valid = (part.to(device) for part in parts)
     augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
-    cifar_files.check_counts(dataset, settings.images, settings.valid_images)
-    images = dataset.train.select(slice(settings.images or None))
     plain = cifar.Augment(dataset.mean, dataset.std)
-    test = dataset.test.select(slice(settings.valid_images or None))
-    check = lambda: cifar.evaluation_batches(test, plain, share=share)
-    return cifar.Batches(images, settings.batch, seed, augment, share=share), check, dataset.classes
+    batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
+    check = lambda: cifar.evaluation_batches(valid, plain, share=share)
+    text = image_sets.describe_training(dataset, train, valid, settings.hold_out)
+    return Prepared(
+        batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), (dataset.mean, dataset.std)
+    )
+
+
+def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
+    s, share = settings, processes.share
+    train, valid = (image_files.read_folder(s.data_dir, split) for split in ("train", "val"))
+    image_files.refuse_other_classes(s.data_dir, train, valid)
+    batches = image_folder.FolderBatches(train, s.batch, seed, s.pixels, device, s.workers, share)
+    check = lambda: image_folder.folder_evaluation_batches(valid, s.pixels, s.batch, device, s.workers, share)
+    counts = f"{grouped(len(train.files))} images to train on, {grouped(len(valid.files))} to validate on"
+    text = f"{s.data_dir}: {counts}, crops of {s.pixels}x{s.pixels} pixels, {len(train.classes)} classes"
+    return Prepared(batches, check, len(train.classes), 3, text, {}, (image_folder.MEAN, image_folder.STD))
+
+
+def refuse_auxiliary(auxiliary: float, size: Sequence[int]) -> None:
+    """Raise ValueError for images that the auxiliary head of the papers cannot take."""
+    if auxiliary and any(side not in AUXILIARY_SIDES for side in size):
+        raise ValueError(
+            f"auxiliary must be 0 for images of {size[0]}x{size[1]} pixels, as the auxiliary head is made for sides of 32, 36 or"
+            f" 40 pixels, got {auxiliary:g}"
+        )
 
 
 @torch.no_grad()
@@ -108,8 +148,10 @@ class ImageTraining(Run):
 
     def __init__(self, settings: ImageTrainSettings, seed: int, out: Path, processes: Processes, device: torch.device) -> None:
         super().__init__(settings, seed, out, processes, device)
-        self.data, self.validation, classes = prepare_data(settings, seed, device, processes)
-        self.net = self.build(classes).to(device)
+        self.prepared = prepare_data(settings, seed, device, processes)
+        self.data, self.validation = self.prepared.batches, self.prepared.validation
+        self.image_channels = self.prepared.channels
+        self.net = self.build(self.prepared.classes).to(device)
         self.net.drop_path = torch.zeros((), device=device)
         self.params = list(self.net.parameters())
         self.sgd = torch.optim.SGD(
@@ -120,6 +162,15 @@ class ImageTraining(Run):
     def build(self, classes: int) -> Any:
         """Build the network: a module with an attribute `drop_path`, whose result is (logits, auxiliary logits or None)."""
         raise TypeError(f"{type(self).__name__} must define build")
+
+    def data_text(self) -> str:
+        return self.prepared.text
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **self.prepared.identity}
+
+    def description(self) -> dict[str, Any]:
+        return {**super().description(), "statistics": self.prepared.statistics}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -213,7 +264,10 @@ class GenotypeTraining(ImageTraining):
         super().__init__(settings, seed, out, processes, device)
 
     def build(self, classes: int) -> cnn.Discrete:
-        return start_network(self.genotype, self.settings, classes, self.out)
+        return start_network(self.genotype, self.settings, classes, self.out, self.image_channels)
+
+    def title(self) -> str:
+        return f"the network of {self.settings.genotype}"
 
     def write_settings(self) -> None:
         super().write_settings()

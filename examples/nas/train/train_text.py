@@ -205,8 +205,11 @@ class TextTraining(Run):
         with self.averaged():
             return mean_loss(self.net, self.rows_of["valid"], self.settings.bptt)
 
-    def headline(self, row: dict[str, Any]) -> str:
-        return f"valid perplexity {row['valid_perplexity']:.1f}"
+    def title(self) -> str:
+        return "an LSTM" if self.cell is None else f"the network of {self.settings.genotype}"
+
+    def data_text(self) -> str:
+        return text.describe(self.corpus, self.settings.tokens)
 
     def result(self) -> dict[str, Any]:
         best = min(self.rows, key=lambda row: row["valid_loss"])

@@ -106,6 +106,9 @@ class BilevelSearch(Outcome, Run):
         """Compute loss and measure of the supernet on the validation data, with these paths alone."""
         raise TypeError(f"{type(self).__name__} must define measured")
 
+    def parameter_count(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.search.params))
+
     def finish(self) -> None:
         self.points = [{cell: np.array(p) for cell, p in point.items()} for point in self.points]
         super().finish()

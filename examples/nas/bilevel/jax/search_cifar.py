@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ...data import cifar_files
+from ...data import image_sets
 from ...data.jax import Pixels, epoch_order, mean_measures
 from ...engine.jax.devices import Devices
 from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER
@@ -39,19 +39,25 @@ class CifarSearch(BilevelSearch):
     def __init__(self, method: type[Method], settings: CifarSearchSettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(method, settings, seed, out, devices)
         space = spaces.get_space(settings.space)
-        dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
-        cifar_files.check_counts(dataset, settings.images)
-        half = settings.images // 2
-        parts = [cifar_files.Images(*(x[i * half : (i + 1) * half] for x in dataset.train)) for i in (0, 1)]
+        dataset = devices.first_then_others(lambda: image_sets.read_images(settings.data, settings.data_dir))
+        self.dataset = dataset
+        parts = image_sets.search_halves(dataset, settings.images, settings.batch)
         self.pixels = [devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts]
         dtype = jnp.bfloat16 if settings.amp else jnp.float32
         rngs = nnx.Rngs(self.keys[NETWORK])
-        net = cnn.Supernet(space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
+        sizes = (settings.channels, settings.layers, dataset.classes)
+        net = cnn.Supernet(space, *sizes, rngs=rngs, dtype=dtype, image_channels=len(dataset.mean))
         graph, params = nnx.split(net, nnx.Param)
-        self.half = half
+        self.half = len(parts[0].labels)
         self.prepare(graph, params, space, CifarSteps, len(self))
         self.evaluate = jax.jit(self.steps.evaluated)
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
+
+    def data_text(self) -> str:
+        return image_sets.describe_search(self.dataset, *self.pixels)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **image_sets.identity(self.dataset)}
 
     def __len__(self) -> int:
         return self.half // self.settings.batch

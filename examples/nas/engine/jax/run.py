@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .. import console
 from ..lock import locked
 from ..loop import STEPS_BETWEEN_CLOCKS, Loop, find_checkpoint, first_sentence
 from .checkpoint import Checkpoints
@@ -71,6 +73,17 @@ class Run(Loop):
         if self.devices.world == 1:
             return super().save_is_due(seconds)
         return self.step % STEPS_BETWEEN_CLOCKS == 0 and self.devices.from_first(super().save_is_due(seconds))
+
+    def machine(self) -> console.Machine:
+        library, devices = f"jax {jax.__version__}", self.devices.mesh.devices.flatten().tolist()
+        if devices[0].platform == "cpu":
+            found = console.cpu(library)
+            return replace(found, name=f"{found.name}, {len(devices)} devices") if len(devices) > 1 else found
+        peak = lambda: sum((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in devices if d.process_index == 0)
+        return console.Machine(library, f"{len(devices)} x {devices[0].device_kind}", True, peak)
+
+    def compiles(self) -> bool:
+        return True
 
     def wait_for_steps(self) -> None:
         jax.block_until_ready(self.state())

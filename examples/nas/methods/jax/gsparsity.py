@@ -22,7 +22,7 @@ from jax import Array
 import proxopt_jax
 
 from ...bilevel.jax import gradients
-from ...data import cifar_files
+from ...data import image_sets
 from ...data import jax as images
 from ...data.jax import EVALUATED, Pixels, epoch_order, mean_measures
 from ...engine import report, results
@@ -191,17 +191,17 @@ class GSparsitySearch(Run):
     def __init__(self, settings: GSparsitySettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(settings, seed, out, devices)
         devices.check_divisible("batch", settings.batch)
-        dataset = devices.first_then_others(lambda: cifar_files.read_cifar(settings.data, settings.data_dir))
-        cifar_files.check_counts(dataset, settings.images, settings.valid_images)
-        first = lambda part, count: cifar_files.Images(*(x[: count or None] for x in part))
-        parts = first(dataset.train, settings.images), first(dataset.test, settings.valid_images)
+        dataset = devices.first_then_others(lambda: image_sets.read_images(settings.data, settings.data_dir))
+        self.dataset = dataset
+        parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
         self.train, self.valid = (devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts)
         if not 0 < settings.batch <= len(self.train.labels):
             raise ValueError(f"batch must lie in [1, {len(self.train.labels)}], the number of images, got {settings.batch}")
         self.space = spaces.get_space(settings.space)
         dtype = jnp.bfloat16 if settings.amp else jnp.float32
         rngs = nnx.Rngs(self.keys[NETWORK])
-        net = cnn.Supernet(self.space, settings.channels, settings.layers, dataset.classes, rngs=rngs, dtype=dtype)
+        sizes = (settings.channels, settings.layers, dataset.classes)
+        net = cnn.Supernet(self.space, *sizes, rngs=rngs, dtype=dtype, image_channels=len(dataset.mean))
         self.operations = OperationGroups(net, settings)
         self.search = devices.replicate(self.operations.start())
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
@@ -209,6 +209,15 @@ class GSparsitySearch(Run):
             partial(self.operations.batch_step, devices), donate_argnames="state", out_shardings=devices.replicated
         )
         self.evaluation = jax.jit(partial(self.operations.evaluated, devices))
+
+    def title(self) -> str:
+        return f"gsparsity, {super().title()}"
+
+    def data_text(self) -> str:
+        return image_sets.describe_training(self.dataset, self.train, self.valid, self.settings.hold_out)
+
+    def parameter_count(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves((self.search.groups, self.search.rest)))
 
     def __len__(self) -> int:
         return len(self.train.labels) // self.settings.batch
@@ -298,7 +307,7 @@ class GSparsitySearch(Run):
         return {**super().result(), **(self.size or {})}
 
     def identity(self) -> dict[str, Any]:
-        return {"method": "gsparsity", **super().identity()}
+        return {"method": "gsparsity", **super().identity(), **image_sets.identity(self.dataset)}
 
     def state(self) -> SearchState:
         return self.search

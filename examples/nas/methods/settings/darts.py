@@ -16,9 +16,9 @@ class LogitSettings(CheckedSettings):
     arch_lr: float = 3e-4
     """Learning rate of Adam for the architecture logits."""
     arch_decay: float = 1e-3
-    """Weight decay of the logits."""
+    """Weight decay of the architecture logits: this multiple of each is added to its gradient."""
     arch_beta1: float = 0.5
-    """Adam's beta1, the decay of its mean gradient."""
+    """Adam's beta1 for the architecture logits, the decay of its mean gradient, in [0, 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from ...engine.settings import check
@@ -14,6 +15,7 @@ Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 
 @dataclass(frozen=True)
 class GSparsitySettings(ImageTrainSettings):
+    out: Path = Path("runs/nas_cifar10")
     channels: int = 16
     layers: int = 8
     epochs: int = 100
@@ -21,33 +23,37 @@ class GSparsitySettings(ImageTrainSettings):
     lr: float = 1e-3
     lr_min: float = 1e-3
     momentum: float = 0.2
-    """Weight of the last direction: 1 - rho of ProxSGD."""
+    """Weight of the last direction in ProxSGD, in [0, 1): 1 - rho of the paper."""
     weight_decay: float = 0.0
     clip: float = 0.0
     cutout: int = 0
     auxiliary: float = 0.0
     drop_path: float = 0.0
     space: str = "darts"
-    """Search space: darts, darts_zero, cherry, S1, S2, S3, S4."""
+    """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
+    or S1, S2, S3, S4 of Zela et al. (2020)."""
     mu: float = 60.0
-    """Strength of the penalty."""
+    """Strength of the penalty (mu)."""
     weighting: Weighting = "inverse_sqrt_size"
-    """Factor of mu in mu_k; see the docstring of the module."""
+    """Factor of mu for a group: 1 / sqrt(its number of weights), as published, 1 (none), sqrt(its number of weights), or its
+    initial norm, with which all groups shrink at one relative rate."""
     gates: Literal["penalised", "free"] = "penalised"
-    """Whether operations without parameters are penalised (free: unpenalised)."""
+    """Whether operations without parameters (pools, skip connections), each of which is multiplied by a factor (gate), are
+    penalised (free: they are not)."""
     tau: float | Literal["direct"] = 1.0
-    """Curvature of ProxSGD's model. direct: prox steps of length lr on the weights themselves, which are then exactly sparse, not
-    only their prox point."""
+    """Curvature of ProxSGD's model, > 0. direct: prox steps of length --lr on the weights themselves, which are then exactly
+    sparse, and not only their prox point."""
     vanish: float = 1e-6
-    """Groups that are 0 at the prox point and have a norm below this are set to 0 and not computed any more; 0: never."""
+    """Norm below which a group that is 0 at the prox point is set to 0 and no longer computed; 0: never."""
     cut: float = 0.0
-    """Remove groups whose norm at the prox point is at most this; 0: exact zeros only, which changes no logit."""
+    """Norm at the prox point up to which a group is removed from the genotype; 0: exact zeros only, which changes no logit."""
     # the searches of a bisection differ in mu only
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "want_paths", "want_parameters", "bisect_runs")
     want_paths: int = 0
-    """Find by bisection the mu with so many paths in both cells together; 0: use --mu."""
+    """Find by bisection the mu with this number of paths in both cells together; 0: use --mu."""
     want_parameters: int = 0
-    """Find by bisection the mu with so many parameters of the resulting network (20 cells, 36 channels); 0: use --mu."""
+    """Find by bisection the mu with this number of parameters of the resulting network of 20 cells and 36 channels; 0: use
+    --mu."""
     bisect_runs: int = 6
     """Maximal number of searches of a bisection."""
 

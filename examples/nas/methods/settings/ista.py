@@ -16,16 +16,16 @@ class CodeSettings(CheckedSettings):
     arch_lr: float = 6e-4
     """Learning rate of Adam for the compressed variables."""
     arch_decay: float = 1e-3
-    """Weight decay of the compressed variables."""
+    """Weight decay of the compressed variables: this multiple of each is added to its gradient."""
     rows: int = 7
-    """Size of each compressed variable: the number of rows of its measurement matrix."""
+    """Size of the compressed variable of a node: the number of rows of its measurement matrix."""
     sparsity: int = 2
     """Number of paths into each node."""
     matrix: Literal["uniform", "gaussian"] = "uniform"
-    """Distribution of the measurement matrix: entries in [0, 1), as published, or normalised Gaussian columns, which recover more
-    sparse codes."""
+    """Distribution of the measurement matrices. uniform: entries in [0, 1), as published. gaussian: normalised Gaussian columns,
+    which recover more sparse codes."""
     strength: float = 1e-5
-    """Strength of the L1 penalty in the recovery."""
+    """Strength (lambda) of the L1 penalty in the recovery of the codes, > 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +37,7 @@ class CodeSettings(CheckedSettings):
 @dataclass(frozen=True)
 class TwoStageSettings(CodeSettings):
     recover_every: int = 0
-    """Recover after every n-th architecture step; 0: at the start of each epoch."""
+    """Number of architecture steps between recoveries of the codes; 0: one recovery at the start of each epoch."""
     clip_together: bool = True
     """Clip the gradient of the network weights by its norm together with that of the compressed variables, as in the published
     code; --no-clip-together: by its own norm."""

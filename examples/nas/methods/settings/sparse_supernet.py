@@ -15,29 +15,31 @@ class PenaltySettings(CheckedSettings):
     """Settings of the architecture weights and their penalty."""
 
     optimizer: Literal["adamhapg", "hapg", "adam"] = "adamhapg"
-    """Optimizer of the architecture weights. adam: the subgradient of the penalty is added to the gradient, there is no prox, and
-    a threshold removes paths at the end."""
+    """Optimizer of the architecture weights: HAPG, accelerated proximal gradient steps; AdamHAPG, the same with Adam's step
+    sizes; adam, for which the subgradient of the penalty is added to the gradient, and a threshold removes paths at the end."""
     arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 3e-4, constant, and for hapg 0.025, cosine to 0."""
+    """Learning rate of the architecture weights; None: 3e-4, constant, for adamhapg and adam, and 0.025 with a cosine schedule to
+    0 for hapg."""
     l1_ratio: float = 0.5
-    """Share of the L1 part: 1 is the lasso, 0 the group lasso."""
+    """Share of the L1 norm in the penalty (alpha), in [0, 1]: 1 is the lasso, 0 the group lasso over the paths into each node."""
     strength_step: float = 0.01
-    """Increase of the strength in each epoch."""
+    """Increase of the strength of the penalty (lambda) with each epoch; it is 0 in the first one."""
     metric: Literal["median", "support", "exact"] = "median"
-    """Metric of the group prox with Adam's step sizes, for adamhapg only; the median is the published rule."""
+    """Metric of the group prox where Adam's step sizes differ within a group, for adamhapg only. median: one step size for the
+    group, as published. support: the one with the exact zeros. exact: the exact prox."""
     init: float = 1 / 7
-    """Initial architecture weights, to which noise of size 1e-3 is added."""
+    """Initial value of the architecture weights, to which noise of size 1e-3 is added."""
     target_paths: int = 0
-    """Freeze the architecture at its prox point as soon as all cells together have at most so many paths, and train only the
-    network weights from then on; 0: never."""
+    """Number of paths, in all cells together, at which the architecture is frozen at its prox point, so that only the network
+    weights are trained from then on; 0: never."""
     probe_every: int = 1
-    """Compute the gradient of zero weights, without which they stay zero, in every n-th architecture step only: an
-    approximation that makes the other steps cheaper."""
+    """Number of architecture steps between those with the gradient of zero weights, without which they stay zero. More than 1 is
+    an approximation that makes the other steps cheaper."""
     cut: float = 0.0
-    """Remove paths from the genotype whose weight is at most this share of the largest one of their cell; 0: exact zeros only."""
+    """Share of the largest weight of a cell up to which a path is removed from the genotype, in [0, 1]; 0: exact zeros only."""
     threshold: float | None = None
-    """Remove paths from the genotype whose weight is at most this. Default 1e-3 for adam, whose weights are never 0, else 0.
-    The paper names 1e-3 for the digits and no threshold for searches."""
+    """Weight up to which a path is removed from the genotype; None: 1e-3 for adam, whose weights are never 0, and 0 for the
+    others. The paper names 1e-3 for the digits and no threshold for searches."""
     guard: bool = True
     """Restore the strongest route through a cell that an update would leave without any, which is not in the paper; --no-guard
     ends the search with an error instead."""
@@ -71,8 +73,8 @@ class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
 @dataclass(frozen=True)
 class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
     arch_lr: float | None = None
-    """Learning rate of the architecture weights. Default 1e-4, constant, and for hapg, which diverges on text, 0.025, cosine to
-    0."""
+    """Learning rate of the architecture weights; None: 1e-4, constant, for adamhapg and adam, and 0.025 with a cosine schedule to
+    0 for hapg, which diverges on text."""
     init: float = 1 / 4
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "adam": 1e-4, "hapg": 0.025}
 

@@ -263,8 +263,8 @@ def _scaled(x: Array, scale: Array | None) -> Array:
 class Stem(nnx.Module):
     """3x3 convolution, batch norm with scale and shift. running: whether the norm has running statistics."""
 
-    def __init__(self, channels: int, running: bool, rngs: nnx.Rngs, dtype: Any):
-        self.kernel = uniform((3, 3, 3, channels), 27, rngs, dtype)
+    def __init__(self, channels: int, running: bool, rngs: nnx.Rngs, dtype: Any, image_channels: int = 3):
+        self.kernel = uniform((3, 3, image_channels, channels), 9 * image_channels, rngs, dtype)
         self.norm = BatchNorm(1, channels, True, dtype, running)
 
     def __call__(self, images: Array) -> Array:
@@ -308,11 +308,12 @@ class Supernet(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        image_channels: int = 3,
     ):
         stored, kinds = jnp.promote_types(dtype, jnp.float32), cell_kinds(layers)
         parts = {kind: parts_of(kind, space.paths(kind)) for kind in CELLS}
         stem, width = 3 * channels, channels
-        self.dtype, self.stem = dtype, Stem(stem, False, rngs, stored)
+        self.dtype, self.stem = dtype, Stem(stem, False, rngs, stored, image_channels)
         plans = []
         before, last, reduced = stem, stem, False
         for i, kind in enumerate(kinds):
@@ -573,11 +574,12 @@ class Network(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        image_channels: int = 3,
     ):
         stored, kinds, genotype = jnp.promote_types(dtype, jnp.float32), cell_kinds(layers), genotype.clean()
         stem = 3 * channels
         self.dtype, self.layers, self.deterministic = dtype, layers, False
-        self.stem = Stem(stem, True, rngs, stored)
+        self.stem = Stem(stem, True, rngs, stored, image_channels)
         before = last = stem
         reduced = False
         for i, kind in enumerate(kinds):

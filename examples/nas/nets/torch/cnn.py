@@ -59,12 +59,13 @@ class Supernet(nn.Module):
         form: Form = "search",
         auxiliary: bool = False,
         drop_path: float | Tensor = 0.0,
+        image_channels: int = 3,
     ):
         super().__init__()
         self.space, self.kinds = space, cell_kinds(layers)
         self.channels, self.form, self.drop_path = channels, form, drop_path
         stem, width = 3 * channels, channels
-        self.stem = nn.Sequential(conv3x3(3, stem), BatchNorm(stem))
+        self.stem = nn.Sequential(conv3x3(image_channels, stem), BatchNorm(stem))
         cells: list[MixedCell] = []
         before, last, reduced = stem, stem, False
         for kind in self.kinds:
@@ -82,7 +83,7 @@ class Supernet(nn.Module):
         return MixedCell(*sizes)
 
     def forward(self, images: Tensor, weights: Weights | None = None, active: Masks | None = None) -> Tensor:
-        """Return the logits (N, classes) of images (N, 3, H, W), H and W divisible by 4.
+        """Return the logits (N, classes) of images (N, image_channels, H, W), H and W divisible by 4.
 
         Paths whose source has no active path are not computed: their output is a constant of their batch norms.
         """
@@ -381,9 +382,10 @@ class Network(Discrete):
         auxiliary: bool = True,
         drop_path: float | Tensor = 0.0,
         form: Form = "evaluation",
+        image_channels: int = 3,
     ):
         width = 3 * channels
-        stem = nn.Sequential(conv3x3(3, width), BatchNorm(width))
+        stem = nn.Sequential(conv3x3(image_channels, width), BatchNorm(width))
         cells, widths = cells_of(genotype, channels, layers, width, reduced=False, form=form)
         head = auxiliary_head(widths[2 * layers // 3], classes, stride=3, last_norm=True) if auxiliary else None
         super().__init__(stem, cells, nn.Linear(widths[-1], classes), auxiliary=head, drop_path=drop_path)
@@ -506,7 +508,8 @@ def absorbed(net: Supernet, genotype: Genotype, weights: Weights) -> Network:
     if any(genotype.active_nodes(cell) != NODES for cell in CELLS):
         raise ValueError("every node of the genotype must have a path")
     auxiliary = net.auxiliary is not None
-    out = Network(genotype, net.channels, len(net.kinds), net.classifier.out_features, auxiliary, form="one_stage")
+    sizes = (net.channels, len(net.kinds), net.classifier.out_features, auxiliary)
+    out = Network(genotype, *sizes, form="one_stage", image_channels=net.stem[0].in_channels)
     out.to(net.classifier.weight)  # its device and precision
     for name in ("stem", "classifier", *(["auxiliary"] if auxiliary else [])):
         getattr(out, name).load_state_dict(getattr(net, name).state_dict())
@@ -538,7 +541,7 @@ def keep_inputs(module: Any, columns: Tensor | None) -> Any:
 def network_size(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """Count the parameters and the multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
 
-    input_shape: (3, H, W). Returns {"parameters": ..., "macs": ...}. The model is copied to the meta device: nothing is
+    input_shape: (C, H, W). Returns {"parameters": ..., "macs": ...}. The model is copied to the meta device: nothing is
     computed.
     """
     parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary."))

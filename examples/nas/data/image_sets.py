@@ -1,0 +1,80 @@
+"""The data sets of images by name, and the parts of them that a search or a training uses, whatever library computes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import cifar_files, image_files
+
+FOLDER = "folder"
+
+
+def read_images(name: str, data_dir: str | Path) -> cifar_files.Dataset:
+    """Read cifar10 or cifar100 (`cifar_files.read_cifar`), or with the name "folder" own images (`image_files`)."""
+    if name == FOLDER:
+        return image_files.read_image_files(data_dir)
+    return cifar_files.read_cifar(name, data_dir)
+
+
+def search_halves(dataset: Any, images: int, batch: int) -> tuple[Any, Any]:
+    """The images for the network weights, and as many for the architecture.
+
+    images: to use of the training images; of a folder all if there are fewer.
+
+    Raises:
+      ValueError: more images than CIFAR has, or halves that are smaller than a batch.
+    """
+    used = _used(dataset, "images", images, dataset.train)
+    half = used // 2
+    if batch > half:
+        raise ValueError(f"batch must lie in [1, {half}], a half of the {used} images, got {batch}")
+    return part_of(dataset.train, 0, half), part_of(dataset.train, half, 2 * half)
+
+
+def training_parts(dataset: Any, images: int, valid_images: int, hold_out: float) -> tuple[Any, Any]:
+    """The images of a training, and those on which it is validated.
+
+    Args:
+      images: to use of the training images; 0: all.
+      valid_images: to use of the validation images; 0: all.
+      hold_out: share of the training images, the last ones, on which to validate; 0: validate on the images for that.
+
+    Raises:
+      ValueError: more images than there are, or a share without any image.
+    """
+    used = _used(dataset, "images", images or len(dataset.train.labels), dataset.train)
+    held = round(hold_out * used)
+    if hold_out and not 0 < held < used:
+        raise ValueError(f"hold_out must leave images on both sides, got {hold_out} of {used} images")
+    rest = part_of(dataset.train, used - held, used) if held else dataset.test
+    count = _used(dataset, "valid_images", valid_images or len(rest.labels), rest)
+    return part_of(dataset.train, 0, used - held), part_of(rest, 0, count)
+
+
+def part_of(part: Any, start: int, stop: int) -> Any:
+    """Some images and their labels, in arrays of any library."""
+    return type(part)(*(array[start:stop] for array in part))
+
+
+def identity(dataset: Any) -> dict[str, str]:
+    """What identifies own images in a checkpoint: a hash of them all. The published data sets need none."""
+    return {"images_md5": dataset.fingerprint} if dataset.fingerprint else {}
+
+
+def describe_search(dataset: Any, train: Any, valid: Any) -> str:
+    """The sizes of the two halves of a search, to be printed."""
+    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), "two halves of the training images")
+
+
+def describe_training(dataset: Any, train: Any, valid: Any, hold_out: float) -> str:
+    """The sizes of the two parts of a training, to be printed."""
+    note = "held out from the training images" if hold_out else dataset.note
+    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), note)
+
+
+def _used(dataset: Any, name: str, wanted: int, part: Any) -> int:
+    there = len(part.labels)
+    if wanted > there and not dataset.fingerprint:
+        raise ValueError(f"{name} must be at most {there}, got {wanted}")
+    return min(wanted, there)
