@@ -40,7 +40,7 @@ from nas.methods.selection import Selection
 from nas.space import genotype
 
 METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
-coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts: the baseline."""
+coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines, DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
