@@ -1,5 +1,7 @@
 """ISTA-NAS: codes, coefficients and supports, the published loop, and the run in one stage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -315,6 +317,18 @@ def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictur
     first = genotype.load_genotype(tmp_path / "out" / "genotypes" / "epoch-001.json")
     assert genotype.load_genotype(tmp_path / "out" / "genotype.json") == first, "the first support cannot be refused"
     assert run.rows[-1]["stopped_nodes"] == 8, "the budget of search epochs holds all the same"
+
+
+def test_the_limit_of_parameters_counts_the_network_for_the_data(images, tmp_path):
+    run = run_of(images, tmp_path / "out", max_parameters=1)
+    run.codes.set_codes(run.codes.solve())
+    net = cnn.Network(run.codes.genotype(), 2, 3, 10, False, form="one_stage")
+    run.settings = replace(run.settings, max_parameters=sum(p.numel() for p in net.parameters()))
+    assert not run._too_large()
+    run.prepared = run.prepared._replace(classes=11)
+    assert run._too_large()
+    run.prepared, run.image_channels = run.prepared._replace(classes=10), 4
+    assert run._too_large()
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ class OneStageSearch(ImageTraining):
         if not s.max_parameters:
             return False
         with torch.device("meta"):
-            net = cnn.Network(self.codes.genotype(), s.channels, s.layers, auxiliary=False, form="one_stage")
+            sizes = (s.channels, s.layers, self.prepared.classes, False)
+            net = cnn.Network(self.codes.genotype(), *sizes, form="one_stage", image_channels=self.image_channels)
         return sum(p.numel() for p in net.parameters()) > s.max_parameters
 
     def _train_norms(self) -> None:
