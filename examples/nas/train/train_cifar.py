@@ -1,4 +1,4 @@
-"""Training of convolutional networks: cosine or linear schedule, drop path, auxiliary head, resumable."""
+"""Training of convolutional networks by the recipe of `ImageTrainSettings`, and the counts of their size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import cifar, cifar_files, image_files, image_folder, image_sets
-from ..engine import checkpoint, curves
+from ..engine import checkpoint, curves, report
 from ..engine.console import grouped
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..engine.loop import checkpoint_exists
@@ -233,9 +233,12 @@ class ImageTraining(Run):
         return measures(lambda images: self.forward(images)[0], self.validation(), self.device, self.processes)
 
     def finish(self) -> None:
-        evaluated = "validation images" if isinstance(self.settings, ImageNetTrainSettings) else "test images"
-        drawing.save(curves.training(self.rows, evaluated), self.out / "train.png")
+        self.draw_curves()
         checkpoint.save_network(self.out / "network.pt", self.net)
+
+    def draw_curves(self) -> None:
+        evaluated = report.evaluation_images(self.settings.plain())
+        drawing.save(curves.training(self.rows, evaluated), self.out / "train.png")
 
     def state(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "sgd": self.sgd.state_dict(), "sums": self.sums}
