@@ -267,8 +267,8 @@ def _method_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if stopped := last.get("stopped_nodes", 0):
         frozen = last["frozen_nodes"]
         found.append(
-            f"{drawing.plural(frozen, 'node')} frozen by {'itself' if frozen == 1 else 'themselves'}, {stopped} stopped: the codes"
-            " of the latter had not converged, and their operations may be arbitrary. More --search-epochs may help."
+            f"{drawing.plural(frozen, 'node')} frozen by {'itself' if frozen == 1 else 'themselves'}, {stopped} stopped: the"
+            " codes of the latter had not converged, and their operations may be arbitrary. More --search-epochs may help."
         )
     return found
 
