@@ -1,6 +1,6 @@
 """Neural architecture search with proximal optimizers, in layers: a package imports from those before it only.
 
-    space     genotypes, search spaces, pictures of cells
+    space     genotypes, search spaces, pictures of cells; files, and numbers as text
     engine    settings, command line, loop over epochs, checkpoints, several processes, tables, curves, reports
     data      images and text
     nets      networks, a package for each deep learning library
