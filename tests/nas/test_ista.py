@@ -335,6 +335,7 @@ def test_the_limit_of_parameters_counts_the_network_for_the_data(images, tmp_pat
     ("options", "message"),
     [
         ({"search_epochs": 0}, "search_epochs must be >= 1, got 0"),
+        ({"warmup_epochs": 5}, "warmup_epochs must be 0 in one stage, which begins with the search, got 5"),
         ({"max_parameters": -1}, "max_parameters must be finite and >= 0, got -1"),
         ({"tolerance": -1.0}, "tolerance must be finite and >= 0, got -1.0"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\), got 1.0"),

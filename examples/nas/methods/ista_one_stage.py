@@ -60,6 +60,8 @@ class OneStageSettings(CodeSettings, ImageTrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance", "extra_epochs"))
+        if self.warmup_epochs:
+            raise ValueError(f"warmup_epochs must be 0 in one stage, which begins with the search, got {self.warmup_epochs}")
 
 
 CIFAR_PRESETS = {
