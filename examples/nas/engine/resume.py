@@ -25,20 +25,8 @@ EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", 
 NOT_IN_FILE = ("coordinator", "processes", "process", "select_by_training")  # options that a file does not have
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
-    *(
-        *NETWORK,
-        "data",
-        "data_dir",
-        "images",
-        "valid_images",
-        "hold_out",
-        "pixels",
-        "workers",
-        "batch",
-        "valid_batch",
-        "test_batch",
-    ),
-    *("bptt", "amp", "auxiliary", "device", "threads"),
+    *(*NETWORK, "data", "data_dir", "images", "valid_images", "hold_out", "pixels", "workers", "batch"),
+    *("valid_batch", "test_batch", "bptt", "amp", "auxiliary", "device", "threads"),
 )
 
 

@@ -31,8 +31,8 @@ from .train_cifar import image_network, measures, prepare_data
 class ImageClassifier(nn.Module):
     """A convolutional network that returns the logits (N, classes) of images (N, channels, H, W), without its auxiliary head.
 
-    Images are pixels as bytes (uint8, RGB), or floats that are normalised already, (pixel / 255 - mean) / std for each channel,
-    as by `normalised`.
+    Images are pixels as bytes (uint8, RGB or the channels of own images), or floats that are normalised already,
+    (pixel / 255 - mean) / std for each channel, as by `normalised`.
 
     network: returns (logits, None). mean, std: of each channel, for pixels in [0, 1]. classes: their number.
     """

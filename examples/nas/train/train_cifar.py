@@ -113,9 +113,14 @@ def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.devi
     return Prepared(batches, check, len(train.classes), 3, text, {}, (image_folder.MEAN, image_folder.STD))
 
 
+def takes_auxiliary(size: Sequence[int]) -> bool:
+    """Whether images of this height and width suit the auxiliary head of the papers."""
+    return all(side in AUXILIARY_SIDES for side in size)
+
+
 def refuse_auxiliary(auxiliary: float, size: Sequence[int]) -> None:
     """Raise ValueError for images that the auxiliary head of the papers cannot take."""
-    if auxiliary and any(side not in AUXILIARY_SIDES for side in size):
+    if auxiliary and not takes_auxiliary(size):
         raise ValueError(
             f"auxiliary must be 0 for images of {size[0]}x{size[1]} pixels, as the auxiliary head is made for sides of 32, 36 or"
             f" 40 pixels, got {auxiliary:g}"

@@ -45,8 +45,8 @@ class Supernet(nn.Module):
 
     weights: for each cell type a vector in the order of `space.paths(cell)`, shared by all cells of the type, or a matrix
     (cells of the type, paths); None: all 1. Batch norms, except that of the stem, have no scale and shift: the weights are
-    their scale, and drop path acts on the sum of the operations of each edge. In the one-stage form they have both, and drop path
-    and the auxiliary head are as in an evaluation network.
+    their scale. In the one-stage form they have both, and drop path and the auxiliary head are as in an evaluation network.
+    drop_path: in the search form a number acts on the sum of the operations of each edge, a tensor on each operation.
     """
 
     def __init__(
