@@ -31,6 +31,7 @@ class Epochs(Protocol):
 
 
 AUXILIARY_SIDES = (32, 36, 40)  # of images for which the last map of the auxiliary head of the papers is 2x2
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, for pixels in [0, 1]
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -38,7 +39,6 @@ class Prepared(NamedTuple):
     """The data of a training: its batches, a function that yields the validation batches, and what they are.
 
     channels: of the images. text: for the header. identity: what identifies the data in a checkpoint, besides the settings.
-    statistics: mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
     batches: Epochs
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     channels: int
     text: str
     identity: dict[str, Any]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    statistics: Statistics
 
 
 def image_network(
@@ -83,8 +83,13 @@ def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[s
     return cnn.network_size(net, shape)
 
 
-def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
-    """The data of a training. Errors as those of `image_sets` and `image_files`."""
+def prepare_data(
+    settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes, statistics: Statistics | None = None
+) -> Prepared:
+    """The data of a training. Errors as those of `image_sets` and `image_files`.
+
+    statistics: by which small images are normalised; None: those of the data.
+    """
     if isinstance(settings, ImageNetTrainSettings):
         return _large_images(settings, seed, device, processes)
     share = processes.share
@@ -92,14 +97,13 @@ def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, 
     refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
-    augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
-    plain = cifar.Augment(dataset.mean, dataset.std)
+    statistics = statistics or (dataset.mean, dataset.std)
+    augment = cifar.Augment(*statistics, padding=4, cutout=settings.cutout)
+    plain = cifar.Augment(*statistics)
     batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)
     text = image_sets.describe_training(dataset, train, valid, settings.hold_out)
-    return Prepared(
-        batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), (dataset.mean, dataset.std)
-    )
+    return Prepared(batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), statistics)
 
 
 def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
