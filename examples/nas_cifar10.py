@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
         if registry.first_process():
-            describe(method, settings, row, out, registry.cifar_size)
+            describe(method, row, out, registry.cifar_size)
         return row
 
     selection.check()
@@ -72,18 +72,19 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return selection.run(settings, rows, COLUMNS, registry.first_process())
 
 
-def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
+def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
     if "frozen_nodes" in row:
         ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
-        evaluated = "test" if report.evaluation_images(settings.plain()) == "test images" else "validation"
-        print(f"{ends}, {evaluated} accuracy {100 * row['valid_accuracy']:.2f} %")
+        print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
+    for warning in report.warnings([row], found, size=size):
+        print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 

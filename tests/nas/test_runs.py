@@ -229,8 +229,6 @@ def test_processes_are_continued_as_they_were_started():
     argv = ["a.py", "--coordinator", "host:1", "--processes=2", "--process", "1", "--lr", "2"]
     words = "python a.py --resume --out 'my run' --coordinator=host:1 --processes=2 --process=1"
     assert resume.resume_command(Path("my run"), argv, {}) == words
-    argv = ["a.py", "--seeds", "0", "1", "--select-by-training", "100"]
-    assert resume.resume_command(Path("x"), argv, {}) == "python a.py --resume --out x --select-by-training=100"
     torchrun = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
     assert resume.resume_command(Path("x"), ["a.py"], torchrun) == "torchrun --nproc-per-node 4 a.py --resume --out x"
 

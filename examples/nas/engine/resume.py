@@ -22,11 +22,22 @@ NAME = "settings.json"
 DESCRIPTION = ("command", "seed", "processes", "devices", "architecture", "text", "images_md5", "statistics", "out", "resume")
 SELECTION = ("framework", "method", "one_stage", "imagenet")  # options that select the settings
 EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", "workers", "seeds")  # change no result
-NOT_IN_FILE = ("coordinator", "processes", "process", "select_by_training")  # options that a file does not have
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
-    *(*NETWORK, "data", "data_dir", "images", "valid_images", "hold_out", "pixels", "workers", "batch"),
-    *("valid_batch", "test_batch", "bptt", "amp", "auxiliary", "device", "threads"),
+    *(
+        *NETWORK,
+        "data",
+        "data_dir",
+        "images",
+        "valid_images",
+        "hold_out",
+        "pixels",
+        "workers",
+        "batch",
+        "valid_batch",
+        "test_batch",
+    ),
+    *("bptt", "amp", "auxiliary", "device", "threads"),
 )
 
 
@@ -81,8 +92,8 @@ def resume_command(out: Path, argv: Sequence[str], environment: Mapping[str, str
     """The command that continues the run in `out`, for a program that was started with these words and environment."""
     several = environment.get("WORLD_SIZE", "1") != "1"
     start = ["torchrun", "--nproc-per-node", environment.get("LOCAL_WORLD_SIZE", "1")] if several else ["python"]
-    kept = [f"--{name.replace('_', '-')}={value}" for name in NOT_IN_FILE if (value := _value(argv, name))]
-    return shlex.join([*start, argv[0], "--resume", "--out", str(out), *kept])
+    hosts = [f"--{name}={_value(argv, name)}" for name in ("coordinator", "processes", "process") if _value(argv, name)]
+    return shlex.join([*start, argv[0], "--resume", "--out", str(out), *hosts])
 
 
 def _from_files(words: list[str], given: set[str], command: str, out: Path) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..engine.command_line import CommandLine, errors_in_one_line
 from ..engine.selection import select_by_training
-from ..engine.signals import stops_in_one_line
 from ..space.genotype import Genotype, RecurrentGenotype
 
 HELP = """Train the result of each seed from new weights for so many epochs, compare them on held-out images (a tenth of the
@@ -51,5 +50,5 @@ class Selection:
             "text": (short.train_text, "valid_perplexity", RecurrentGenotype),
         }[self.kind]
         one = partial(train, settings, self.words.chosen["--preset"], self.epochs)
-        with errors_in_one_line(), stops_in_one_line(settings.out, lambda: first):
+        with errors_in_one_line():
             return select_by_training(settings, rows, columns, one, measure, genotype, first)
