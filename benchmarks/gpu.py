@@ -76,7 +76,7 @@ DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
 SEARCHED = (
     (r"^\w+: (\d+ paths in the normal cell, \d+ in the reduction cell)", "{0}"),
     (r"^supernet (\S+ %), its nonzero paths alone (\S+ %)", "supernet {0}, nonzero paths alone {1}"),
-    (r"^(\d+ nodes frozen by themselves, \d+ stopped, test accuracy \S+ %)", "{0}"),
+    (r"^(\d+ nodes frozen by themselves, \d+ stopped, (?:test|validation) accuracy \S+ %)", "{0}"),
 )
 FOUND_CELL = (
     (r"^\w+: (\d+ paths into \d+ nodes)", "{0}"),

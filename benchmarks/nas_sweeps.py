@@ -2,10 +2,9 @@
 
 --sweep strength_step: 0.01, 0.02 and 0.03 per epoch, accuracy and sparsity over the epochs (SparseNAS, Fig. 4). --sweep
 l1_ratio: 0.3, 0.5 and 0.7 (Table 4; with --optimizer adam the other half of Table 5). --values replaces the values. One search
-for each with --preset (small or paper);
-with --train each result is trained with the same preset of `examples/train_cifar10.py`, or with --train-preset, for the test
-errors of the tables.
-Writes sweep.csv and sweep.png to --out; finished searches there are not repeated, and interrupted ones are resumed.
+for each with --preset (small or paper); with --train each result is trained with the same preset of `examples/train_cifar10.py`,
+or with --train-preset, for the test errors of the tables. Writes sweep.csv and sweep.png to --out; finished searches there are
+not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ pc_darts. Presets: paper (the default, for a GPU), small (for a laptop), and oth
 commands for the tables and figures of the papers. All other options are settings, most of which depend on the method.
 
 Data: CIFAR-10 or CIFAR-100, or own images of one size with sides divisible by 4, with `--data folder --data-dir DIR`. Their
-files lie in DIR/train/CLASS; --method gsparsity also takes DIR/val/CLASS. They are grey, coloured, with transparency, or arrays
-(H, W, C) of bytes with any number of channels in .npy files.
+files lie in DIR/train/CLASS, and those to validate trainings in DIR/val/CLASS; without a folder val, a tenth of train is kept for
+them. Two halves of train are for the weights and for the architecture; gsparsity and --one-stage train on all of it, and are
+evaluated on val. Images are grey, coloured, with transparency, or arrays (H, W, C) of bytes with any number of channels in .npy
+files.
 
 Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
 --out: genotype.json, report.html, cells.svg, weights.png, search.csv; with --method ista also distances.png; with --one-stage
@@ -40,7 +42,8 @@ from nas.methods.selection import Selection
 from nas.space import genotype
 
 METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
-coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines, DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
+coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines,
+DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 

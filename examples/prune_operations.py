@@ -35,7 +35,7 @@ from nas.space.drawing import plt
 from nas.space.files import write_text
 from nas.space.genotype import Genotype
 from nas.train.settings import CifarTrainSettings, GenotypeTrainSettings
-from nas.train.train_cifar import GenotypeTraining
+from nas.train.train_cifar import GenotypeTraining, Prepared, image_network
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def prune(settings: PruneOperationsSettings, found: Genotype, mu: float, seed: i
         rows.append(row)
         if threshold == settings.thresholds[0]:
             save_pruned(small, out)
-            row |= retrain(settings, pruning.cascade(small), seed, out)
+            row |= retrain(settings, pruning.cascade(small), run.prepared, seed, out)
     return rows
 
 
@@ -136,10 +136,10 @@ def save_pruned(net: cnn.Discrete, out: Path) -> None:
     write_text(out / "cells.json", json.dumps(cells, indent=1) + "\n")
 
 
-def retrain(settings: PruneOperationsSettings, cells: list[Genotype], seed: int, out: Path) -> dict[str, Any]:
-    """Count the parameters of the remaining network, and train it from new weights."""
-    sizes = (cells, settings.channels, settings.layers)
-    row: dict[str, Any] = {"parameters": cnn.network_size(cnn.Network(*sizes, auxiliary=False), (3, 32, 32))["parameters"]}
+def retrain(settings: PruneOperationsSettings, cells: list[Genotype], data: Prepared, seed: int, out: Path) -> dict[str, Any]:
+    """Count the parameters of the remaining network, and train it from new weights. data: of the pruning."""
+    net = image_network(cells, replace(settings, auxiliary=0.0), data.classes, data.channels)
+    row: dict[str, Any] = {"parameters": sum(p.numel() for p in net.parameters())}
     if settings.retrain_epochs:
         recipe = CifarTrainSettings()
         shared = {f.name: getattr(settings, f.name) for f in fields(GenotypeTrainSettings)}

@@ -225,6 +225,8 @@ def pretended() -> Iterator[Device]:
             ("Generator", Generator),
             ("load", load),
             ("cuda.is_available", lambda: True),
+            ("cuda.get_device_name", lambda device=None: "a pretended device"),
+            ("cuda.max_memory_allocated", lambda device=None: 0),
             ("cuda.get_rng_state", lambda device="cuda": torch.get_rng_state()),
             ("cuda.set_rng_state", lambda state, device="cuda": None),
             ("cuda.synchronize", lambda device=None: None),

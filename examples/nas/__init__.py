@@ -1,6 +1,6 @@
 """Neural architecture search with proximal optimizers, in layers: a package imports from those before it only.
 
-    space     genotypes, search spaces, pictures of cells
+    space     genotypes, search spaces, pictures of cells; files, and numbers as text
     engine    settings, command line, loop over epochs, checkpoints, several processes, tables, curves, reports
     data      images and text
     nets      networks, a package for each deep learning library
@@ -9,10 +9,14 @@
     methods   search methods, a file each
 
 Everything is in PyTorch, unless it lies in a file or folder named `jax`, which is in JAX and does not import PyTorch, or is
-shared: `space`, all files and folders named `settings`, what reads data (`cifar_files`, `image_files`, `image_sets`, `text`),
-`bilevel.outcome` and `early_stopping`, and of `engine` the files command_line, console, loop, log, curves, report, results,
-bisection, selection, lock, resume and signals
-import neither of the two.
+shared. Shared files import neither of the two:
+
+    space, and all files and folders named settings
+    engine: bisection, command_line, console, curves, lock, log, loop, report, results, resume, selection, signals
+    data: cifar_files, image_files, image_sets, text
+    nets: convolutional, recurrent
+    bilevel: early_stopping, outcome
+    methods: connected, edges, frameworks, group_sparsity, recovery, search_method, selection
 """
 
 from __future__ import annotations
@@ -32,11 +36,12 @@ def load(folder: str | PathLike[str], device: str = "cpu") -> nn.Module:
         net = nas.load("runs/train")
         logits = net(images)                  # images: uint8 (N, 3, 32, 32), RGB; logits: (N, classes)
 
-    Folders of `train_cifar10.py` (CIFAR-10, CIFAR-100 and ImageNet), of a one-stage search, and of each mu of
-    `prune_operations.py` give an `nas.train.loading.ImageClassifier`, whose result is a tensor of logits. It takes RGB pixels
-    as bytes, or floats that are normalised already: (pixel / 255 - mean) / std for each channel, with the attributes `mean` and
-    `std`, as `net.normalised(pixels)` computes it. Folders of `train_ptb.py` give an `nas.train.loading.LanguageClassifier`:
-    from words (T, batch), indices into `vocabulary`, it computes the logits (T, batch, words) of the words that follow.
+    Folders of `train_cifar10.py` (CIFAR-10, CIFAR-100, ImageNet and own images), of a one-stage search, and of each mu of
+    `prune_operations.py` give an `nas.train.loading.ImageClassifier`, whose result is a tensor of logits. It takes pixels as
+    bytes, RGB or with the channels of own images, or floats that are normalised already: (pixel / 255 - mean) / std for each
+    channel, with the attributes `mean` and `std`, as `net.normalised(pixels)` computes it. Folders of `train_ptb.py` give an
+    `nas.train.loading.LanguageClassifier`: from words (T, batch), indices into `vocabulary`, it computes the logits (T,
+    batch, words) of the words that follow.
 
     The network can be trained further (`net.train()`), and exported by PyTorch's exporter:
 

@@ -89,10 +89,15 @@ def test_a_search_returns_to_the_epoch_before_the_eigenvalue_grew():
     assert epoch_to_return_to(rows_of(flat), settings) is None
     growing = [None if e % 2 else 0.2 if e <= 20 else 0.2 * 1.5 ** (e - 20) for e in range(50)]
     stops = [epoch_to_return_to(rows_of(growing[:n]), settings) for n in range(1, 51)]
-    first = next(i for i, stop in enumerate(stops) if stop is not None)
-    # the average of epochs 16 to 24 (0.2, 0.2, 0.2, 0.45, 1.0125) is the first that is 1.3 times the one four before it, at 12
-    assert (first, stops[first]) == (24, 12)
-    assert epoch_to_return_to(rows_of([0.2 if e < 6 else 9.0 for e in range(12)]), settings) is None, "not before epoch 10"
+    first = next(epoch for epoch, stop in enumerate(stops, 1) if stop is not None)
+    # the average of epochs 17 to 25 (0.2, 0.2, 0.2, 0.45, 1.0125) is the first that is 1.3 times the one four before it, at 13
+    assert (first, stops[first - 1]) == (25, 13)
+    assert epoch_to_return_to(rows_of([0.2 if e < 6 else 9.0 for e in range(12)]), settings) is None, "not before epoch 11"
+
+
+def test_only_one_rule_chooses_the_epoch():
+    with pytest.raises(ValueError, match="pick_below must be 0 with early_stop, which chooses the epoch itself, got 9"):
+        DartsSettings(early_stop=True, pick_below=9)
 
 
 def test_the_largest_eigenvalue_is_that_of_the_hessian():
@@ -121,11 +126,11 @@ def test_the_eigenvalue_of_a_search_is_that_of_exact_second_derivatives():
 def test_a_search_that_stops_early_returns_an_earlier_genotype(images, tmp_path, monkeypatch, capsys):
     values = iter([1.0, 1.0, 5.0, 9.0, 9.0, 9.0])
     monkeypatch.setattr(curvature, "largest_eigenvalue", lambda *args: next(values))
-    options = {"eigenvalue_every": 1, "stop_window": 1, "stop_delay": 1, "stop_after": 0, "order": "first"}
+    options = {"eigenvalue_every": 1, "stop_window": 1, "stop_delay": 1, "stop_after": 1, "order": "first"}
     settings = DartsSettings(**{**TINY, "epochs": 6, "channels": 2}, **options, early_stop=True, drop_path=0.5, cutout=8)
     run = searched(darts.Darts, settings, images, tmp_path)
     row = run.run()
-    assert len(run.rows) == 3 and row["epoch"] == 1 and run.epochs() == 3
+    assert len(run.rows) == 3 and row["epoch"] == 2 and run.epochs() == 3
     assert "stopped early after epoch 3: the result is the genotype after epoch 2" in capsys.readouterr().out
     assert (tmp_path / "genotype.json").read_text() == (tmp_path / "genotypes" / "epoch-002.json").read_text()
     assert run.train_batches.augment.cutout == 8 and run.train_batches.augment.cutout_share == pytest.approx(0.4)
@@ -144,11 +149,12 @@ def test_drop_path_in_a_search_acts_on_the_sums_of_edges():
         if isinstance(m, BatchNorm):
             m.eval()
     x = torch.randn(64, 6, 4, 4)
-    run = lambda probability: cell(cnn.Source(x), cnn.Source(x), [None] * len(cell.paths), None, probability)
+    run = lambda probability: cell(cnn.Source(x), cnn.Source(x), [None] * len(cell.paths), None, probability, last=True)
     torch.manual_seed(0)
     whole, first = run(0.0)[:, :2], run(0.5)[:, :2]  # node 2: two edges of two operations
     edges = [
-        cell(cnn.Source(x), cnn.Source(x), [None] * len(cell.paths), [p.source == s for p in cell.paths])[:, :2] for s in (0, 1)
+        cell(cnn.Source(x), cnn.Source(x), [None] * len(cell.paths), [p.source == s for p in cell.paths], last=True)[:, :2]
+        for s in (0, 1)
     ]
     torch.testing.assert_close(edges[0] + edges[1], whole)
     kinds = {tuple(bool(k) for k in found) for found in _kept(first, edges)}

@@ -14,6 +14,7 @@ from nas.engine import console
 from nas.engine.command_line import field_texts
 from nas.engine.loop import Loop
 from nas.methods import registry
+from nas.space import amounts
 from nas_cases import TINY, TINY_TEXT
 
 CPU, GPU = (console.Machine("torch 2", name, name == "GPU", lambda: 3 * 2**30) for name in ("CPU", "GPU"))
@@ -99,7 +100,7 @@ def test_the_first_steps_give_the_expected_time_and_memory():
     [(0.035, "35 ms"), (1.234, "1.2 s"), (80, "80 s"), (840, "14 min"), (12_600, "3.5 h"), (219_600, "61 h (2.5 days)")],
 )
 def test_durations_have_the_unit_that_suits_them(seconds, text):
-    assert console.duration(seconds) == text
+    assert amounts.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

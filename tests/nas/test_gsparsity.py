@@ -19,6 +19,7 @@ from nas.nets.torch import cnn
 from nas.nets.torch.flat import Flat
 from nas.space import genotype, spaces
 from nas.space.genotype import CELLS, Genotype
+from nas.train.train_cifar import Prepared
 from nas_cases import TINY as TINY_COMMAND
 from nas_cases import copy_weights, rows_of, supernet
 from torch import nn
@@ -468,6 +469,15 @@ def test_pruning_from_the_command_line(images, tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(SystemExit, match="does not contain weights of a network"):
         prune_operations.main([*options, "--out", str(tmp_path / "d"), "--start", str(tmp_path / "bad.pt")])
+
+
+def test_the_remaining_network_is_counted_for_the_data_and_in_its_form(tmp_path):
+    data = Prepared(None, None, classes=3, channels=1, text="", identity={}, statistics=((0.0,), (1.0,)))
+    found = genotype.load_genotype("DARTS_V2")
+    settings = replace(prune_operations.PRESETS["small"], channels=2, layers=3, retrain_epochs=0, form="gsparsity")
+    row = prune_operations.retrain(settings, [found] * 3, data, 0, tmp_path)
+    net = cnn.Network(found, 2, 3, 3, False, form="gsparsity", image_channels=1)
+    assert row == {"parameters": sum(p.numel() for p in net.parameters())}
 
 
 @pytest.mark.parametrize(

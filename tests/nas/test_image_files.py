@@ -1,12 +1,16 @@
 """Own images in folders: what is read, what is refused, and searches and trainings on them."""
 
 import json
+from unittest.mock import Mock
 
 import nas_cifar10
 import numpy as np
 import pytest
+import torch
 import train_cifar10
 from nas.data import image_files, image_sets
+from nas.train.loading import evaluate_images
+from nas.train.settings import CifarTrainSettings
 from nas_cases import TINY, TINY_JAX, drawn
 from PIL import Image
 
@@ -170,6 +174,14 @@ def test_a_search_in_jax_is_built_for_own_images(method, tmp_path):
     assert parts[0].images.shape == (each, 16, 12, 1) and parts[0].mean.shape == (1,)
     assert (3, 3, 1, 6) in [leaf.shape for leaf in leaves], "the kernel of the stem"
     assert "16x12 pixels of 1 channel, 3 classes" in run.data_text() and "images_md5" in run.identity()
+
+
+def test_other_images_are_evaluated_with_the_statistics_of_the_training(tmp_path):
+    data = image_sets.read_images("folder", tree(tmp_path, mode="L", images=4))
+    settings = CifarTrainSettings(data="folder", data_dir=tmp_path, auxiliary=0.0, batch=4)
+    net = Mock(classes=3, mean=(0.0,), std=(1.0,), return_value=torch.zeros(12, 3))
+    evaluate_images(net, settings, torch.device("cpu"))
+    np.testing.assert_allclose(net.call_args.args[0].numpy(), data.test.images / 255, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -1,8 +1,11 @@
 """ISTA-NAS: codes, coefficients and supports, the published loop, and the run in one stage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from nas.bilevel import gradients
 from nas.bilevel.steps import CifarSteps
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.methods import ista_one_stage, registry
@@ -13,7 +16,6 @@ from nas.nets.torch.operations import BatchNorm
 from nas.space import genotype, spaces
 from nas.space.genotype import CELLS, NODES
 from nas_cases import copy_weights, supernet
-from torch import nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
@@ -192,7 +194,7 @@ def test_weights_are_clipped_by_the_norm_of_both_gradients(monkeypatch):
     method.begin_epoch(0)
     train, valid = ((torch.randn(4, 3, 8, 8), torch.randint(10, (4,))) for _ in range(2))
     found = []
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda tensors, clip: found.extend(t.grad.clone() for t in tensors))
+    monkeypatch.setattr(gradients, "clip", lambda grads, threshold: found.extend(g.clone() for g in grads))
     steps = CifarSteps(net, method, method.settings)
     on = lambda batch: F.cross_entropy(net(batch[0], method.weights(), method.active_paths()), batch[1])
     expected = torch.autograd.grad(on(valid), method.parameters)
@@ -317,10 +319,23 @@ def test_supports_of_too_many_parameters_are_refused(images, tmp_path, no_pictur
     assert run.rows[-1]["stopped_nodes"] == 8, "the budget of search epochs holds all the same"
 
 
+def test_the_limit_of_parameters_counts_the_network_for_the_data(images, tmp_path):
+    run = run_of(images, tmp_path / "out", max_parameters=1)
+    run.codes.set_codes(run.codes.solve())
+    net = cnn.Network(run.codes.genotype(), 2, 3, 10, False, form="one_stage")
+    run.settings = replace(run.settings, max_parameters=sum(p.numel() for p in net.parameters()))
+    assert not run._too_large()
+    run.prepared = run.prepared._replace(classes=11)
+    assert run._too_large()
+    run.prepared, run.image_channels = run.prepared._replace(classes=10), 4
+    assert run._too_large()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"search_epochs": 0}, "search_epochs must be >= 1, got 0"),
+        ({"warmup_epochs": 5}, "warmup_epochs must be 0 in one stage, which begins with the search, got 5"),
         ({"max_parameters": -1}, "max_parameters must be finite and >= 0, got -1"),
         ({"tolerance": -1.0}, "tolerance must be finite and >= 0, got -1.0"),
         ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\), got 1.0"),

@@ -210,7 +210,7 @@ def test_headings_fit_the_method(method, heading, evaluated, tmp_path, monkeypat
         ({"valid_perplexity": 100, "restricted_perplexity": float("nan")}, None, "perplexity nan"),
         ({"skips_normal": 3, "paths_normal": 5}, None, "3 of the 5 paths of the normal cell are skip connections"),
         ({"guarded_normal": 2}, None, "2 updates left no path through the normal cell"),
-        ({"frozen_nodes": 5, "stopped_nodes": 3}, None, "5 nodes converged, 3 had not"),
+        ({"frozen_nodes": 5, "stopped_nodes": 3}, None, "5 nodes frozen by themselves, 3 stopped"),
         ({}, "no path in a cell", "The normal cell has no paths"),
         ({}, "one path", "The normal cell has no path into nodes 2, 4, 5: its output has 1 of 4 nodes"),
         ({}, "every path", "98 of the 98 possible paths of the normal cell are left"),

@@ -82,6 +82,8 @@ def opens_text(call):
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
     owner = getattr(getattr(call.func, "value", None), "id", "")
+    if (owner, name) == ("os", "open"):  # a descriptor
+        return False
     if name in ("open", "fdopen", "NamedTemporaryFile"):
         return owner not in ("Image", "tarfile", "zipfile") and not any("b" in str(m) for m in modes)
-    return name in ("read_text", "write_text")
+    return name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)  # not nas.space.files.write_text

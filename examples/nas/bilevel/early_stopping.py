@@ -14,13 +14,13 @@ from typing import Any
 
 
 def epoch_to_return_to(rows: Sequence[Mapping[str, Any]], settings: Any) -> int | None:
-    """The epoch, counted from 0, whose genotype is the result of a search that stops now; None if it goes on.
+    """The epoch whose genotype is the result of a search that stops now; None if it goes on.
 
-    rows: of the epochs so far, counted from 1, some with a column "eigenvalue". settings: as those of DARTS. The last epoch of a
-    search stops nothing.
+    rows: of the epochs so far, some with a column "eigenvalue". settings: as those of DARTS. The last epoch of a search stops
+    nothing.
     """
     s = settings
-    found = [(row["epoch"] - 1, row["eigenvalue"]) for row in rows if "eigenvalue" in row and row["epoch"] < s.epochs]
+    found = [(row["epoch"], row["eigenvalue"]) for row in rows if "eigenvalue" in row and row["epoch"] < s.epochs]
     half = s.stop_window // 2
     least = s.stop_window - half  # eigenvalues of the first average
     averages = []

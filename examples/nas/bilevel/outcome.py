@@ -79,7 +79,7 @@ class Outcome(Loop):
 
     def result(self) -> dict[str, Any]:
         if (stopped := self.stopped()) is not None:
-            return {**self.rows[stopped], **(self.size or {})}
+            return {**self.rows[stopped - 1], **(self.size or {})}
         limit, cells = self.settings.pick_below, self.space.layout.cells
         sparse = [row for row in self.rows if sum(row[f"paths_{cell}"] for cell in cells) <= limit]
         return {**(min(sparse, key=self.selection_loss) if sparse else self.rows[-1]), **(self.size or {})}

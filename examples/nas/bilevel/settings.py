@@ -51,7 +51,8 @@ class CifarSearchSettings(BilevelSettings):
     """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
     or S1, S2, S3, S4 of Zela et al. (2020)."""
     data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
-    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS."""
+    """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS. The search does not see the
+    images of a training's validation: those in DATA_DIR/val, or without it one in ten of each class of train."""
     data_dir: Path = Path("data")
     """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 50_000

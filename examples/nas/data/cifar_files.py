@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine.console import grouped, plural
+from ..space.amounts import grouped, plural
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ EVALUATED = 500  # images of a batch in evaluations, whose statistics normalise 
 
 
 class Pixels(NamedTuple):
-    """Images as bytes, (N, H, W, 3), with labels (N,), and mean and standard deviation of each channel for pixels in [0, 1]."""
+    """Images as bytes, (N, H, W, C), with labels (N,), and mean and standard deviation of each channel for pixels in [0, 1]."""
 
     images: Any
     labels: Any

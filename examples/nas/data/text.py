@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.console import grouped
+from ..space.amounts import grouped
 
 Window = tuple[Any, Any]  # inputs and targets, the words that follow them: arrays (T, batch) of any library
 PARTS = ("train", "valid", "test")

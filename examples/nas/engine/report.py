@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..space import drawing
+from ..space.amounts import duration, plural
 from ..space.files import write_text
 from ..space.genotype import AnyGenotype, load_genotype
 from ..space.spaces import Space
@@ -248,13 +249,14 @@ def _method_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for cell in [key.removeprefix("guarded_") for key in last if key.startswith("guarded_")]:
         if count := sum(row.get(f"guarded_{cell}", 0) for row in rows):
             found.append(
-                f"{drawing.plural(count, 'update')} left no path through the {cell} cell, and the guard restored one, which is"
+                f"{plural(count, 'update')} left no path through the {cell} cell, and the guard restored one, which is"
                 " not in the published method. A smaller strength of the penalty, or --no-guard, avoids it."
             )
     if stopped := last.get("stopped_nodes", 0):
+        frozen = last["frozen_nodes"]
         found.append(
-            f"{drawing.plural(last['frozen_nodes'], 'node')} converged, {stopped} had not converged when the search ended: their"
-            " operations may be arbitrary. More --search-epochs may help."
+            f"{plural(frozen, 'node')} frozen by {'itself' if frozen == 1 else 'themselves'}, {stopped} stopped: the codes of the"
+            " latter had not converged, and their operations may be arbitrary. More --search-epochs may help."
         )
     return found
 
@@ -265,7 +267,7 @@ def _skip_warnings(row: Mapping[str, Any]) -> list[str]:
         paths, skips = row[f"paths_{cell}"], row[f"skips_{cell}"]
         if paths and skips > paths / 2:
             found.append(
-                f"{skips} of the {drawing.plural(paths, 'path')} of the {cell} cell"
+                f"{skips} of the {plural(paths, 'path')} of the {cell} cell"
                 f" {'is a skip connection' if skips == 1 else 'are skip connections'}: the search may have collapsed, as such"
                 " cells usually train to a low accuracy."
             )
@@ -308,7 +310,7 @@ def _results(
     facts = {}
     for cell in genotype.layout.cells:
         nodes = ", ".join(map(str, genotype.active_nodes(cell))) or "none"
-        facts[f"{cell} cell"] = f"{drawing.plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
+        facts[f"{cell} cell"] = f"{plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
     for key, what in (("accuracy", "accuracy"), ("perplexity", "perplexity")):
         if f"valid_{key}" in row:
             whole, alone = row[f"valid_{key}"], row.get(f"restricted_{key}")
@@ -323,15 +325,8 @@ def _results(
     facts["epochs"] = f"{len(rows)}" if row is rows[-1] or row["epoch"] == len(rows) else f"{row['epoch']} of {len(rows)} chosen"
     seconds = float(rows[-1].get("seconds", math.nan))
     if math.isfinite(seconds):
-        facts["time of the steps"] = _duration(seconds)
+        facts["time of the steps"] = duration(seconds)
     return facts
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _facts(facts: Mapping[str, Any], links: bool = False) -> str:

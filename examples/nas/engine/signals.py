@@ -74,8 +74,8 @@ def stops_in_one_line(out: Path, first: Callable[[], bool]) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stopped:
         if first():
-            said = str(stopped) or "stopped by SIGINT"
-            print(f"\n{said}{_how_to_continue(out)}", file=sys.stderr)
+            reason = str(stopped) or "stopped by SIGINT"
+            print(f"\n{reason}{_how_to_continue(out)}", file=sys.stderr)
         number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
         raise SystemExit(128 + number) from None
     finally:

@@ -273,6 +273,5 @@ class GSparsitySearch(ImageTraining):
 def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
-    size_of = lambda found: cnn.network_size(cnn.Network(found, auxiliary=False), (3, 32, 32))
     description = {"command": GSparsitySearch.command, "framework": "torch", "method": "gsparsity", "seed": seed}
-    return search_or_bisect(settings, out, run, size_of, first_process, description)
+    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process, description)

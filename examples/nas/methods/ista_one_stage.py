@@ -60,6 +60,8 @@ class OneStageSettings(CodeSettings, ImageTrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, counts=("search_epochs",), amounts=("max_parameters", "tolerance", "extra_epochs"))
+        if self.warmup_epochs:
+            raise ValueError(f"warmup_epochs must be 0 in one stage, which begins with the search, got {self.warmup_epochs}")
 
 
 CIFAR_PRESETS = {
@@ -163,7 +165,8 @@ class OneStageSearch(ImageTraining):
         if not s.max_parameters:
             return False
         with torch.device("meta"):
-            net = cnn.Network(self.codes.genotype(), s.channels, s.layers, auxiliary=False, form="one_stage")
+            sizes = (s.channels, s.layers, self.prepared.classes, False)
+            net = cnn.Network(self.codes.genotype(), *sizes, form="one_stage", image_channels=self.image_channels)
         return sum(p.numel() for p in net.parameters()) > s.max_parameters
 
     def _train_norms(self) -> None:

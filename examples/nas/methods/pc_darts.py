@@ -89,7 +89,7 @@ class PartialCell(cnn.MixedCell):
         seen = self.channels // SHARE
         of = [scales[i] for i in paths]
         own = [None if scale is None else scale[:seen] for scale in scales]
-        mixed = sum(self._run(i, quarter, own[i], shared=True) for i in computed)
+        mixed = sum(self._run(i, quarter, own[i]) for i in computed)
         rest = x[:, seen:]
         rest = F.max_pool2d(rest, 2, 2) if halves else rest
         if of[0] is not None:

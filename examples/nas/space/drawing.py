@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 
 from . import placement
+from .amounts import plural
 from .files import draft, write_text
 from .genotype import AnyGenotype, Path
 from .spaces import Space
@@ -95,10 +96,6 @@ def _wrapped(text: str, width: float) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-def plural(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _magnitudes(genotype: AnyGenotype, cell: str, space: Space | None, point: Mapping[str, Any] | None) -> dict[Path, float]:

@@ -31,8 +31,8 @@ from .train_cifar import image_network, measures, prepare_data
 class ImageClassifier(nn.Module):
     """A convolutional network that returns the logits (N, classes) of images (N, channels, H, W), without its auxiliary head.
 
-    Images are pixels as bytes (uint8, RGB), or floats that are normalised already, (pixel / 255 - mean) / std for each channel,
-    as by `normalised`.
+    Images are pixels as bytes (uint8, RGB or the channels of own images), or floats that are normalised already,
+    (pixel / 255 - mean) / std for each channel, as by `normalised`.
 
     network: returns (logits, None). mean, std: of each channel, for pixels in [0, 1]. classes: their number.
     """
@@ -174,8 +174,11 @@ def _language(folder: Path, about: dict[str, Any], weights: dict[str, Tensor]) -
 
 
 def evaluate_images(net: ImageClassifier, settings: ImageTrainSettings, device: torch.device) -> tuple[float, float, float]:
-    """Compute loss, accuracy and top-5 accuracy of a trained network, as a training with these settings reports them."""
-    data = prepare_data(settings, 0, device, SINGLE_PROCESS)
+    """Compute loss, accuracy and top-5 accuracy of a trained network, as a training with these settings reports them.
+
+    Images are normalised by the statistics of the training of the network, whatever the data.
+    """
+    data = prepare_data(settings, 0, device, SINGLE_PROCESS, (net.mean, net.std))
     for name, wanted, found in (("classes", net.classes, data.classes), ("channels", len(net.mean), data.channels)):
         if wanted != found:
             raise ValueError(f"the data must have the {wanted} {name} of the network, got {found}")

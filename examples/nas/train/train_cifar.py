@@ -1,4 +1,4 @@
-"""Training of convolutional networks: cosine or linear schedule, drop path, auxiliary head, resumable."""
+"""Training of convolutional networks by the recipe of `ImageTrainSettings`, and the counts of their size."""
 
 from __future__ import annotations
 
@@ -83,8 +83,17 @@ def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[s
     return cnn.network_size(net, shape)
 
 
-def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
-    """The data of a training. Errors as those of `image_sets` and `image_files`."""
+def prepare_data(
+    settings: ImageTrainSettings,
+    seed: int,
+    device: torch.device,
+    processes: Processes,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Prepared:
+    """The data of a training. Errors as those of `image_sets` and `image_files`.
+
+    statistics: mean and standard deviation by which small images are normalised; None: those of the data.
+    """
     if isinstance(settings, ImageNetTrainSettings):
         return _large_images(settings, seed, device, processes)
     share = processes.share
@@ -92,8 +101,9 @@ def prepare_data(settings: ImageTrainSettings, seed: int, device: torch.device, 
     refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
-    augment = cifar.Augment(dataset.mean, dataset.std, padding=4, cutout=settings.cutout)
-    plain = cifar.Augment(dataset.mean, dataset.std)
+    mean, std = statistics or (dataset.mean, dataset.std)
+    augment = cifar.Augment(mean, std, padding=4, cutout=settings.cutout)
+    plain = cifar.Augment(mean, std)
     batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)
     text = image_sets.describe_training(dataset, train, valid, settings.hold_out)

@@ -18,12 +18,9 @@ from .checkpoint import Checkpoints
 from .devices import Devices, join_devices
 
 # settings without effect in JAX, or that the networks in JAX lack, and the only values that they may have
-WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
-WITHOUT_EFFECT |= {"early_stop": False}
+WITHOUT_EFFECT = {"threads": 0, "compiled": False, "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0, "early_stop": False}
 MOST_STEPS = 10**7  # of an epoch: checkpoints are numbered by epoch and step
 ARCHITECTURE, NETWORK, ORDER, BATCH, EVALUATION = range(5)  # the random streams of a run, the indices of its keys
-
-
 PARTS = ("identity", "progress", "own")  # of the plain data of a checkpoint
 
 

@@ -32,19 +32,21 @@ class DartsSettings(LogitSettings, CifarSearchSettings):
     """Stop when the largest eigenvalue of the Hessian of the validation loss in the logits grows fast, and return the genotype
     before it did (DARTS-ES, Zela et al., 2020)."""
     eigenvalue_every: int = 2
-    """With --early-stop: compute the eigenvalue after every n-th epoch."""
+    """With --early-stop: compute the eigenvalue after the first epoch and every n-th from there."""
     stop_window: int = 5
     """With --early-stop: number of eigenvalues that are averaged."""
     stop_delay: int = 4
     """With --early-stop: an average is compared with the one so many eigenvalues earlier."""
     stop_factor: float = 1.3
     """With --early-stop: stop if the later average is larger than the earlier one by this factor."""
-    stop_after: int = 10
-    """With --early-stop: first epoch, counted from 0, to which the search may return."""
+    stop_after: int = 11
+    """With --early-stop: first epoch to which the search may return."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, counts=("eigenvalue_every", "stop_window", "stop_delay"), amounts=("stop_factor", "stop_after"))
+        check(self, counts=("eigenvalue_every", "stop_window", "stop_delay", "stop_after"), amounts=("stop_factor",))
+        if self.early_stop and self.pick_below:
+            raise ValueError(f"pick_below must be 0 with early_stop, which chooses the epoch itself, got {self.pick_below}")
 
 
 @dataclass(frozen=True)

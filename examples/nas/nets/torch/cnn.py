@@ -14,7 +14,6 @@ Sources: Liu, Simonyan, Yang, "DARTS", 2019 (both networks); Wu et al., "Neural 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +45,8 @@ class Supernet(nn.Module):
 
     weights: for each cell type a vector in the order of `space.paths(cell)`, shared by all cells of the type, or a matrix
     (cells of the type, paths); None: all 1. Batch norms, except that of the stem, have no scale and shift: the weights are
-    their scale, and drop path acts on the sum of the operations of each edge. In the one-stage form they have both, and drop path
-    and the auxiliary head are as in an evaluation network.
+    their scale. In the one-stage form they have both, and drop path and the auxiliary head are as in an evaluation network.
+    drop_path: in the search form a number acts on the sum of the operations of each edge, a tensor on each operation.
     """
 
     def __init__(
@@ -194,6 +193,8 @@ class MixedCell(nn.Module):
             if key not in self.operations:
                 self.operations[key] = made
             self.keys.append(key)
+        # Does not depend on the active paths: a pool computes the same to the last bit whether other paths use it or not.
+        self.is_shared = [self.keys.count(key) > 1 for key in self.keys]
 
     def operation(self, path: int) -> nn.Module:
         """The module of the path with this index."""
@@ -214,7 +215,6 @@ class MixedCell(nn.Module):
         # a search by two levels drops the sums of edges; otherwise each operation is dropped
         drops_edges = self.form == "search" and self.training and not isinstance(drop_path, Tensor) and drop_path > 0
         computed = [i for i, path in enumerate(self.paths) if path.operation != "none" and (active is None or active[i])]
-        users = Counter(self.keys[i] for i in computed)
         for node in NODES:
             terms: list[Tensor] = []
             edges: dict[int, list[Tensor]] = {}
@@ -223,7 +223,7 @@ class MixedCell(nn.Module):
                 source = sources[path.source] if path.node == node else None
                 if source is None:
                     continue
-                y = self._run(i, source, scales[i], shared=users[self.keys[i]] > 1)
+                y = self._run(i, source, scales[i])
                 if drops_edges:
                     edges.setdefault(path.source, []).append(y)
                 else:
@@ -236,9 +236,9 @@ class MixedCell(nn.Module):
             raise ValueError(f"no path is active in the {'reduction' if self.reduction else 'normal'} cell")
         return torch.cat([_output(node, template, last) for node in nodes], 1)
 
-    def _run(self, path: int, source: Source, scale: Tensor | None, shared: bool) -> Tensor:
+    def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
         operation = self.operation(path)
-        if isinstance(operation, Pool) and shared:
+        if isinstance(operation, Pool) and self.is_shared[path]:
             return scaled(source.through(operation), scale)
         if isinstance(operation, Rectified):
             return operation.body(source.rectified(), scale)
