@@ -40,7 +40,8 @@ from nas.methods.selection import Selection
 from nas.space import genotype
 
 METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
-coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines, DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
+coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines,
+DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
 COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
 
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             describe(method, row, out, registry.cifar_size)
         return row
 
-    selection.check()
+    selection.begin(settings, registry.first_process())
     rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
     return selection.run(settings, rows, COLUMNS, registry.first_process())
 
@@ -73,6 +74,11 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
+    if not all(map(found.active_nodes, genotype.CELLS)):
+        print(
+            f"a cell without paths cannot be trained: a smaller strength of the penalty keeps some\nwritten: {out}/genotype.json"
+        )
+        return
     if "frozen_nodes" in row:
         ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
         print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")

@@ -431,6 +431,50 @@ def test_a_training_starts_with_trained_weights(train, images, tmp_path):
     assert "must hold the weights of this network" in said
 
 
+def test_the_network_of_a_one_stage_search_is_trained_further(images, tmp_path):
+    data = [*RECIPE, "--data-dir", str(images)]
+    nas_cifar10.main([*TINY, *ONE_STAGE, *data, "--epochs", "1", "--out", str(tmp_path / "search")])
+    settings = "--preset small --images 32 --batch 8 --device cpu --lr 0 --weight-decay 0 --drop-path 0 --epochs 1".split()
+    train_cifar10.main(["--start", str(tmp_path / "search"), *settings, *data, "--out", str(tmp_path / "further")])
+    old, new = (dict(nas.load(tmp_path / name).named_parameters()) for name in ("search", "further"))
+    assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_a_training_with_a_start_is_resumed_by_the_same_options(train, tmp_path):
+    train("--epochs", "1", "--channels", "3", "--genotype", "ISTA")
+    start, out = ["--start", str(tmp_path / "out")], ["--out", str(tmp_path / "further")]
+    (row,) = train(*start, *out, "--channels", "3", "--genotype", "ISTA", "--lr", "0.01")
+    assert train_cifar10.main(["--resume", *start, *out]) == [row]
+
+
+def test_the_genotype_of_another_network_is_not_printed_whole(train, tmp_path):
+    train("--epochs", "1", "--genotype", "ISTA")
+    said = message(lambda: train_cifar10.main(["--resume", "--out", str(tmp_path / "out"), "--genotype", "DARTS_V1"]))
+    assert said == "error: --resume must continue with the settings of the training: in the checkpoint architecture is another"
+
+
+def test_a_damaged_file_of_a_network_is_named(train, tmp_path):
+    train("--epochs", "1")
+    out = tmp_path / "out"
+    (out / "cells.json").write_text('[["a"')
+    with pytest.raises(ValueError, match=r"out must contain the network of its settings, .*cells\.json is not valid JSON"):
+        nas.load(out)
+    (out / "cells.json").unlink()
+    found = json.loads((out / "settings.json").read_text())
+    for name, value in (("statistics", [1]), ("architecture", "{")):
+        (out / "settings.json").write_text(json.dumps({**found, name: value}))
+        with pytest.raises(ValueError, match="out must contain the network of its settings, but they do not fit"):
+            nas.load(out)
+
+
+def test_a_search_whose_cells_are_empty_ends_well(images, tmp_path, capsys):
+    options = "--method gsparsity --space cherry --mu 100 --weighting initial_norm --valid-images 16 --epochs 1".split()
+    nas_cifar10.main([*TINY, *options, "--data-dir", str(images), "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "0 paths in the normal cell" in said and "a cell without paths cannot be trained" in said
+    assert "nan" not in said and "report.html" not in said
+
+
 def test_a_language_model_is_loaded_from_its_folder(corpus, tmp_path, capsys):
     argv = [*TINY_TEXT, "--epochs", "1", "--data-dir", str(corpus), "--test-batch", "5"]
     for genotype in ("DARTS_V1", "LSTM"):
