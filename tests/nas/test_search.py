@@ -17,7 +17,6 @@ from nas.engine.settings import RunSettings
 from nas.methods import darts, registry
 from nas.methods.settings import darts as darts_settings
 from nas.space import genotype
-from nas.train import short
 from nas.train.settings import CIFAR_TRAIN_PRESETS
 from nas.train.train_cifar import ImageTraining
 from nas_cases import TINY, fake_cifar, rows_of
@@ -239,6 +238,9 @@ def test_results_of_several_seeds_are_compared_by_a_short_training(tmp_path, pla
     assert f"selected: seed {best['seed']}" in capsys.readouterr().out
     read = lambda folder: genotype.load_genotype(folder / "genotype.json")
     assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
+    (tmp_path / "genotype.json").unlink()
+    assert nas_cifar10.main(["--resume", "--out", str(tmp_path)]) == rows, "the folder is all that it needs"
+    assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
     table = rows_of(tmp_path / "seeds.csv")
     assert [float(row["selection_accuracy"]) for row in table] == [row["selection_accuracy"] for row in rows]
     assert len(rows_of(tmp_path / "seed-0" / "selection" / "train.csv")) == 1
@@ -246,24 +248,8 @@ def test_results_of_several_seeds_are_compared_by_a_short_training(tmp_path, pla
     monkeypatch.setattr(ImageTraining, "train_step", lambda self, batch: steps.append(batch))
     assert nas_cifar10.main([*TINY, *place, *options, "--resume"]) == rows
     assert not steps, "a finished training is not repeated"
-    (tmp_path / "genotype.json").unlink()
-    assert nas_cifar10.main(["--resume", "--out", str(tmp_path)]) == rows, "the folder is all that it needs"
-    assert not steps and read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
     with pytest.raises(SystemExit, match="--select-by-training must be a whole number >= 1, got '0'"):
         nas_cifar10.main(["--select-by-training", "0"])
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_selection_that_is_stopped_says_how_it_goes_on(tmp_path, place, capsys, monkeypatch):
-    options = [*"--method darts --space cherry --epochs 1 --select-by-training 1".split(), "--out", str(tmp_path)]
-
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(short, "train_images", stop)
-    with pytest.raises(SystemExit) as stopped:
-        nas_cifar10.main([*TINY, *place, *options])
-    assert stopped.value.code == 130 and f"--resume --out {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_result_with_an_empty_cell_is_not_selected(tmp_path):
