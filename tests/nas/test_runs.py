@@ -20,7 +20,9 @@ import train_ptb
 from nas.engine import checkpoint, lock, resume, signals
 from nas.engine.lock import locked
 from nas.engine.loop import Loop, refuse_other
+from nas.methods.settings.darts import DartsSettings
 from nas.space import files
+from nas.train.settings import CifarTrainSettings
 from nas.train.train_cifar import ImageTraining
 from nas_cases import TINY, TINY_TEXT, same, stopped
 
@@ -357,6 +359,31 @@ def test_epochs_are_added_where_no_schedule_follows_their_number(train, tmp_path
     assert "in the checkpoint epochs is 2, not 1 (it can only grow)" in said
     with pytest.raises(ValueError, match=r"epochs is 2, not 3 \(lr from 1 to 0 and drop_path follow the number of epochs\)"):
         refuse_other("training", {"epochs": 3}, {"epochs": 2}, {}, ["lr from 1 to 0", "drop_path"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "followers"),
+    [
+        (CifarTrainSettings(drop_path=0.0), ["lr from 0.025 to 0"]),
+        (CifarTrainSettings(schedule="linear_tail", lr_min=0.025, drop_path=0.0), ["lr from 0.025 to 0"]),
+        (CifarTrainSettings(schedule="exponential"), ["drop_path"]),
+        (DartsSettings(lr_min=0.025, drop_path=0.1, cutout=4), ["drop_path", "cutout"]),
+    ],
+)
+def test_what_follows_the_number_of_epochs_is_known(settings, followers):
+    assert settings.schedules() == followers
+
+
+def test_a_folder_without_a_run_is_not_resumed(train, tmp_path):
+    said = message(lambda: train_cifar10.main(["--resume", "--out", str(tmp_path / "typo")]))
+    assert said == f"error: {tmp_path / 'typo'} contains no run to resume: neither settings.json nor a checkpoint"
+    assert train("--epochs", "1", "--resume"), "the command of a run may be repeated from its start"
+
+
+@pytest.mark.parametrize("seeds", [["0", "0"], ["1", "-1"]])
+def test_seeds_are_different_and_not_negative(seeds, train):
+    said = message(lambda: train("--seeds", *seeds))
+    assert said == f"error: --seeds must be different numbers >= 0, got {' '.join(seeds)}"
 
 
 # -- trained networks -------------------------------------------------------------------------

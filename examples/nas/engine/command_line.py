@@ -238,6 +238,8 @@ def run_each_seed(
     """
     if not settings.seeds:
         raise SystemExit("error: --seeds must name at least one seed, got none")
+    if min(settings.seeds) < 0 or len({*settings.seeds}) < len(settings.seeds):
+        raise SystemExit(f"error: --seeds must be different numbers >= 0, got {shown(settings.seeds)}")
     rows = []
     for seed in settings.seeds:
         with errors_in_one_line(), stops_in_one_line(settings.out, first):

@@ -122,7 +122,14 @@ def _from_files(words: list[str], given: set[str], command: str, out: Path) -> l
         if there.parent == out and "seed" in found:
             found["seeds"] = [found["seed"]]
         return _options(words, given, found, (*EXECUTION, *SELECTION) if "preset" in given else None)
+    if "resume" in given and given <= {"resume", "out"} and not _has_checkpoint(out):
+        raise FileNotFoundError(f"{out} contains no run to resume: neither {NAME} nor a checkpoint")
     return []
+
+
+def _has_checkpoint(out: Path) -> bool:
+    """Whether a run, or one of several seeds, has written a checkpoint here; earlier releases wrote no settings.json."""
+    return any(any(out.glob(f"{seed}{name}")) for seed in ("", "seed-*/") for name in ("checkpoint.pt", "checkpoint"))
 
 
 def _read_options(file: Path, command: str | None) -> dict[str, Any]:
