@@ -24,7 +24,7 @@ from nas.methods.settings.darts import DartsSettings
 from nas.space import files
 from nas.train.settings import CifarTrainSettings
 from nas.train.train_cifar import ImageTraining
-from nas_cases import TINY, TINY_TEXT, same, stopped
+from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "--valid-images 16 --auxiliary 0".split()
@@ -378,6 +378,13 @@ def test_a_folder_without_a_run_is_not_resumed(train, tmp_path):
     said = message(lambda: train_cifar10.main(["--resume", "--out", str(tmp_path / "typo")]))
     assert said == f"error: {tmp_path / 'typo'} contains no run to resume: neither settings.json nor a checkpoint"
     assert train("--epochs", "1", "--resume"), "the command of a run may be repeated from its start"
+
+
+def test_a_pruning_with_several_seeds_has_one_table_of_all(tmp_path, monkeypatch):
+    rows = [{"mu": 0.5, "before": 0.25, "retrained": 0.5}, {"mu": 0.5, "before": 0.25}]
+    monkeypatch.setattr(prune_operations, "every_mu", lambda *args: rows)
+    prune_operations.main(["--seeds", "0", "1", "--out", str(tmp_path)])
+    assert [row["seed"] for row in rows_of(tmp_path / "seeds.csv")] == ["0", "0", "1", "1"]
 
 
 @pytest.mark.parametrize("seeds", [["0", "0"], ["1", "-1"]])
