@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             describe(method, row, out, registry.cifar_size)
         return row
 
-    selection.check()
+    selection.begin(settings, registry.first_process())
     rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
     return selection.run(settings, rows, COLUMNS, registry.first_process())
 
@@ -76,6 +76,11 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
+    if not all(map(found.active_nodes, genotype.CELLS)):
+        print(
+            f"a cell without paths cannot be trained: a smaller strength of the penalty keeps some\nwritten: {out}/genotype.json"
+        )
+        return
     if "frozen_nodes" in row:
         ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
         print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")

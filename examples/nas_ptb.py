@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             describe(method, row, out, registry.text_size)
         return row
 
-    selection.check()
+    selection.begin(settings, registry.first_process())
     rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
     return selection.run(settings, rows, COLUMNS, registry.first_process())
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from nas.engine import checkpoint
 from nas.engine.bisection import closest_strength, refuse_existing_runs
-from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
+from nas.engine.command_line import SEEDS, CommandLine, errors_in_one_line, first_process, run_each_seed
 from nas.engine.lock import locked
 from nas.engine.log import write_csv
 from nas.engine.resume import expand, write_settings
@@ -187,8 +187,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         with locked(out):
             return {"rows": every_mu(settings, found, seed, out)}
 
-    seeds = run_each_seed(settings, one)
-    return [{"seed": one["seed"], **row} for one in seeds for row in one["rows"]]
+    rows = [{"seed": seed["seed"], **row} for seed in run_each_seed(settings, one) for row in seed["rows"]]
+    if len(settings.seeds) > 1 and first_process():
+        write_csv(settings.out / SEEDS, rows)
+    return rows
 
 
 def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,11 @@ import train_ptb
 from nas.engine import checkpoint, lock, resume, signals
 from nas.engine.lock import locked
 from nas.engine.loop import Loop, refuse_other
+from nas.methods.settings.darts import DartsSettings
 from nas.space import files
+from nas.train.settings import CifarTrainSettings
 from nas.train.train_cifar import ImageTraining
-from nas_cases import TINY, TINY_TEXT, same, stopped
+from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "--valid-images 16 --auxiliary 0".split()
@@ -359,6 +361,38 @@ def test_epochs_are_added_where_no_schedule_follows_their_number(train, tmp_path
         refuse_other("training", {"epochs": 3}, {"epochs": 2}, {}, ["lr from 1 to 0", "drop_path"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "followers"),
+    [
+        (CifarTrainSettings(drop_path=0.0), ["lr from 0.025 to 0"]),
+        (CifarTrainSettings(schedule="linear_tail", lr_min=0.025, drop_path=0.0), ["lr from 0.025 to 0"]),
+        (CifarTrainSettings(schedule="exponential"), ["drop_path"]),
+        (DartsSettings(lr_min=0.025, drop_path=0.1, cutout=4), ["drop_path", "cutout"]),
+    ],
+)
+def test_what_follows_the_number_of_epochs_is_known(settings, followers):
+    assert settings.schedules() == followers
+
+
+def test_a_folder_without_a_run_is_not_resumed(train, tmp_path):
+    said = message(lambda: train_cifar10.main(["--resume", "--out", str(tmp_path / "typo")]))
+    assert said == f"error: {tmp_path / 'typo'} contains no run to resume: neither settings.json nor a checkpoint"
+    assert train("--epochs", "1", "--resume"), "the command of a run may be repeated from its start"
+
+
+def test_a_pruning_with_several_seeds_has_one_table_of_all(tmp_path, monkeypatch):
+    rows = [{"mu": 0.5, "before": 0.25, "retrained": 0.5}, {"mu": 0.5, "before": 0.25}]
+    monkeypatch.setattr(prune_operations, "every_mu", lambda *args: rows)
+    prune_operations.main(["--seeds", "0", "1", "--out", str(tmp_path)])
+    assert [row["seed"] for row in rows_of(tmp_path / "seeds.csv")] == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("seeds", [["0", "0"], ["1", "-1"]])
+def test_seeds_are_different_and_not_negative(seeds, train):
+    said = message(lambda: train("--seeds", *seeds))
+    assert said == f"error: --seeds must be different numbers >= 0, got {' '.join(seeds)}"
+
+
 # -- trained networks -------------------------------------------------------------------------
 
 
@@ -429,6 +463,50 @@ def test_a_training_starts_with_trained_weights(train, images, tmp_path):
     assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
     said = message(lambda: train_cifar10.main([*argv[:-1], str(tmp_path / "c"), "--channels", "2"]))
     assert "must hold the weights of this network" in said
+
+
+def test_the_network_of_a_one_stage_search_is_trained_further(images, tmp_path):
+    data = [*RECIPE, "--data-dir", str(images)]
+    nas_cifar10.main([*TINY, *ONE_STAGE, *data, "--epochs", "1", "--out", str(tmp_path / "search")])
+    settings = "--preset small --images 32 --batch 8 --device cpu --lr 0 --weight-decay 0 --drop-path 0 --epochs 1".split()
+    train_cifar10.main(["--start", str(tmp_path / "search"), *settings, *data, "--out", str(tmp_path / "further")])
+    old, new = (dict(nas.load(tmp_path / name).named_parameters()) for name in ("search", "further"))
+    assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_a_training_with_a_start_is_resumed_by_the_same_options(train, tmp_path):
+    train("--epochs", "1", "--channels", "3", "--genotype", "ISTA")
+    start, out = ["--start", str(tmp_path / "out")], ["--out", str(tmp_path / "further")]
+    (row,) = train(*start, *out, "--channels", "3", "--genotype", "ISTA", "--lr", "0.01")
+    assert train_cifar10.main(["--resume", *start, *out]) == [row]
+
+
+def test_the_genotype_of_another_network_is_not_printed_whole(train, tmp_path):
+    train("--epochs", "1", "--genotype", "ISTA")
+    said = message(lambda: train_cifar10.main(["--resume", "--out", str(tmp_path / "out"), "--genotype", "DARTS_V1"]))
+    assert said == "error: --resume must continue with the settings of the training: in the checkpoint architecture is another"
+
+
+def test_a_damaged_file_of_a_network_is_named(train, tmp_path):
+    train("--epochs", "1")
+    out = tmp_path / "out"
+    (out / "cells.json").write_text('[["a"')
+    with pytest.raises(ValueError, match=r"out must contain the network of its settings, .*cells\.json is not valid JSON"):
+        nas.load(out)
+    (out / "cells.json").unlink()
+    found = json.loads((out / "settings.json").read_text())
+    for name, value in (("statistics", [1]), ("architecture", "{")):
+        (out / "settings.json").write_text(json.dumps({**found, name: value}))
+        with pytest.raises(ValueError, match="out must contain the network of its settings, but they do not fit"):
+            nas.load(out)
+
+
+def test_a_search_whose_cells_are_empty_ends_well(images, tmp_path, capsys):
+    options = "--method gsparsity --space cherry --mu 100 --weighting initial_norm --valid-images 16 --epochs 1".split()
+    nas_cifar10.main([*TINY, *options, "--data-dir", str(images), "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "0 paths in the normal cell" in said and "a cell without paths cannot be trained" in said
+    assert "nan" not in said and "report.html" not in said
 
 
 def test_a_language_model_is_loaded_from_its_folder(corpus, tmp_path, capsys):

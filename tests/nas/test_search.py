@@ -238,6 +238,9 @@ def test_results_of_several_seeds_are_compared_by_a_short_training(tmp_path, pla
     assert f"selected: seed {best['seed']}" in capsys.readouterr().out
     read = lambda folder: genotype.load_genotype(folder / "genotype.json")
     assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
+    (tmp_path / "genotype.json").unlink()
+    assert nas_cifar10.main(["--resume", "--out", str(tmp_path)]) == rows, "the folder is all that it needs"
+    assert read(tmp_path) == read(tmp_path / f"seed-{best['seed']}")
     table = rows_of(tmp_path / "seeds.csv")
     assert [float(row["selection_accuracy"]) for row in table] == [row["selection_accuracy"] for row in rows]
     assert len(rows_of(tmp_path / "seed-0" / "selection" / "train.csv")) == 1

@@ -84,7 +84,8 @@ class CifarSearchSettings(BilevelSettings):
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 
     def schedules(self) -> list[str]:
-        return [*super().schedules(), *([f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else [])]
+        lr = [f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else []
+        return [*super().schedules(), *lr, *(name for name in ("drop_path", "cutout") if getattr(self, name))]
 
 
 def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:

@@ -48,7 +48,7 @@ class CommandLine:
     All of them are listed by ``--help``, together with the settings.
 
     argv: without the name of the program; None takes ``sys.argv``.
-    chosen, given: by the name of the option, what `option` returned, and what `value` and `flag` returned.
+    chosen: by the name of the option, what `option` returned. given: the value on the command line, None or False without one.
     """
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
@@ -68,6 +68,7 @@ class CommandLine:
         self.choices.append(Choice(name, Literal[tuple(known)], default, help))
         if value is not None and value not in known:
             raise SystemExit(f"error: {not_among(name, value, known)}")
+        self.given[name] = value
         self.chosen[name] = default if value is None else value
         return self.chosen[name]
 
@@ -237,6 +238,8 @@ def run_each_seed(
     """
     if not settings.seeds:
         raise SystemExit("error: --seeds must name at least one seed, got none")
+    if min(settings.seeds) < 0 or len({*settings.seeds}) < len(settings.seeds):
+        raise SystemExit(f"error: --seeds must be different numbers >= 0, got {shown(settings.seeds)}")
     rows = []
     for seed in settings.seeds:
         with errors_in_one_line(), stops_in_one_line(settings.out, first):

@@ -17,6 +17,7 @@ from . import console, resume
 from .log import Log
 from .signals import Interrupted, StopRequest
 
+LONGEST_VALUE = 100  # characters of a setting that an error shows
 STEPS_BETWEEN_CLOCKS = 8  # several processes compare their clocks and signals only so often, as that waits for the devices
 
 
@@ -320,7 +321,7 @@ def refuse_other(
     missing = [k for k in wanted if k not in found]
     if missing:
         raise ValueError(f"--resume must continue a {kind}, but the checkpoint is one of something else: it has no {missing[0]}")
-    other = {k: f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v}
+    other = {k: _difference(k, found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
     if "epochs" in other and not schedules and wanted["epochs"] > found["epochs"]:
         del other["epochs"]
     elif "epochs" in other:
@@ -328,6 +329,13 @@ def refuse_other(
         other["epochs"] += f" ({reason if schedules else 'it can only grow'})"
     if other:
         raise ValueError(f"--resume must continue with the settings of the {kind}: in the checkpoint {'; '.join(other.values())}")
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """Two values of a setting, or for long ones, such as the genotype of a training, that they differ."""
+    if max(len(repr(found)), len(repr(wanted))) > LONGEST_VALUE:
+        return f"{name} is another"
+    return f"{name} is {found!r}, not {wanted!r}"
 
 
 def first_sentence(error: Exception) -> str:

@@ -103,22 +103,33 @@ def _from_files(words: list[str], given: set[str], command: str, out: Path) -> l
             raise ValueError("--config and --preset exclude each other: the file has the value of every setting")
         words[:] = _without(words, "config")
         return _options(words, given, _read_options(Path(file), command))
+    elsewhere = "out" not in given and {"method", "one_stage"} & given  # whose default folder may be another
+    there = find_settings(out) if "resume" in given and not elsewhere else None
     for option, names in (("evaluate", EVALUATION), ("start", NETWORK)):
-        file = _value(words, option)
+        # a training that is resumed has its settings already, its start among them
+        file = None if option == "start" and there is not None else _value(words, option)
         if file is not None and (Path(file) / NAME).is_file():  # --start may name a file of weights, too
             found = _read_options(Path(file), None)
             if ("text" in found) != command.endswith("ptb"):
                 wanted = "text" if command.endswith("ptb") else "images"
                 raise ValueError(f"{file} must be the folder of a training on {wanted}, for which {command}.py is")
-            found.pop("method", None), found.pop("one_stage", None)  # of a one-stage search, which ends in a training
+            found.pop("method", None)
+            if found.pop("one_stage", False):  # a search that ends in a training
+                found["form"] = "one_stage"
             return _options(words, given, found, names)
-    elsewhere = "out" not in given and {"method", "one_stage"} & given  # whose default folder may be another
-    if "resume" in given and not elsewhere and (there := find_settings(out)) is not None:
+    if there is not None:
         found = _read_options(there, command)
         if there.parent == out and "seed" in found:
             found["seeds"] = [found["seed"]]
         return _options(words, given, found, (*EXECUTION, *SELECTION) if "preset" in given else None)
+    if "resume" in given and given <= {"resume", "out"} and not _has_checkpoint(out):
+        raise FileNotFoundError(f"{out} contains no run to resume: neither {NAME} nor a checkpoint")
     return []
+
+
+def _has_checkpoint(out: Path) -> bool:
+    """Whether a run, or one of several seeds, has written a checkpoint here; earlier releases wrote no settings.json."""
+    return any(any(out.glob(f"{seed}{name}")) for seed in ("", "seed-*/") for name in ("checkpoint.pt", "checkpoint"))
 
 
 def _read_options(file: Path, command: str | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ImageClassif
     net: ImageClassifier | LanguageClassifier
     try:
         net = _language(folder, about, weights) if "embedding" in weights else _classifier(folder, about, weights)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = first_sentence(error)
         raise ValueError(f"{folder} must contain the network of its settings, but they do not fit: {reason}") from None
     return net.to(device).eval()
@@ -139,7 +139,7 @@ def _classifier(folder: Path, about: dict[str, Any], weights: dict[str, Tensor])
     mean, std = normalisation(about)
     net = image_network(_genotypes(folder, about), image_settings(about), len(weights["classifier.weight"]), len(mean))
     if (folder / "cells.json").is_file():
-        keep_paths(net, json.loads((folder / "cells.json").read_text(encoding="utf-8")))
+        keep_paths(net, _read_json(folder / "cells.json"))
     net.load_state_dict({name: value for name, value in weights.items() if not name.startswith("auxiliary.")})
     return ImageClassifier(net, mean, std)
 
@@ -163,6 +163,13 @@ def _genotypes(folder: Path, about: dict[str, Any]) -> Genotype | list[Genotype]
     return found[0] if len(found) == 1 else found
 
 
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not valid JSON: {error}") from None
+
+
 def _language(folder: Path, about: dict[str, Any], weights: dict[str, Tensor]) -> LanguageClassifier:
     words, hidden = weights["embedding"].shape
     cell = about["architecture"]
@@ -170,7 +177,7 @@ def _language(folder: Path, about: dict[str, Any], weights: dict[str, Tensor]) -
     net = LSTM(words, hidden) if cell == "LSTM" else RecurrentNetwork(RecurrentGenotype(**json.loads(cell)), words, hidden)
     net.load_state_dict(weights)
     file = folder / "vocabulary.json"
-    return LanguageClassifier(net, tuple(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None)
+    return LanguageClassifier(net, tuple(_read_json(file)) if file.is_file() else None)
 
 
 def evaluate_images(net: ImageClassifier, settings: ImageTrainSettings, device: torch.device) -> tuple[float, float, float]:

@@ -79,7 +79,9 @@ class ImageTrainSettings(RunSettings):
         )
 
     def schedules(self) -> list[str]:
-        lr = [f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else []
+        # the exponential schedule has no end that the epochs determine
+        end = {"exponential": self.lr, "linear_tail": 0.0}.get(self.schedule, self.lr_min)
+        lr = [f"lr from {self.lr:g} to {end:g}"] if self.lr != end else []
         return [*super().schedules(), *lr, *(["drop_path"] if self.drop_path else [])]
 
     def rate(self, epoch: int) -> float:

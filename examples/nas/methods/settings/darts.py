@@ -56,6 +56,7 @@ class PartialSettings(LogitSettings, CifarSearchSettings):
     space: str = "darts_zero"
     batch: int = 256
     lr: float = 0.1
+    lr_min: float = 0.0
     arch_lr: float = 6e-4
     order: Literal["first", "second"] = "first"
     frozen_epochs: int = 15
