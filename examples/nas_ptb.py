@@ -26,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
@@ -66,8 +65,6 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
     )
     size = row.get("parameters") or size_of(found, 10_000, 850)
     print(f"as a network of hidden size 850 with 10 000 words: {size / 1e6:.2f} M parameters")
-    for warning in report.warnings([row], found):
-        print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 

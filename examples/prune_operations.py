@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nas.engine import checkpoint
+from nas.engine import checkpoint, report
 from nas.engine.bisection import closest_strength, refuse_existing_runs
 from nas.engine.command_line import SEEDS, CommandLine, errors_in_one_line, first_process, run_each_seed
 from nas.engine.lock import locked
@@ -152,8 +152,8 @@ def retrain(settings: PruneOperationsSettings, cells: list[Genotype], data: Prep
     return row
 
 
-def picture(rows: list[dict[str, Any]]) -> plt.Figure:
-    """Plot accuracy over the share of pruned weights, a point for each mu."""
+def picture(rows: list[dict[str, Any]], evaluated: str) -> plt.Figure:
+    """Plot accuracy over the share of pruned weights, a point for each mu. evaluated: the images, for the label."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8), constrained_layout=True)
     first = sorted((row for row in rows if "parameters" in row), key=lambda row: row["mu"])
     curves = (
@@ -169,7 +169,7 @@ def picture(rows: list[dict[str, Any]]) -> plt.Figure:
         place = 100 * row["pruned_share"], 100 * row["after"]
         text = f"mu {row['mu']:.3g}"
         axis.annotate(text, place, (9, 0), textcoords="offset points", va="center", fontsize=8, color="#555555")
-    axis.set(xlabel="pruned weights (%)", ylabel="accuracy on the test images (%)")
+    axis.set(xlabel="pruned weights (%)", ylabel=f"accuracy on the {evaluated} (%)")
     axis.margins(0.14, 0.08)
     axis.set_xlim(-3, max(axis.get_xlim()[1], 10))  # also where nothing was pruned
     axis.grid(alpha=0.25)
@@ -214,7 +214,8 @@ def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out:
         tables[mu] = prune(settings, found, mu, seed, out / f"mu-{mu:.6g}")
     rows = [row for mu in sorted(tables) for row in tables[mu]]
     write_csv(out / "table.csv", rows)
-    drawing.save(picture(rows), out / "pruning.png")
+    evaluated = report.validation_images(settings.data, settings.hold_out)
+    drawing.save(picture(rows, evaluated), out / "pruning.png")
     print(f"\n{'mu':>10}{'threshold':>11}{'pruned':>9}{'before':>9}{'after':>9}{'change':>10}{'retrained':>11}")
     for row in rows:
         again = f"{100 * row['retrained']:>10.2f}%" if "retrained" in row else ""

@@ -171,12 +171,13 @@ def page_of(tmp_path, method="sparse_supernet", **details):
     return (tmp_path / "report.html").read_text()
 
 
-def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path):
+def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path, capsys):
     page = page_of(tmp_path, data_dir=Path("my data"))
     assert page.count("<svg") == 3 and "<script" not in page and not re.search(r'(src|href)="(http|//)', page)
     assert "9.00 million parameters, 500 million multiply-adds" in page and "more than the 2.5 to 4 million" in page
     command = page[page.index("python examples/train_cifar10.py") :].partition("</pre>")[0]
     assert f"--genotype {tmp_path / 'genotype.json'}" in command and "--data-dir &#x27;my data&#x27;" in command
+    assert "note: The evaluation network has 9.0 million parameters" in capsys.readouterr().out, "printed too"
     for name in re.findall(r'<a href="([^"]+)"', page):
         assert (tmp_path / name).exists(), name
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..space.amounts import duration, millions, plural
-from ..space.amounts import grouped as grouped
 
 LONG = 3 * 3600.0  # seconds; a longer run on a CPU gets advice
 MANY = 500_000  # images, or windows of a column of text, that a small preset stays below and a published one exceeds

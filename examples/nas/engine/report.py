@@ -105,7 +105,7 @@ def write(
 ) -> dict[str, int]:
     """Write cells.svg, cells.png, weights.png, curves.png and report.html to `out`, which contains genotype.json.
 
-    Returns the size of the evaluation network, empty without `details.size`.
+    Prints the warnings of the report. Returns the size of the evaluation network, empty without `details.size`.
     """
     details = details or Details()
     genotype = load_genotype(out / "genotype.json", space.kind)
@@ -150,6 +150,8 @@ def write(
     drawing.save(pictures["weights"], out / "weights.png")
     drawing.save(pictures["curves"], out / "curves.png")
     write_text(out / "report.html", page)
+    for note in notes:
+        print(f"note: {note}")
     return size
 
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from ..data import cifar, cifar_files, image_files, image_folder, image_sets
 from ..engine import checkpoint, curves
-from ..engine.console import grouped
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..engine.loop import checkpoint_exists
 from ..engine.run import Run, all_finite
 from ..nets.torch import cnn
 from ..space import drawing
+from ..space.amounts import grouped
 from ..space.genotype import Genotype
 from .settings import CifarTrainSettings, GenotypeTrainSettings, ImageNetTrainSettings, ImageTrainSettings
 from .weights import read_weights
