@@ -34,7 +34,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
@@ -88,9 +87,6 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)
     print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
-    if not size:  # otherwise the report has printed them
-        for warning in report.warnings([row], found):
-            print(f"note: {warning}")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 

@@ -340,15 +340,26 @@ def test_a_wrong_option_is_named(options, message, capsys):
     assert message in f"{ended.value.code}{capsys.readouterr().err}"
 
 
-@pytest.mark.commands
-def test_the_whole_script_runs_dry(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--dry", "--minutes", "30", "--out", str(tmp_path)]
+def dry_run(tmp_path, parts, *words):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--dry", "--minutes", "30", "--out", str(tmp_path), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{(tmp_path / 'log.txt').read_text()[-4000:]}"
     rows = runner.rows_of(tmp_path / "runs.jsonl")
-    assert {r["part"] for r in rows} == {p.name for p in gpu.PARTS}
+    assert {r["part"] for r in rows} == {p.name for p in parts}
     assert all(r["state"] == "done" and r["dry"] and r["peak_mib"] > 1 for r in rows)
     log = (tmp_path / "log.txt").read_text()
-    found = {p.name: [pattern for pattern, _ in p.patterns if re.search(pattern, log, re.MULTILINE)] for p in gpu.PARTS}
-    assert all(found[p.name] for p in gpu.PARTS if p.patterns), f"patterns that no command printed: {found}"
+    found = {p.name: [pattern for pattern, _ in p.patterns if re.search(pattern, log, re.MULTILINE)] for p in parts}
+    assert all(found[p.name] for p in parts if p.patterns), f"patterns that no command printed: {found}"
+
+
+@pytest.mark.commands
+def test_parts_of_the_script_run_dry(tmp_path):
+    parts = [p for p in gpu.PARTS if any(word in p.name for word in ("gsparsity", "digits example", "optimizers", "proxes"))]
+    dry_run(tmp_path, parts, "--only", *(p.name for p in parts))
+    assert {"optimizers.csv", "proxes.csv"} <= {f.name for f in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_whole_script_runs_dry(tmp_path):
+    dry_run(tmp_path, gpu.PARTS)
     assert {"nas_cifar10.csv", "digits.csv", "optimizers.csv", "steps.csv"} <= {f.name for f in tmp_path.iterdir()}

@@ -145,10 +145,9 @@ def searches(images, corpus, tmp_path, **own):
         yield name, kind(method.method, settings, 0, tmp_path / name, join_devices("cpu"))
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
+def test_every_step_is_a_program_for_tpus(images, corpus, tmp_path):
     programs = {}
-    for name, search in searches(images, corpus, tmp_path, order=order):
+    for name, search in searches(images, corpus, tmp_path, order="second"):  # a step of first order is a part of it
         search.begin_epoch()
         place = search.place(next(iter(search.batches())))
         programs |= {f"{name}, architecture": partial(search.steps._architecture, probes=True)}
@@ -157,11 +156,10 @@ def test_every_step_is_a_program_for_tpus(order, images, corpus, tmp_path):
         for step in list(programs):
             if step.startswith(name):
                 check_program(programs[step], args)
-    if order == "first":
-        search = group_search(images, tmp_path)
-        search.begin_epoch()
-        place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
-        check_program(partial(search.operations.batch_step, search.devices), (search.search, search.train, *place))
+    search = group_search(images, tmp_path)
+    search.begin_epoch()
+    place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
+    check_program(partial(search.operations.batch_step, search.devices), (search.search, search.train, *place))
 
 
 def group_search(images, tmp_path):
