@@ -34,6 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
         if registry.first_process():
-            describe(method, row, out, registry.cifar_size)
+            describe(method, settings, row, out, registry.cifar_size)
         return row
 
     selection.begin(settings, registry.first_process())
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return selection.run(settings, rows, COLUMNS, registry.first_process())
 
 
-def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
+def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
     """Print a summary of the result."""
     found = genotype.load_genotype(out / "genotype.json")
     print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
@@ -82,7 +83,8 @@ def describe(method: str, row: dict[str, Any], out: Path, size_of: Callable[[Any
         return
     if "frozen_nodes" in row:
         ends = f"{row['frozen_nodes']} nodes frozen by themselves, {row['stopped_nodes']} stopped"
-        print(f"{ends}, test accuracy {100 * row['valid_accuracy']:.2f} %")
+        evaluated = "test" if report.evaluation_images(settings.plain()) == "test images" else "validation"
+        print(f"{ends}, {evaluated} accuracy {100 * row['valid_accuracy']:.2f} %")
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)

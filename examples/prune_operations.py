@@ -214,8 +214,7 @@ def every_mu(settings: PruneOperationsSettings, found: Genotype, seed: int, out:
         tables[mu] = prune(settings, found, mu, seed, out / f"mu-{mu:.6g}")
     rows = [row for mu in sorted(tables) for row in tables[mu]]
     write_csv(out / "table.csv", rows)
-    evaluated = report.validation_images(settings.data, settings.hold_out)
-    drawing.save(picture(rows, evaluated), out / "pruning.png")
+    drawing.save(picture(rows, report.evaluation_images(settings.plain())), out / "pruning.png")
     print(f"\n{'mu':>10}{'threshold':>11}{'pruned':>9}{'before':>9}{'after':>9}{'change':>10}{'retrained':>11}")
     for row in rows:
         again = f"{100 * row['retrained']:>10.2f}%" if "retrained" in row else ""

@@ -162,13 +162,22 @@ def test_what_is_always_equal_is_drawn_once():
 SETTINGS = {"data": "cifar10", "seed": 3, "lr": 0.1}
 
 
-def page_of(tmp_path, method="sparse_supernet", **details):
+def page_of(tmp_path, method="sparse_supernet", settings=SETTINGS, **details):
     found, point = drawn(DARTS, 0.2, 1)
     found.save(tmp_path / "genotype.json")
     details = report.Details(size=lambda found: {"parameters": 9_000_000, "macs": 500_000_000}, **details)
     made = [{**row, "seconds": 100.0} for row in rows(3)]
-    assert report.write(tmp_path, method, made, point, DARTS, SETTINGS, details)["parameters"] == 9_000_000
+    assert report.write(tmp_path, method, made, point, DARTS, settings, details)["parameters"] == 9_000_000
     return (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports with empty pictures."""
+    for module, name in ((drawing, "cells"), (drawing, "heat_map"), (curves, "curves")):
+        monkeypatch.setattr(module, name, lambda *args: drawing.plt.figure())
+    monkeypatch.setattr(drawing, "svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
 
 
 def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path, capsys):
@@ -177,6 +186,7 @@ def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path, capsys):
     assert "9.00 million parameters, 500 million multiply-adds" in page and "more than the 2.5 to 4 million" in page
     command = page[page.index("python examples/train_cifar10.py") :].partition("</pre>")[0]
     assert f"--genotype {tmp_path / 'genotype.json'}" in command and "--data-dir &#x27;my data&#x27;" in command
+    assert "--data cifar10" in command and "--auxiliary 0" not in page
     assert "note: The evaluation network has 9.0 million parameters" in capsys.readouterr().out, "printed too"
     for name in re.findall(r'<a href="([^"]+)"', page):
         assert (tmp_path / name).exists(), name
@@ -193,14 +203,31 @@ def test_a_report_tells_what_was_found_and_how_to_train_it(tmp_path, capsys):
         ("another", "Architecture weights", "validation half"),
     ],
 )
-def test_headings_fit_the_method(method, heading, evaluated, tmp_path, monkeypatch):
-    for module, name in ((drawing, "cells"), (drawing, "heat_map"), (curves, "curves")):
-        monkeypatch.setattr(module, name, lambda *args: drawing.plt.figure())
-    monkeypatch.setattr(drawing, "svg", lambda figure: "<svg></svg>")
-    monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
+def test_headings_fit_the_method(method, heading, evaluated, tmp_path, undrawn):
     page = page_of(tmp_path, method)
     assert f"<h2>{heading}</h2>" in page and f"accuracy ({evaluated})" in page
     assert ("validation accuracy" in page) == (evaluated == "validation half")
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluated", "column"),
+    [
+        ({"data": "folder"}, "validation images", "validation accuracy"),
+        ({"hold_out": 0.1}, "held-out training images", "validation accuracy"),
+    ],
+)
+def test_the_images_of_the_evaluation_are_named(settings, evaluated, column, tmp_path, undrawn):
+    page = page_of(tmp_path, "gsparsity", {**SETTINGS, **settings})
+    assert f"accuracy ({evaluated})" in page and column in page and "test images" not in page and "test acc" not in page
+
+
+def test_the_result_of_own_images_is_trained_on_them(tmp_path, undrawn):
+    page = page_of(tmp_path, settings={**SETTINGS, "data": "folder"}, data_dir=Path("flowers"))
+    command = page[page.index("python examples/train_cifar10.py") :].partition("</pre>")[0]
+    assert "--data folder" in command and "--data-dir flowers" in command
+    assert "<code>--auxiliary 0</code> unless the sides of the images are 32, 36 or 40 pixels" in page
+    found = GENOTYPES["recurrent DARTS_V1"]
+    assert "--data folder" not in report.training_command(tmp_path, found, {"data": "folder"}, None), "a text of this name"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
+from unittest.mock import Mock
 
 import nas_cifar10
 import pytest
@@ -14,9 +16,11 @@ from nas.engine import report
 from nas.engine.distributed import SINGLE_PROCESS
 from nas.engine.selection import select_by_training
 from nas.engine.settings import RunSettings
+from nas.engine.signals import Interrupted
 from nas.methods import darts, registry
 from nas.methods.settings import darts as darts_settings
 from nas.space import genotype
+from nas.train import short
 from nas.train.settings import CIFAR_TRAIN_PRESETS
 from nas.train.train_cifar import ImageTraining
 from nas_cases import TINY, fake_cifar, rows_of
@@ -248,6 +252,10 @@ def test_results_of_several_seeds_are_compared_by_a_short_training(tmp_path, pla
     monkeypatch.setattr(ImageTraining, "train_step", lambda self, batch: steps.append(batch))
     assert nas_cifar10.main([*TINY, *place, *options, "--resume"]) == rows
     assert not steps, "a finished training is not repeated"
+    monkeypatch.setattr(short, "train_images", Mock(side_effect=Interrupted(signal.SIGTERM)))
+    with pytest.raises(SystemExit, match="143"):
+        nas_cifar10.main([*TINY, *place, *options, "--resume"])
+    assert "stopped by SIGTERM; continue with: " in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--select-by-training must be a whole number >= 1, got '0'"):
         nas_cifar10.main(["--select-by-training", "0"])
 

@@ -60,7 +60,7 @@ QUANTITIES = {
     "ista": "coefficients of the sparse code of each node",
     "gsparsity": "norms of the groups at the prox point, relative to their initial norms",
 }
-ON_TEST = ("gsparsity", "ista, one stage")  # trained on all training images, and so evaluated on the test images
+ON_ALL_IMAGES = ("gsparsity", "ista, one stage")  # trained on all training images, and so evaluated on others
 SKETCH = {  # the network whose size is reported, and the script that trains it
     "convolutional": ("20 cells, 36 channels, 10 classes", "train_cifar10.py"),
     "recurrent": ("hidden size 850, 10 000 words", "train_ptb.py"),
@@ -113,26 +113,28 @@ def write(
     complete = all(genotype.active_nodes(cell) for cell in genotype.layout.cells)
     size = dict(details.size(genotype)) if details.size and complete else {}
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
+    evaluated = evaluation(method, space, settings)
     quantity = QUANTITIES.get(method.partition(",")[0], "architecture weights")
     pictures = {
         "cells": drawing.cells(genotype, title, space, point),
         "weights": drawing.heat_map(space, point, quantity),
-        "curves": curves.curves({method: rows}, evaluation(method, space)),
+        "curves": curves.curves({method: rows}, evaluated),
     }
     texts = {name: drawing.svg(figure) for name, figure in pictures.items()}
     drawn = {name: _figure(text, pictures[name].get_figwidth()) for name, text in texts.items()}
     command = training_command(out, genotype, settings, details.data_dir)
+    own_images = settings["data"] == "folder" and genotype.layout.name == "convolutional"
     notes = warnings([r for r in rows if r["epoch"] <= row["epoch"]], genotype, space, size, settings)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         *(f'<p class="warning">{html.escape(note)}</p>' for note in notes),
         "<h2>Results</h2>",
-        _facts(_results(genotype, rows, row, size, method, space)),
+        _facts(_results(genotype, rows, row, size, evaluated)),
         f"<h2>Cells</h2>{drawn['cells']}",
         f"<h2>Training of the result</h2><pre>{html.escape(command)}</pre>",
-        f"<p>{_about_training(out)}</p>",
+        f"<p>{_about_training(out, own_images)}</p>",
         f"<h2>{quantity[0].upper()}{quantity[1:]}</h2>{drawn['weights']}",
-        f"<h2>Epochs</h2>{drawn['curves']}{_table(rows, row, method, space)}",
+        f"<h2>Epochs</h2>{drawn['curves']}{_table(rows, row, evaluated)}",
         f"<h2>Genotype</h2><pre>{html.escape(genotype.to_json())}</pre>",
         f"<h2>Files</h2>{_facts(_files(out, row), links=True)}",
         f"<h2>Settings</h2>{_facts(settings)}",
@@ -160,24 +162,33 @@ def _figure(text: str, width: float) -> str:
     return f'<div class="scroll" style="--least: {72 * width:.0f}px">{text[text.index("<svg") :]}</div>'
 
 
-def _about_training(out: Path) -> str:
+def _about_training(out: Path, own_images: bool) -> str:
     recipe = "This is the published recipe, for a GPU; add <code>--preset small</code> for a short training on a CPU."
+    if own_images:
+        recipe += " Add <code>--auxiliary 0</code> unless the sides of the images are 32, 36 or 40 pixels."
     if (out / "network.pt").exists():
         return f"The search has trained network.pt; the command trains the genotype from new weights. {recipe}"
     return recipe
 
 
-def evaluation(method: str, space: Space) -> str:
+def evaluation(method: str, space: Space, settings: Mapping[str, Any]) -> str:
     """The data on which a search by this method is evaluated."""
     if space.layout.name == "recurrent":
         return "validation text"
-    return "test images" if method in ON_TEST else "validation half"
+    return evaluation_images(settings) if method in ON_ALL_IMAGES else "validation half"
+
+
+def evaluation_images(settings: Mapping[str, Any]) -> str:
+    """The images on which a training with these settings is evaluated."""
+    if settings.get("hold_out"):
+        return "held-out training images"
+    return "validation images" if settings.get("data") == "folder" else "test images"
 
 
 def training_command(out: Path, genotype: AnyGenotype, settings: Mapping[str, Any], data_dir: Path | None) -> str:
     """The command line that trains the genotype in `out`, with an option in each line."""
     options = {"--genotype": str(out / "genotype.json")}
-    if settings.get("data") in CLASSES:
+    if genotype.layout.name == "convolutional":
         options["--data"] = str(settings["data"])
     if data_dir is not None:
         options["--data-dir"] = str(data_dir)
@@ -257,8 +268,8 @@ def _method_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if stopped := last.get("stopped_nodes", 0):
         frozen = last["frozen_nodes"]
         found.append(
-            f"{plural(frozen, 'node')} frozen by {'itself' if frozen == 1 else 'themselves'}, {stopped} stopped: the codes of the"
-            " latter had not converged, and their operations may be arbitrary. More --search-epochs may help."
+            f"{plural(frozen, 'node')} frozen by {'itself' if frozen == 1 else 'themselves'}, {stopped} stopped: the"
+            " codes of the latter had not converged, and their operations may be arbitrary. More --search-epochs may help."
         )
     return found
 
@@ -304,11 +315,9 @@ def _results(
     rows: Sequence[Mapping[str, Any]],
     row: Mapping[str, Any],
     size: Mapping[str, int],
-    method: str,
-    space: Space,
+    evaluated: str,
 ) -> dict[str, str]:
     """What was found, in a few lines."""
-    evaluated = evaluation(method, space)
     facts = {}
     for cell in genotype.layout.cells:
         nodes = ", ".join(map(str, genotype.active_nodes(cell))) or "none"
@@ -344,14 +353,14 @@ def _files(out: Path, row: Mapping[str, Any]) -> dict[str, str]:
     return {name: meaning for name, meaning in FILES.items() if name in own or (out / name).exists()}
 
 
-def _table(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], method: str, space: Space) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], evaluated: str) -> str:
     """The table of epochs, the chosen one in bold."""
     shown = [c for c in COLUMNS if c in rows[-1]]
     for quality in ("accuracy", "perplexity"):  # where the genotype is always the whole network, one column is enough
         if all(row.get(f"restricted_{quality}") == row.get(f"valid_{quality}") for row in rows):
             shown = [c for c in shown if c != f"restricted_{quality}"]
-    evaluated = "test" if evaluation(method, space) == "test images" else "validation"
-    head = "".join(f"<th>{COLUMNS[c].replace('EVALUATED', evaluated)}</th>" for c in shown)
+    word = "test" if evaluated == "test images" else "validation"
+    head = "".join(f"<th>{COLUMNS[c].replace('EVALUATED', word)}</th>" for c in shown)
     body = ""
     for row in rows:
         style = ' style="font-weight:600"' if row["epoch"] == chosen["epoch"] else ""

@@ -24,20 +24,8 @@ SELECTION = ("framework", "method", "one_stage", "imagenet")  # options that sel
 EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", "workers", "seeds")  # change no result
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
-    *(
-        *NETWORK,
-        "data",
-        "data_dir",
-        "images",
-        "valid_images",
-        "hold_out",
-        "pixels",
-        "workers",
-        "batch",
-        "valid_batch",
-        "test_batch",
-    ),
-    *("bptt", "amp", "auxiliary", "device", "threads"),
+    *(*NETWORK, "data", "data_dir", "images", "valid_images", "hold_out", "pixels", "workers", "batch"),
+    *("valid_batch", "test_batch", "bptt", "amp", "auxiliary", "device", "threads"),
 )
 
 

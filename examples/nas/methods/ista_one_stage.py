@@ -227,7 +227,7 @@ class OneStageSearch(ImageTraining):
         with torch.no_grad():
             net = cnn.absorbed(self.net, self.codes.genotype(), self.codes.weights())
         checkpoint.save_network(self.out / "network.pt", net)
-        drawing.save(curves.training(self.rows, "test images"), self.out / "train.png")
+        self.draw_curves()
         drawing.save(curves.distances(self.rows), self.out / "distances.png")
         details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
         self.size = results.write_report(

@@ -15,7 +15,7 @@ from ..data import image_sets
 from ..engine.run import launch
 from ..space.genotype import Genotype, RecurrentGenotype
 from .settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS
-from .train_cifar import AUXILIARY_SIDES, GenotypeTraining
+from .train_cifar import GenotypeTraining, takes_auxiliary
 from .train_text import TextTraining
 
 HELD_OUT = 0.1  # share of the training images on which results are compared
@@ -38,7 +38,7 @@ def train_images(search: Any, preset: str, epochs: int, genotype: Genotype, out:
     if search.data == image_sets.FOLDER:
         dataset = image_sets.read_images(search.data, search.data_dir)
         images = min(images or len(dataset.train.labels), len(dataset.train.labels))
-        if not {*dataset.train.images.shape[2:]} <= {*AUXILIARY_SIDES}:
+        if not takes_auxiliary(dataset.train.images.shape[2:]):
             settings = replace(settings, auxiliary=0.0)
     if images:
         settings = replace(settings, images=images, batch=min(base.batch, images - round(HELD_OUT * images)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import cifar, cifar_files, image_files, image_folder, image_sets
-from ..engine import checkpoint, curves
+from ..engine import checkpoint, curves, report
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..engine.loop import checkpoint_exists
 from ..engine.run import Run, all_finite
@@ -31,6 +31,7 @@ class Epochs(Protocol):
 
 
 AUXILIARY_SIDES = (32, 36, 40)  # of images for which the last map of the auxiliary head of the papers is 2x2
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, for pixels in [0, 1]
 Validation = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -38,7 +39,6 @@ class Prepared(NamedTuple):
     """The data of a training: its batches, a function that yields the validation batches, and what they are.
 
     channels: of the images. text: for the header. identity: what identifies the data in a checkpoint, besides the settings.
-    statistics: mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
     batches: Epochs
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     channels: int
     text: str
     identity: dict[str, Any]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    statistics: Statistics
 
 
 def image_network(
@@ -84,15 +84,11 @@ def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[s
 
 
 def prepare_data(
-    settings: ImageTrainSettings,
-    seed: int,
-    device: torch.device,
-    processes: Processes,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    settings: ImageTrainSettings, seed: int, device: torch.device, processes: Processes, statistics: Statistics | None = None
 ) -> Prepared:
     """The data of a training. Errors as those of `image_sets` and `image_files`.
 
-    statistics: mean and standard deviation by which small images are normalised; None: those of the data.
+    statistics: by which small images are normalised; None: those of the data.
     """
     if isinstance(settings, ImageNetTrainSettings):
         return _large_images(settings, seed, device, processes)
@@ -101,15 +97,13 @@ def prepare_data(
     refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
-    mean, std = statistics or (dataset.mean, dataset.std)
-    augment = cifar.Augment(mean, std, padding=4, cutout=settings.cutout)
-    plain = cifar.Augment(mean, std)
+    statistics = statistics or (dataset.mean, dataset.std)
+    augment = cifar.Augment(*statistics, padding=4, cutout=settings.cutout)
+    plain = cifar.Augment(*statistics)
     batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)
     text = image_sets.describe_training(dataset, train, valid, settings.hold_out)
-    return Prepared(
-        batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), (dataset.mean, dataset.std)
-    )
+    return Prepared(batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), statistics)
 
 
 def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.device, processes: Processes) -> Prepared:
@@ -123,9 +117,14 @@ def _large_images(settings: ImageNetTrainSettings, seed: int, device: torch.devi
     return Prepared(batches, check, len(train.classes), 3, text, {}, (image_folder.MEAN, image_folder.STD))
 
 
+def takes_auxiliary(size: Sequence[int]) -> bool:
+    """Whether images of this height and width suit the auxiliary head of the papers."""
+    return all(side in AUXILIARY_SIDES for side in size)
+
+
 def refuse_auxiliary(auxiliary: float, size: Sequence[int]) -> None:
     """Raise ValueError for images that the auxiliary head of the papers cannot take."""
-    if auxiliary and any(side not in AUXILIARY_SIDES for side in size):
+    if auxiliary and not takes_auxiliary(size):
         raise ValueError(
             f"auxiliary must be 0 for images of {size[0]}x{size[1]} pixels, as the auxiliary head is made for sides of 32, 36 or"
             f" 40 pixels, got {auxiliary:g}"
@@ -243,9 +242,12 @@ class ImageTraining(Run):
         return measures(lambda images: self.forward(images)[0], self.validation(), self.device, self.processes)
 
     def finish(self) -> None:
-        evaluated = "validation images" if isinstance(self.settings, ImageNetTrainSettings) else "test images"
-        drawing.save(curves.training(self.rows, evaluated), self.out / "train.png")
+        self.draw_curves()
         checkpoint.save_network(self.out / "network.pt", self.net)
+
+    def draw_curves(self) -> None:
+        evaluated = report.evaluation_images(self.settings.plain())
+        drawing.save(curves.training(self.rows, evaluated), self.out / "train.png")
 
     def state(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "sgd": self.sgd.state_dict(), "sums": self.sums}
