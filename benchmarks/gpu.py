@@ -289,7 +289,7 @@ PARTS = (
         name="nas_cifar10 gsparsity",
         words=("examples/nas_cifar10.py", "--method", "gsparsity", "--preset", "small"),
         more=IMAGES,
-        dry=DRY_SEARCH,
+        dry=(*DRY_SEARCH, "--valid-images", "16"),
         patterns=SEARCHED,
     ),
     Part(
@@ -311,7 +311,7 @@ PARTS = (
         name="prune_operations",
         words=("examples/prune_operations.py", "--preset", "small"),
         more=IMAGES,
-        dry=(*DRY_IMAGES, "--retrain-epochs", "0"),
+        dry=(*DRY_IMAGES, "--valid-images", "16", "--retrain-epochs", "0"),
         patterns=PRUNED,
     ),
     Part(

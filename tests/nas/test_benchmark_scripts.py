@@ -189,14 +189,15 @@ def test_steps_of_both_libraries_take_turns(tmp_path, capsys, monkeypatch):
     assert "--device tpu needs --framework jax" in capsys.readouterr().err
 
 
-def test_cuda_graphs_are_measured_on_a_device_only(capsys):
+def test_cuda_graphs_are_measured_on_a_device_only(capsys, monkeypatch):
     import search_step
 
     graphs = lambda on: [c for c in search_step.chosen("torch", "paper", [], False, "cuda", on) if "graph" in c]
     assert graphs(False) == [] and graphs(True) == ["darts first order, CUDA graph", "ista, CUDA graph"]
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(search_step, "chosen", lambda *args: sys.exit(f"graphs: {args[-1]}"))
+    with pytest.raises(SystemExit, match="graphs: False"):
         search_step.main(["--graphs"])
-    assert "--graphs needs --device cuda, got cpu" in capsys.readouterr().err
+    assert "CUDA graphs: left out, they need --device cuda, got cpu" in capsys.readouterr().err
 
 
 def test_published_repositories_take_turns_with_our_steps(tmp_path, monkeypatch):
