@@ -76,7 +76,7 @@ def stopped(monkeypatch, main, argv, saves):
         main(argv)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["gsparsity", "text", pytest.param("sparse_supernet", marks=pytest.mark.slow)])
 def test_what_is_stopped_goes_on_bit_for_bit(name, images, corpus, tmp_path, monkeypatch):
     main, argv, stops = command(name, images, corpus)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -190,12 +190,15 @@ def test_every_batch_is_divided_over_the_devices(images, corpus, tmp_path):
             assert "sharding_constraint" in str(jax.make_jaxpr(partial(step, **own))(*args)), name
 
 
-def test_no_step_is_compiled_twice(images, corpus, tmp_path):
+@pytest.mark.parametrize("kind", ["text", pytest.param("images", marks=pytest.mark.slow)])
+def test_no_step_is_compiled_twice(kind, images, corpus, tmp_path):
     """Strength, learning rate, place and length of the window, and active paths are inputs of one program.
 
     On text there is one for each set of nodes with paths.
     """
     for name, search in searches(images, corpus, tmp_path, epochs=3, strength_step=0.3, arch_lr=0.02, target_paths=0):
+        if name != kind:
+            continue
         for epoch in range(3):
             search.epoch, search.step = epoch, 0
             search.begin_epoch()

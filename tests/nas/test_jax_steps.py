@@ -72,9 +72,8 @@ def three_steps(ours, theirs, state, batches, check):
     return zeros
 
 
-@pytest.mark.parametrize(
-    "hessian", [pytest.param("difference", marks=pytest.mark.commands), pytest.param("exact", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("hessian", ["difference", "exact"])
 def test_three_steps_on_images_are_those_of_torch(double, hessian):
     settings = SparseSupernetSettings(
         space="cherry", channels=2, layers=3, batch=6, images=12, arch_lr=0.05, strength_step=0.01, hessian=hessian, lr=0.1
