@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import importlib
 import io
 import platform
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 import search_step
 import torch
+from nas.engine.log import write_csv
 from search_cases import PRESETS, Sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -291,10 +291,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'case':30}{'variant':28}{'CPU s':>9}{'ratio':>8}   range")
     rows = [row for case in cases for row in measure(case, repositories[CASES[case][0]], sizes, args.rounds)]
     if args.out:
-        with args.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.out, rows)
 
 
 if __name__ == "__main__":
