@@ -38,6 +38,7 @@ from nas.engine import report
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
+from nas.methods.search_method import RULE_HELP, RULES
 from nas.methods.selection import Selection
 from nas.space import genotype
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
     selection = Selection(words, "images")
-    settings = words.settings(chosen.presets, __doc__)
+    settings = words.settings(chosen.presets_of(words.option("--rule", RULES, "published", RULE_HELP)), __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
