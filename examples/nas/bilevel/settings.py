@@ -45,7 +45,9 @@ class BilevelSettings(RunSettings):
         super().__post_init__()
         check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
         if self.levels == 1 and self.order == "second":
-            raise ValueError("order must be 'first' with levels=1, where both gradients are taken at the same weights, got 'second'")
+            raise ValueError(
+                "order must be 'first' with levels=1, where both gradients are taken at the same weights, got 'second'"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class CifarSearchSettings(BilevelSettings):
     images: int = 50_000
     """Number of training images to use: the first half for the network weights, the second for the architecture. Of a folder with
     fewer images all are used."""
+    valid_images: int = 0
+    """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
+    a tenth of the images, on which no step is taken."""
     channels: int = 16
     """Number of channels of the first cell; each reduction cell doubles it."""
     layers: int = 8
@@ -85,7 +90,12 @@ class CifarSearchSettings(BilevelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum", "cutout"), shares=("drop_path",))
+        check(
+            self,
+            counts=("images", "channels", "layers"),
+            amounts=("lr_min", "momentum", "cutout", "valid_images"),
+            shares=("drop_path",),
+        )
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 

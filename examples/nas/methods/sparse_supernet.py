@@ -25,7 +25,6 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -253,13 +252,8 @@ def spheres(space: Space, parts: str) -> dict[str, Sphere]:
     """By cell the sets of architecture weights whose norm is held: those of each edge, of each node, or of the cell."""
     if parts == "none":
         return {}
-    found = {}
-    for cell in space.layout.cells:
-        edges = space.edges(cell)
-        labels = {"edge": edges, "node": space.nodes(cell), "cell": [0] * len(edges)}[parts]
-        count = {label: len({e for e, own in zip(edges, labels) if own == label}) for label in labels}
-        found[cell] = Sphere(Groups.labels(labels), radius=[math.sqrt(count[label]) for label in sorted(count)])
-    return found
+    labels = {"edge": space.edges, "node": space.nodes, "cell": lambda cell: [0] * len(space.paths(cell))}[parts]
+    return {cell: Sphere(Groups.labels(labels(cell))) for cell in space.layout.cells}
 
 
 class Guard:

@@ -54,9 +54,9 @@ class PenaltySettings(CheckedSettings):
     nonnegative: bool = False
     """Constrain the architecture weights to be >= 0."""
     hold_norm: Literal["none", "edge", "node", "cell"] = "none"
-    """Rescale the architecture weights of each edge, of all edges into each node, or of a cell to a fixed norm after every step.
+    """Rescale the architecture weights of each edge, of all edges into each node, or of a cell to norm 1 after every step.
     Batch norms make the loss blind to their common size, which the penalty therefore shrinks whatever the loss; with a fixed norm
-    it acts on the shares of the paths. The norm is 1 for an edge, and the root of the number of edges for a node or cell."""
+    it acts on the shares of the paths."""
     cap: float = 1.0
     """Cap of the extrapolation of hapg and adamhapg, in [0, 1]; 1: none, as published, with which the noise of the batches
     accumulates."""
@@ -85,7 +85,11 @@ class PenaltySettings(CheckedSettings):
 
     def schedules(self) -> list[str]:
         ramp = ["strength"] if self.strength else []
-        return [*super().schedules(), *ramp, *(["arch_lr of hapg"] if self.optimizer == "hapg" and not self.constant_arch_lr else [])]
+        return [
+            *super().schedules(),
+            *ramp,
+            *(["arch_lr of hapg"] if self.optimizer == "hapg" and not self.constant_arch_lr else []),
+        ]
 
 
 @dataclass(frozen=True)
