@@ -103,9 +103,8 @@ def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)
-    print(
-        f"as {report.SKETCH[found.layout.name][0]}: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds"
-    )
+    network, millions = report.SKETCH[found.layout.name][0], size["macs"] / 1e6
+    print(f"as {network}: {size['parameters'] / 1e6:.2f} M parameters, {millions:.0f} M multiply-adds")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 
