@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_nasbench201, small_text
 from ...engine.settings import CheckedSettings, check
 
 
@@ -138,6 +138,8 @@ def sound(settings: Any) -> Any:
 CIFAR_PRESETS = {
     "paper": SparseSupernetSettings(),
     "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
+    "nasbench201": SparseSupernetSettings(space="nasbench201_nonzero", layers=17),
+    "nasbench201_small": small_nasbench201(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
 }
 TEXT_PRESETS = {
     "paper": SparseSupernetTextSettings(),
