@@ -25,7 +25,6 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,7 +61,8 @@ class SparseSupernet:
             start = [self.spheres[cell].project(a) for cell, a in zip(self.cells, start)]
         self.parameters = [nn.Parameter(a.to(device)) for a in start]
         self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
-        self.strength_of, self.strength = strengths(settings), 0.0
+        self.strength_of = settings.final_strength if settings.strength else schedules.linear(settings.strength_step)
+        self.strength = 0.0
         self.penalties = {cell: self._penalty(cell) for cell in self.cells}
         self.optimizer = self._optimizer()
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
@@ -238,14 +238,6 @@ class SparseSupernet:
             guard.count.copy_(count)
         self.is_final, self.waits = state["rests"], state.get("waits", False)
         self._masks = self._copied = None
-
-
-def strengths(settings: Any) -> Callable[[int], float]:
-    """The strength of the penalty in each epoch, counted from 0."""
-    s = settings
-    if not s.strength:
-        return schedules.linear(s.strength_step)
-    return lambda epoch: s.strength * max(epoch + 1 - s.frozen_epochs, 0) / max(s.epochs - s.frozen_epochs, 1)
 
 
 def spheres(space: Space, parts: str) -> dict[str, Sphere]:
