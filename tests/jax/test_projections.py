@@ -51,7 +51,7 @@ def test_hapg_is_the_plain_recursion():
     with jax_precision():
         tx = proxopt_jax.projected(proxopt_jax.hapg(0.3, PENALTY, 0.4), Sphere(ROWS, 2.0))
         x, state = train(tx, jnp.asarray(start), lambda x: jnp.sum((x - target) ** 2) / 2, 9)
-        point = proxopt_jax.prox_point(state, x)
+        x, point = map(np.asarray, (x, proxopt_jax.prox_point(state, x)))
     expected = capped_hapg(start.ravel(), lambda z: z - target.ravel(), 9, 0.3, 0.4, 0.15, 0.15, along((1,), (6, 5)), 2.0)
     for found, plain in zip((x, point), expected):
         np.testing.assert_allclose(np.ravel(found), plain, rtol=1e-12, atol=1e-14)
@@ -61,6 +61,7 @@ def test_hapg_is_the_plain_recursion():
 def test_vmap_over_seeds_is_one_run_after_the_other():
     tx = proxopt_jax.projected(proxopt_jax.hapg(0.1, PENALTY), Sphere(ROWS))
 
+    @jax.jit
     def run(start):
         return train(tx, start, lambda x: jnp.sum((x - jnp.arange(5.0) / 5) ** 2), 4)[0]
 
