@@ -17,12 +17,9 @@ from proxopt import Groups, NonNegative, SparseGroupLasso, Sphere
 ROWS = Groups.along(1)
 PENALTY = NonNegative(SparseGroupLasso(0.3, 0.5, ROWS, weights="none"))
 RULES = [("w", PENALTY)]
-MASK = {"w": True, "b": False}
 OPTIMIZERS = {
     "hapg": lambda: proxopt_jax.hapg(0.05, RULES, 0.4),
-    "prox_sgd with tau": lambda: proxopt_jax.prox_sgd(0.5, RULES, tau=10.0),
     "adam_hapg in a chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), proxopt_jax.adam_hapg(0.05, RULES)),
-    "hapg for some leaves": lambda: optax.masked(proxopt_jax.hapg(0.05, PENALTY), MASK),
     "hapg in a partition": lambda: optax.partition(
         {"prox": proxopt_jax.hapg(0.05, PENALTY), "sgd": optax.sgd(0.1)}, {"w": "prox", "b": "sgd"}
     ),
