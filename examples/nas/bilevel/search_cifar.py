@@ -53,7 +53,7 @@ class CifarSearch(BilevelSearch):
         sizes = (processes.share, settings.epoch_steps)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, *sizes)
         self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        own = getattr(method, "supernet", None)  # some methods have one of their own
+        own = getattr(method, "supernets", {}).get(space.kind)  # some methods have one of their own
         self.prepare(image_networks.supernet(space, settings, dataset.classes, len(dataset.mean), own), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
