@@ -232,6 +232,8 @@ def published_size(text: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("text", "parameters", "macs"),  # in millions, as the benchmark prints them
     [
+        # printed in issue 36 of github.com/D-X-Y/NATS-Bench
+        ("|skip_connect~0|+|none~0|nor_conv_3x3~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|", 0.802426, 113.95),
         (ALL_3X3, 1.531546, 220.12),
         ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|", 1.288506, 184.73),
         ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|", 1.073466, 153.27),

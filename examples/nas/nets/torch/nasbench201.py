@@ -36,19 +36,25 @@ Transition = Literal["residual", "patch"]
 
 
 class Supernet(nn.Module):
-    """A network with all paths of a space in every cell: node = sum over its paths of weight * operation(source).
+    r"""A network with all paths of a space in every cell.
 
-    Every path has parameters of its own, but all active paths with the same source and kernel size are computed by one
-    convolution and one batch norm, whose scale holds the weights of the paths.
+    .. math:: x_j = \sum_{(i, o) \to j} w_{ijo} \, o(x_i)
+
+    The weights of a call are a vector in the order of ``space.paths("cell")`` for all cells, or a matrix (cells, paths); None: all
+    are 1. Every path has parameters of its own, but the active paths with the same source and kernel size are computed by one
+    convolution and one batch norm, whose scale holds their weights. Batch norms of paths have no scale and shift otherwise; all
+    others have both.
 
     Args:
-      weights (of a call): a vector in the order of `space.paths("cell")` for all cells, or a matrix (cells, paths); None: all 1.
-      path_norm: every path ends in a batch norm without scale and shift, and its weight is the scale of that norm. False, as
-        published: convolutions only; skips and pools are multiplied by their weights.
+      path_norm: whether all paths end in a batch norm, with their weight as its scale. False, as published: only convolutions do;
+        skips and pools are multiplied by their weights.
       transition: the layers between stages. "residual": the published residual blocks of stride 2. "patch": a convolution of
         disjoint patches of 2x2 pixels and a batch norm, so that only the cells combine neighbouring pixels otherwise.
-      drop_path: the attribute, in training mode: a number acts on the sum of the operations of each edge, a tensor on each
-        operation.
+      drop_path: the probability in training mode; searches set the attribute. A number acts on the sum of the operations of each
+        edge, a tensor on each operation.
+
+    Raises:
+      ValueError: too few layers for a cell.
     """
 
     def __init__(
