@@ -203,6 +203,19 @@ def test_a_cell_without_a_way_to_its_output_is_zero():
     assert weights.grad is None and net.classifier.bias.grad is not None
 
 
+@pytest.mark.parametrize("probability", [0.9, torch.tensor(0.9)])
+def test_drop_path_acts_in_training_mode_only(probability):
+    torch.manual_seed(0)
+    net, images = nasbench201.Supernet(SPACE, 2, 3), torch.randn(4, 3, 8, 8)
+    for mode, equal in ((True, False), (False, True)):
+        net.train(mode)
+        net.drop_path = 0.0
+        with frozen_statistics(net):
+            whole = net(images)
+            net.drop_path = probability
+            assert torch.equal(net(images), whole) == equal
+
+
 def test_each_path_has_parameters_of_its_own():
     net = nasbench201.Supernet(SPACE, 4, 8)
     found = net.path_parameters()

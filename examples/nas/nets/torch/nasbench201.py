@@ -40,10 +40,10 @@ class Supernet(nn.Module):
 
     .. math:: x_j = \sum_{(i, o) \to j} w_{ijo} \, o(x_i)
 
-    The weights of a call are a vector in the order of ``space.paths("cell")`` for all cells, or a matrix (cells, paths); None: all
-    are 1. Every path has parameters of its own, but the active paths with the same source and kernel size are computed by one
-    convolution and one batch norm, whose scale holds their weights. Batch norms of paths have no scale and shift otherwise; all
-    others have both.
+    The weights of a call are a vector in the order of ``space.paths("cell")`` for all cells, or a matrix (cells, paths); None:
+    all are 1. Every path has parameters of its own, but the active paths with the same source and kernel size are computed by
+    one convolution and one batch norm, whose scale holds their weights. Batch norms of paths have no scale and shift otherwise;
+    all others have both.
 
     Args:
       path_norm: whether all paths end in a batch norm, with their weight as its scale. False, as published: only convolutions do;
