@@ -46,11 +46,11 @@ HEADINGS = {
     "ranks": "ranks of all runs",
 }
 LEGEND = f"""\
-Accuracies on test images in percent; they, rank and CPU s are medians over the runs. Ranks are among all {grouped(CELLS)} cells by
-accuracy on CIFAR-10; equal cells share the best rank. of all: rank in percent of the cells; worst: that of the worst run. of size:
-percentile among the cells with as many parameters, by midranks; 0 is best, 50 chance. above size median: runs whose cell is better
-than the median cell of its size, with the one-sided sign test against chance. Published figures are those of the authors'
-networks and budgets; their rank is that of a cell with this accuracy."""
+Accuracies on test images in percent; they, rank and CPU s are medians over the runs. Ranks are among all {grouped(CELLS)} cells
+by accuracy on CIFAR-10; equal cells share the best rank. of all: rank in percent of the cells; worst: that of the worst run. of
+size: percentile among the cells with as many parameters, by midranks; 0 is best, 50 chance. above size median: runs whose cell
+is better than the median cell of its size, with the one-sided sign test against chance. Published figures are those of the
+authors' networks and budgets; their rank is that of a cell with this accuracy."""
 
 
 def summary(rows: Sequence[Mapping[str, Any]], table: Table, cells: int = 0) -> list[dict[str, Any]]:
