@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import cifar_files, image_files
 
 FOLDER = "folder"
 
 
-def read_images(name: str, data_dir: str | Path) -> cifar_files.Dataset:
-    """Read cifar10 or cifar100 (`cifar_files.read_cifar`), or with the name "folder" own images (`image_files`)."""
-    if name == FOLDER:
-        return image_files.read_image_files(data_dir)
-    return cifar_files.read_cifar(name, data_dir)
+def read_images(name: str, data_dir: str | Path, pixels: int = 0) -> cifar_files.Dataset:
+    """Read cifar10 or cifar100 (`cifar_files.read_cifar`), or with the name "folder" own images (`image_files`).
+
+    pixels: the side to which images are reduced (`reduced`); 0: as they are.
+    """
+    found = image_files.read_image_files(data_dir) if name == FOLDER else cifar_files.read_cifar(name, data_dir)
+    return reduced(found, pixels) if pixels else found
+
+
+def reduced(dataset: cifar_files.Dataset, pixels: int) -> cifar_files.Dataset:
+    """The data set with images of `pixels` x `pixels`, each pixel the rounded mean of a square of the original ones.
+
+    The mean and standard deviation of the channels become those of the reduced training images.
+
+    Raises:
+      ValueError: images are not square, `pixels` is not divisible by 4, or the side is not a multiple of it.
+    """
+    height, width = dataset.train[0].shape[2:]
+    if height != width or pixels % 4 or height % pixels:
+        raise ValueError(
+            f"pixels must be divisible by 4 and divide the side of square images, got {pixels} for {height}x{width} pixels"
+        )
+    train, test = ((averaged(images, height // pixels), labels) for images, labels in (dataset.train, dataset.test))
+    counts = [np.bincount(channel.ravel(), minlength=256) for channel in train[0].transpose(1, 0, 2, 3)]
+    levels = np.arange(256) / 255
+    means = [float((count * levels).sum() / count.sum()) for count in counts]
+    spreads = [float(np.sqrt((count * (levels - mean) ** 2).sum() / count.sum())) for count, mean in zip(counts, means)]
+    return replace(dataset, train=train, test=test, mean=tuple(means), std=tuple(spreads))
+
+
+def averaged(images: np.ndarray, factor: int) -> np.ndarray:
+    """The rounded means of squares of factor x factor pixels. images: uint8 (N, C, H, W)."""
+    total = np.zeros((*images.shape[:2], images.shape[2] // factor, images.shape[3] // factor), np.uint32)
+    for row in range(factor):
+        for column in range(factor):
+            total += images[:, :, row::factor, column::factor]
+    return ((total + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
+def crop_padding(pixels: int) -> int:
+    """The padding of random crops: 4 pixels, as published, and in proportion for images reduced to `pixels`."""
+    return max(pixels // 8, 1) if pixels else 4
 
 
 def search_halves(dataset: Any, images: int, batch: int) -> tuple[Any, Any]:

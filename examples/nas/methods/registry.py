@@ -13,9 +13,10 @@ from ..bilevel.search_cifar import CifarSearch
 from ..bilevel.search_text import TextSearch
 from ..engine.command_line import first_process
 from ..engine.run import Run, launch
-from ..nets.torch import cnn
+from ..nets.torch.image_networks import genotype_size as cifar_size
 from ..nets.torch.rnn import cell_size
-from ..space.genotype import Genotype, RecurrentGenotype
+from ..space.genotype import RecurrentGenotype
+from ..space.spaces import IMAGES
 from . import darts, gsparsity, ista, ista_one_stage, pc_darts, sparse_supernet
 from .search_method import SearchMethod
 from .settings import darts as darts_settings
@@ -61,16 +62,11 @@ TEXT = {
 
 def build(name: str, net: Any, settings: Any) -> Method:
     """Build the bilevel method of this name for a supernet, on its device."""
-    known = CIFAR if net.space.layout.name == "convolutional" else TEXT
+    known = CIFAR if net.space.kind in IMAGES else TEXT
     method = known[name].method
     if method is None:
         raise ValueError(f"name must be a bilevel method, got {name!r}")
     return method(net.space, settings, next(net.parameters()).device)
-
-
-def cifar_size(found: Genotype) -> dict[str, int]:
-    """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
-    return cnn.genotype_size(found)
 
 
 def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:

@@ -221,7 +221,7 @@ class Guard:
     def __init__(self, space: Space, cell: str, device: torch.device) -> None:
         paths = space.paths(cell)
         into = lambda values: torch.tensor(values, device=device)
-        self.nodes, self.inputs = space.layout.nodes, space.layout.inputs
+        self.nodes, self.inputs, self.outputs = space.layout.nodes, space.layout.inputs, space.layout.outputs
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in self.nodes}
         self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
@@ -238,7 +238,7 @@ class Guard:
     def backbone(self, point: Tensor) -> Tensor:
         """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
-        norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
+        norms = torch.stack([torch.where(reachable[n], point, 0).norm() - 1e9 * (n not in self.outputs) for n in self.nodes])
         wanted = at(norms.argmax(), norms)
         kept = torch.zeros_like(point, dtype=torch.bool)
         for i, n in reversed(list(enumerate(self.nodes))):
@@ -250,8 +250,9 @@ class Guard:
         return kept
 
     def connects(self, point: Tensor) -> Tensor:
-        """Whether a nonzero path leads from an input to a node."""
-        return torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
+        """Whether a nonzero path leads from an input to a node of the output."""
+        reachable = self.reachable(point)
+        return torch.stack([reachable[n].any() for n in self.outputs]).any()
 
     def __call__(self, search: Tensor, point: Tensor, before: Tensor) -> None:
         """Restore the strongest route of `before`, the last prox point, in place in both points if `point` is not connected."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_nasbench201, small_text
 from ...engine.settings import CheckedSettings, check
 
 
@@ -82,6 +82,8 @@ class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
 CIFAR_PRESETS = {
     "paper": SparseSupernetSettings(),
     "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
+    "nasbench201": SparseSupernetSettings(space="nasbench201_nonzero", layers=17),
+    "nasbench201_small": small_nasbench201(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
 }
 TEXT_PRESETS = {
     "paper": SparseSupernetTextSettings(),
