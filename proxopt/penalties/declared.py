@@ -34,6 +34,12 @@ def batched(operator: ProxOperator, ndim: int) -> ProxOperator | None:
     return stacked
 
 
+def levels(operator: Any) -> list[Any]:
+    """The penalties that it is composed of: the levels of a hierarchy, what a restricted penalty restricts; else itself."""
+    parts = [*getattr(operator, "penalties", ()), getattr(operator, "penalty", None)]
+    return [level for part in parts if callable(getattr(part, "prox", None)) for level in levels(part)] or [operator]
+
+
 def with_metric(operator: ProxOperator, default: str) -> ProxOperator:
     """The operator, with `default` where it leaves its metric to the caller."""
     found: ProxOperator = call(operator, "with_metric", default, default=operator)
