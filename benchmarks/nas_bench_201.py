@@ -15,9 +15,9 @@ largest of --cells random cells, the cell with a 3x3 convolution on every edge, 
 
 --ablation runs the sound rule of sparse_supernet, and the same with one switch after the other as in the published rule.
 
---table is a CSV file with the columns {columns},
-which is not shipped. It is exported from the file NATS-tss-v1_0-3ffb9-simple of the authors (Dong et al., NATS-Bench, 2021) by
-their package nats_bench: the mean test accuracy after 200 epochs.
+--table is a CSV file that is not shipped. It is exported from the file NATS-tss-v1_0-3ffb9-simple of the authors (Dong et al.,
+NATS-Bench, 2021) by their package nats_bench, and has the mean test accuracies after 200 epochs and the string of each cell:
+{columns}.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
     "optimizer": ("optimizer", "arch_lr", "constant_arch_lr", "metric"),
 }
 SPARSE, RANDOM = "sparse_supernet", "random_search"
-PRESET = "nasbench201"
+PRESET = "nasbench201_small"
 IMPORTS = {"torch": ("nas.methods.registry",), "jax": ("nas.methods.jax.registry", "nas.bilevel.jax.sweep")}
 
 
@@ -346,9 +346,8 @@ def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], results: Res
     cost = args.cost or there or (round(statistics.median(costs), 1) if costs else None)
     if cost is None:
         raise SystemExit(f"error: {RANDOM} needs --cost, as there are no searches whose cost it could take")
-    shared = {
-        f.name: getattr(chosen[0].settings, f.name) for f in fields(RandomSearchSettings) if hasattr(chosen[0].settings, f.name)
-    }
+    first, sizes = chosen[0].settings, ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "threads", "device")
+    shared = {name: getattr(first, name) for name in sizes}
     settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost})
     return Entry(RANDOM, f"best of {args.cells} random cells, trained", RANDOM, "torch", (), settings)
 
@@ -432,7 +431,7 @@ def run_and_summarise(args: argparse.Namespace, results: Results) -> int:
     failed = run_all(chosen, args.seeds, results, args.jobs)
     if RANDOM in args.methods and not args.ablation:
         last = random_entry(args, chosen, results)
-        print(f"{last.title}: {last.settings}")
+        print(f"{last.title}: {', '.join(f'{name} {value}' for name, value in last.settings.plain().items())}")
         failed += run_all([last], args.seeds, results, args.jobs)
         chosen = [*chosen, last]
     keys = [one.key for one in chosen] if args.ablation else None

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from nas.data import cifar
+from nas.data import cifar, image_sets
 from nas.data.nats_bench import all_cells
 from nas.engine.lock import locked
 from nas.engine.settings import RunSettings, check, cosine
@@ -32,7 +32,7 @@ from nas.space.genotype import CellGenotype
 from nas.space.spaces import Masks, get_space
 
 CELLS_FILE = "cells.json"  # in the folder of a run: the cells that are finished, with their accuracies
-TRAINED = 0.95  # share of the time of a cell that it is trained for; the rest is about that of its evaluation
+TRAINED = 0.95  # share of the time of a cell that it is trained for; its evaluation takes about the rest
 STREAM = 0  # number of the random stream of the batches
 
 
@@ -43,7 +43,7 @@ class RandomSearchSettings(RunSettings):
     cells: int = 8
     """Number of cells, drawn with equal probability from those without `none`."""
     cost: float = 60.0
-    """CPU seconds of all of them together."""
+    """CPU seconds of all of them together, with the reading of the images."""
     held_out: int = 2000
     """Number of training images that are held out, on which the trained cells are compared."""
     data: str = "cifar10"
@@ -54,8 +54,7 @@ class RandomSearchSettings(RunSettings):
     layers: int = 17
     pixels: int = 0
     transition: str = "residual"
-    path_norm: bool = False
-    lr: float = 0.025
+    lr: float = 0.05
     lr_min: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 3e-4
@@ -79,6 +78,7 @@ class Trial:
 
 def search(settings: RandomSearchSettings, seed: int, out: Path) -> dict[str, Any]:
     """Search, or continue: finished cells are in a file, and an interrupted one is trained again."""
+    start = time.process_time()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with locked(out):
@@ -87,10 +87,11 @@ def search(settings: RandomSearchSettings, seed: int, out: Path) -> dict[str, An
         cells = drawn(settings.cells, seed)
         if len(trials) < len(cells):
             train, held_out, normalise, augment, classes = images_of(settings)
+            seconds = (settings.cost - (time.process_time() - start)) / settings.cells
             for number in range(len(trials), len(cells)):
                 torch.manual_seed(seed)  # all cells start with the same weights, as far as they share them
                 batches = cifar.Batches(train, settings.batch, seed, augment, STREAM)
-                trials.append(trained(cells[number], settings, batches, (held_out, normalise), classes))
+                trials.append(trained(cells[number], settings, seconds, batches, (held_out, normalise), classes))
                 write_text(file, json.dumps([vars(trial) for trial in trials], indent=1) + "\n")
                 print(trials[-1], flush=True)
     best = max(trials, key=lambda trial: trial.accuracy)
@@ -105,31 +106,31 @@ def drawn(count: int, seed: int) -> list[str]:
 
 def images_of(settings: RandomSearchSettings) -> tuple[cifar.Images, cifar.Images, cifar.Augment, cifar.Augment, int]:
     """The images to train on, those held out, how to normalise and how to augment them, and the number of classes."""
-    dataset = cifar.load_images(settings.data, settings.data_dir)
+    dataset = cifar.load_images(settings.data, settings.data_dir, settings.pixels)
     cut = settings.images - settings.held_out
     normalise = cifar.Augment(dataset.mean, dataset.std)
-    augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
+    augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels))
     parts = dataset.train.select(slice(cut)), dataset.train.select(slice(cut, settings.images))
     return *parts, normalise, augment, dataset.classes
 
 
 def trained(
     architecture: str,
-    settings: RandomSearchSettings,
+    s: RandomSearchSettings,
+    seconds: float,
     batches: cifar.Batches,
     held_out: tuple[cifar.Images, cifar.Augment],
     classes: int,
 ) -> Trial:
-    """Train the network of a cell for its share of the time."""
-    s, start = settings, time.process_time()
-    seconds = TRAINED * s.cost / s.cells
+    """Train the network of a cell, and evaluate it, in so many CPU seconds."""
+    start = time.process_time()
     space = get_space("nasbench201_nonzero")
     masks = space.masks(CellGenotype.from_string(architecture))
-    net = Supernet(space, s.channels, s.layers, classes, path_norm=s.path_norm, transition=s.transition)
+    net = Supernet(space, s.channels, s.layers, classes, transition=s.transition)
     optimizer = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
     steps = 0
     for images, labels in without_end(batches):
-        done = (time.process_time() - start) / seconds
+        done = (time.process_time() - start) / (TRAINED * seconds)
         if done >= 1:
             break
         optimizer.param_groups[0]["lr"] = s.lr_min + (s.lr - s.lr_min) * cosine(done)
