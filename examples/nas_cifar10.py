@@ -41,6 +41,7 @@ from nas.engine import report
 from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
+from nas.methods.search_method import RULE_HELP, RULES
 from nas.methods.selection import Selection
 from nas.space import genotype
 from nas.space.spaces import get_space
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
     selection = Selection(words, "images")
-    settings = words.settings(chosen.presets, __doc__)
+    settings = words.settings(chosen.presets_of(words.option("--rule", RULES, "published", RULE_HELP)), __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
@@ -103,9 +104,8 @@ def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)
-    print(
-        f"as {report.SKETCH[found.layout.name][0]}: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds"
-    )
+    network, millions = report.SKETCH[found.layout.name][0], size["macs"] / 1e6
+    print(f"as {network}: {size['parameters'] / 1e6:.2f} M parameters, {millions:.0f} M multiply-adds")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 

@@ -9,11 +9,11 @@ Data: CIFAR-10 or CIFAR-100. Own images of one size with sides divisible by 4, i
 folder --data-dir DIR`, with `--auxiliary 0` unless their sides are 32, 36 or 40 pixels. Images of any size in such folders:
 --imagenet trains the mobile network on crops of them.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop), nasbench201, and others. Before the first step the run prints what it will
-compute, and after a few steps the time and memory that it needs. Results in --out: settings.json and genotype.json at the start,
-train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed (`pip install tensorboard`),
-`tensorboard --logdir OUT` shows the columns of train.csv over the epochs: learning rate, losses and accuracies. With several
---seeds each training has a folder of its own, and OUT/seeds.csv compares them.
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop), nasbench201, and others. Before the first step the
+run prints what it will compute, and after a few steps the time and memory that it needs. Results in --out: settings.json and
+genotype.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed (`pip
+install tensorboard`), `tensorboard --logdir OUT` shows the columns of train.csv over the epochs: learning rate, losses and
+accuracies. With several --seeds each training has a folder of its own, and OUT/seeds.csv compares them.
 
 `--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs one without schedules.
 `--config FILE` starts a new one with the settings in a settings.json. `--evaluate FOLDER` prints the accuracy of a trained

@@ -47,6 +47,9 @@ class BilevelSearch(Outcome, Run):
 
     def train_step(self, batch: tuple[Any, Any]) -> None:
         train, valid = batch
+        if self.settings.levels == 1:
+            self.steps.joint(self.step, train)
+            return
         self.steps.architecture(self.step, train, valid)
         self.steps.weights(train)
 

@@ -46,19 +46,23 @@ class CifarSearch(BilevelSearch):
         super().__init__(method, settings, seed, out, processes, device)
         space = spaces.get_space(settings.space)
         self.dataset = dataset = cifar.load_images(settings.data, settings.data_dir, settings.pixels)
-        parts = image_sets.search_halves(dataset, settings.images, settings.batch)
+        if settings.levels == 1:
+            parts = image_sets.search_single(dataset, settings.images, settings.batch, settings.valid_images)
+        else:
+            parts = image_sets.search_halves(dataset, settings.images, settings.batch)
         self.train_set, self.valid_set = (part.to(device) for part in parts)
         self.plain = cifar.Augment(dataset.mean, dataset.std)
         augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels))
         sizes = (processes.share, settings.epoch_steps)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, *sizes)
-        self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
+        self.train_batches = drawn(self.train_set, TRAIN)
+        self.valid_batches = drawn(self.valid_set, VALID) if settings.levels == 2 else self.train_batches
         own = getattr(method, "supernet", None)  # some methods have one of their own
         self.prepare(image_networks.supernet(space, settings, dataset.classes, len(dataset.mean), own), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
     def data_text(self) -> str:
-        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set)
+        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set, self.settings.levels)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **image_sets.identity(self.dataset)}
@@ -75,8 +79,11 @@ class CifarSearch(BilevelSearch):
             masked = lambda batches: replace(batches, augment=replace(batches.augment, cutout=s.cutout, cutout_share=done))
             self.train_batches, self.valid_batches = masked(self.train_batches), masked(self.valid_batches)
 
-    def batches(self) -> Iterator[tuple[Batch, Batch]]:
-        return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
+    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        train = self.train_batches.epoch(self.epoch, self.step)
+        if self.settings.levels == 1:
+            return ((batch, None) for batch in train)
+        return zip(train, self.valid_batches.epoch(self.epoch, self.step))
 
     def end_epoch(self) -> dict[str, Any]:
         self.net.drop_path = 0.0  # evaluations run in training mode, for the statistics of each batch

@@ -33,6 +33,10 @@ class BilevelSettings(RunSettings):
     hessian: Literal["difference", "exact"] = "difference"
     """How second order gets its second derivatives: from a central difference of gradients, as published, or exactly, by
     automatic differentiation."""
+    levels: Literal[1, 2] = 2
+    """2: network weights on one part of the data and the architecture on another, as published. 1: both on all data, from the
+    gradients of one pass over each batch; with --order first. In the first epoch no batch has been seen before, so that the
+    architecture gradient is that of new data, as with two levels."""
     pick_below: int = 0
     """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
     number of paths; 0: the last epoch."""
@@ -40,6 +44,10 @@ class BilevelSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
+        if self.levels == 1 and self.order == "second":
+            raise ValueError(
+                "order must be 'first' with levels=1, where both gradients are taken at the same weights, got 'second'"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class CifarSearchSettings(BilevelSettings):
     """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
     other, so that every image is seen once before any is seen again."""
     valid_images: int = 0
-    """Number of validation images on which the supernet is evaluated after each epoch, the first ones; 0: all."""
+    """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
+    a tenth of the images, on which no step is taken."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -117,8 +117,9 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 class Batches:
     """Shuffled, augmented batches of images.
 
-    stream: a number for independent random numbers of several sets in a run. steps: the number of batches of an epoch; 0: one pass
-    through the images. Otherwise epochs go on where the last one ended, so that every image is drawn once before any is again.
+    stream: a number for independent random numbers of several sets in a run. steps: the number of batches of an epoch; 0: one
+    pass through the images. Otherwise epochs go on where the last one ended, so that every image is drawn once before any is
+    again.
     """
 
     data: Images

@@ -72,6 +72,22 @@ def search_halves(dataset: Any, images: int, batch: int) -> tuple[Any, Any]:
     return part_of(dataset.train, 0, half), part_of(dataset.train, half, 2 * half)
 
 
+def search_single(dataset: Any, images: int, batch: int, valid_images: int) -> tuple[Any, Any]:
+    """The images for the network weights and the architecture together, and those behind them for the evaluations.
+
+    images: to use of the training images, evaluations included; of a folder all if there are fewer. valid_images: of them, for
+    the evaluations; 0: a tenth.
+
+    Raises:
+      ValueError: more images than CIFAR has, or less than a batch for the steps.
+    """
+    used = _used(dataset, "images", images, dataset.train)
+    held = valid_images or used // 10
+    if batch > used - held:
+        raise ValueError(f"valid_images must leave a batch of {batch} of the {used} images for the steps, got {valid_images}")
+    return part_of(dataset.train, 0, used - held), part_of(dataset.train, used - held, used)
+
+
 def training_parts(dataset: Any, images: int, valid_images: int, hold_out: float) -> tuple[Any, Any]:
     """The images of a training, and those on which it is validated.
 
@@ -102,9 +118,10 @@ def identity(dataset: Any) -> dict[str, str]:
     return {"images_md5": dataset.fingerprint} if dataset.fingerprint else {}
 
 
-def describe_search(dataset: Any, train: Any, valid: Any) -> str:
-    """The sizes of the two halves of a search, to be printed."""
-    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), "two halves of the training images")
+def describe_search(dataset: Any, train: Any, valid: Any, levels: int = 2) -> str:
+    """The sizes of the two parts of a search, to be printed."""
+    parts = "two halves" if levels == 2 else "two parts"
+    return cifar_files.describe(dataset, len(train.labels), len(valid.labels), f"{parts} of the training images")
 
 
 def describe_training(dataset: Any, train: Any, valid: Any, hold_out: float) -> str:

@@ -4,9 +4,9 @@
     S_j = the `sparsity` largest |z_j|                             the paths into node j; no others are computed
     w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     the weights of the paths (Eq. 11)
 
-In NAS-Bench-201, where nodes have 1, 2 and 3 edges of one operation each, S_j has the largest |z_j| on each edge into j (not in
-the paper). The setting `strength` is the lambda of the paper. The search updates b by gradients in which z is constant: dw_S/db = A_S^T. The
-genotype is the support.
+In NAS-Bench-201, where nodes have 1, 2 and 3 edges of one operation each, S_j has the largest |z_j| on each edge into j, which is
+not in the paper. The setting `strength` is the lambda of the paper. The search updates b by gradients in which z is constant:
+dw_S/db = A_S^T. The genotype is the support.
 
 Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 1. Settings and the distribution of A are those of the
 published code, which recovers once in each epoch, while the paper does in each iteration (`recover_every=1`). In that code the

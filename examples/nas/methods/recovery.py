@@ -20,8 +20,8 @@ Codes = dict[str, list[np.ndarray]]
 class Support(NamedTuple):
     """The paths of a cell that a recovery keeps: their indices, codes z_S and columns A_S.
 
-    paths, values: (nodes, n). columns: (nodes, n, rows). n is the largest number of paths into a node; nodes with fewer repeat one
-    of theirs with value 0 and column 0, which adds 0 to its weight.
+    paths, values: (nodes, n). columns: (nodes, n, rows). n is the largest number of paths into a node; nodes with fewer repeat
+    one of theirs with value 0 and column 0, which adds 0 to its weight.
     """
 
     paths: np.ndarray
@@ -70,7 +70,7 @@ def mean_distance(found: Mapping[str, Sequence[float]]) -> float:
 
 
 def kept(space: Space, sparsity: int) -> int:
-    """The largest number of paths that a recovery keeps of a node; of the nodes of NAS-Bench-201, which have 1, 2 and 3 edges, 3."""
+    """The largest number of paths that a recovery keeps of a node: 3 in NAS-Bench-201, whose nodes have 1, 2 and 3 edges."""
     return len(space.layout.nodes) if space.layout.last else sparsity
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from .settings import sparse_supernet as sparse_settings
 __all__ = ["CIFAR", "ONE_STAGE", "TEXT", "build", "cifar_size", "first_process", "text_size"]
 
 
-def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
+def bilevel(
+    run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any], sound: Callable[[Any], Any] | None = None
+) -> SearchMethod:
     """Register a bilevel method."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
         return launch(partial(run, method, settings, seed, out), settings, out)
 
-    return SearchMethod(presets, search, method)
+    return SearchMethod(presets, search, method, sound)
 
 
 def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
@@ -50,13 +52,13 @@ CIFAR = {
     "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
     "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
     "pc_darts": bilevel(CifarSearch, pc_darts.PartialDarts, darts_settings.PARTIAL_PRESETS),
-    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS, sparse_settings.sound),
 }
 ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
 TEXT = {
     "darts": bilevel(TextSearch, darts.Darts, darts_settings.TEXT_PRESETS),
     "ista": bilevel(TextSearch, ista.Ista, ista_settings.TEXT_PRESETS),
-    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS, sparse_settings.sound),
 }
 
 

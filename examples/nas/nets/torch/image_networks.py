@@ -15,14 +15,14 @@ def supernet(space: Space, settings: Any, classes: int, image_channels: int, own
     own: the class of a method that has one of its own, for cells of DARTS. ValueError for other cells, and for settings of them.
     """
     sizes = (settings.channels, settings.layers, classes)
+    norm = getattr(settings, "path_norm", False)
     if space.kind is CellGenotype:
         if own is not None:
             raise ValueError(f"space must have cells of DARTS for this method, got {space.name!r}")
-        norm = getattr(settings, "path_norm", False)
         return nasbench201.Supernet(space, *sizes, image_channels, norm, settings.transition)
     if settings.transition != "residual":
         raise ValueError(f"transition belongs to the space nasbench201, got {settings.transition!r} with {space.name!r}")
-    return (own or cnn.Supernet)(space, *sizes, image_channels=image_channels)
+    return (own or cnn.Supernet)(space, *sizes, image_channels=image_channels, path_norm=norm)
 
 
 def genotype_size(found: AnyGenotype) -> dict[str, int]:
