@@ -51,7 +51,7 @@ from worker_processes import Job, run
 SWITCHES = {  # of the sound rule: by name the settings that are as in the published rule without it
     "path_norm": ("path_norm",),
     "hold_norm": ("hold_norm",),
-    "frozen_epochs": ("frozen_epochs",),
+    "warmup": ("warmup",),
     "nonnegative": ("nonnegative",),
     "cap": ("cap",),
     "levels": ("levels", "order"),
@@ -60,6 +60,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
     "optimizer": ("optimizer", "arch_lr", "constant_arch_lr", "metric"),
 }
 SPARSE, RANDOM = "sparse_supernet", "random_search"
+SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "threads", "device")  # of random search, too
 PRESET = "nasbench201_small"
 IMPORTS = {"torch": ("nas.methods.registry",), "jax": ("nas.methods.jax.registry", "nas.bilevel.jax.sweep")}
 
@@ -337,8 +338,11 @@ def rest(left: Sequence[tuple[Entry, tuple[int, ...]]], results: Results, worker
     return f"  ({duration(seconds / min(workers, len(left)))} left)"
 
 
-def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], results: Results) -> Entry:
-    """Random search by the network and data of the searches, at their median cost unless --cost or the folder has another."""
+def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], like: Entry, results: Results) -> Entry:
+    """Random search at the median cost of the chosen searches, unless --cost or the folder has another.
+
+    like: an entry with the same network and data.
+    """
     from nas_bench_201_random import RandomSearchSettings
 
     there = results.settings.get(RANDOM, {}).get("cost")
@@ -346,8 +350,7 @@ def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], results: Res
     cost = args.cost or there or (round(statistics.median(costs), 1) if costs else None)
     if cost is None:
         raise SystemExit(f"error: {RANDOM} needs --cost, as there are no searches whose cost it could take")
-    first, sizes = chosen[0].settings, ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "threads", "device")
-    shared = {name: getattr(first, name) for name in sizes}
+    shared = {name: getattr(like.settings, name) for name in SIZES}
     settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost})
     return Entry(RANDOM, f"best of {args.cells} random cells, trained", RANDOM, "torch", (), settings)
 
@@ -425,12 +428,13 @@ def run_and_summarise(args: argparse.Namespace, results: Results) -> int:
     changes = [f"data_dir={args.data_dir}", "threads=1", "checkpoint_minutes=1", "device=cpu", *args.set]
     names = [name for name in dict.fromkeys(args.methods) if name != RANDOM]
     chosen = ablation(args.framework, changes) if args.ablation else entries(names, args.rule, args.framework, changes)
-    refuse_unused(args.set, chosen)
+    like = entry("hapg", "published", args.framework, changes)  # for the network and data of random search
+    refuse_unused(args.set, chosen or [like])
     for one in chosen:
         print(f"{one.title}: {one.command}")
     failed = run_all(chosen, args.seeds, results, args.jobs)
     if RANDOM in args.methods and not args.ablation:
-        last = random_entry(args, chosen, results)
+        last = random_entry(args, chosen, like, results)
         print(f"{last.title}: {', '.join(f'{name} {value}' for name, value in last.settings.plain().items())}")
         failed += run_all([last], args.seeds, results, args.jobs)
         chosen = [*chosen, last]

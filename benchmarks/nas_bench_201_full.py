@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -29,6 +28,7 @@ START, IMPORTS = time.monotonic(), 10.0  # when the program began to measure; se
 METHOD, PRESET = "sparse_supernet", "nasbench201"
 SIZES = ("images", "batch", "channels", "layers")
 WARM_UP, TIMED = 3, 12  # steps
+VALID = 1000  # images
 EPOCHS = 10  # parts of the search, after each of which it is evaluated
 USED = 0.85  # share of the remaining time for the steps of the search; the rest is for evaluations and the report
 
@@ -49,13 +49,6 @@ def step_seconds(make: Callable[..., CifarSearch], device: str) -> tuple[float, 
     return (time.monotonic() - start) / TIMED, run
 
 
-def sized(settings: Any, rule: str, **sizes: Any) -> Any:
-    """The settings with these sizes and this rule, whose warm-up depends on the number of epochs."""
-    settings = replace(settings, order="first", valid_images=1000, **sizes)
-    sound = registry.CIFAR[METHOD].sound
-    return sound(settings) if rule == "sound" and sound is not None else settings
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240.0, help="of the whole program")
@@ -69,10 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, help="default: as published")
     args = parser.parse_args(argv)
     sizes = {name: value for name in SIZES if (value := getattr(args, name)) is not None}
-    base = replace(registry.CIFAR[METHOD].presets[PRESET], data_dir=args.data_dir, device=args.device, **sizes)
-    method = registry.CIFAR[METHOD].method
-    timed = sized(base, args.rule, epochs=EPOCHS, epoch_steps=WARM_UP + TIMED)
-    timed = replace(timed, frozen_epochs=0)  # steps of the weights alone are cheaper
+    method, preset = registry.CIFAR[METHOD].method, registry.CIFAR[METHOD].presets_of(args.rule)[PRESET]
+    own = {"data_dir": args.data_dir, "device": args.device, "order": "first", "valid_images": VALID, "epochs": EPOCHS}
+    base = replace(preset, **{**own, **sizes})
+    timed = replace(base, epoch_steps=WARM_UP + TIMED, warmup=0.0)  # steps of the weights alone would be cheaper
     each, run = step_seconds(partial(CifarSearch, method, timed, args.seed, args.out), args.device)
     in_epoch = (base.images if timed.levels == 1 else base.images // 2) // base.batch
     memory = run.machine().memory() / 2**20
@@ -81,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"supernet of {size}: {costs}", flush=True)
     left = args.seconds - IMPORTS - (time.monotonic() - START)
     steps = max(int(USED * left / each) // EPOCHS, 1)
-    settings = sized(base, args.rule, epochs=EPOCHS, epoch_steps=steps)
+    settings = replace(base, epoch_steps=steps)
     del run
     row = launch(partial(CifarSearch, method, settings, args.seed, args.out), settings, args.out)
     length = f"{EPOCHS * steps} steps, {EPOCHS * steps / in_epoch:.2g} epochs, in {row['seconds']:.0f} s"

@@ -100,19 +100,10 @@ def baselines(table: Table, cells: int = 0) -> list[dict[str, Any]]:
 
 def _of_cells(title: str, table: Table, which: np.ndarray) -> dict[str, Any]:
     """Medians over cells, which cost nothing."""
-    ranks = 1 + CELLS - np.searchsorted(np.sort(table.cifar10), table.cifar10[which], side="right")
     accuracies = dict(zip(DATA_SETS, np.median(table.accuracies[which], axis=0).tolist()))
-    places = {index: table.place(table.architectures[index]).size_percentile for index in set(which.tolist())}
-    within = float(np.median([places[index] for index in which.tolist()]))
-    rank = float(np.median(ranks))
-    return {
-        "title": title,
-        **accuracies,
-        "rank": rank,
-        "percentile": 100 * rank / CELLS,
-        "size_percentile": within,
-        "cpu_seconds": 0.0,
-    }
+    rank, within = (float(np.median(values[which])) for values in (table.ranks, table.size_percentiles))
+    places = {"rank": rank, "percentile": 100 * rank / CELLS, "size_percentile": within}
+    return {"title": title, **accuracies, **places, "cpu_seconds": 0.0}
 
 
 def text_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -1,9 +1,22 @@
 """The table of NAS-Bench-201 and the benchmark on it, with a made-up table: the real one is not shipped."""
 
+import csv
+import json
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+import worker_processes
 from nas.data import nats_bench
 from nas.data.nats_bench import COLUMNS, OPTIMA, Table, all_cells, size
+from nas.space import drawing
+from worker_processes import Done, Job
 
 ALL_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 ONE_1X1 = "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"
@@ -94,3 +107,179 @@ def test_a_missing_table_names_where_users_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*none.csv .*nats_bench of its authors"):
         Table.read(tmp_path / "none.csv")
     assert nats_bench.COLUMNS[0] in nats_bench.HOW_TO_GET
+
+
+# -- the benchmark, whose searches run in this process ------------------------------------------------------
+
+TINY = ("--set", "channels=2", "layers=3", "epochs=1", "epoch_steps=2", "images=64", "batch=8", "valid_images=8")
+
+
+@pytest.fixture
+def bench(monkeypatch, no_pictures):
+    """The benchmark without processes: searches run here, one after the other, and each takes 3 CPU seconds."""
+    import nas_bench_201
+
+    def here(jobs, workers):
+        for job in jobs:
+            yield job, Done(job.function(*job.arguments), "", 3.0, 4.0)
+
+    monkeypatch.setattr(nas_bench_201, "run", here)
+    monkeypatch.setattr(drawing, "save", lambda figure, *files: drawing.plt.close(figure))
+    return nas_bench_201
+
+
+@pytest.fixture
+def command(table_file, images, tmp_path):
+    return ["--table", str(table_file), "--data-dir", str(images), "--out", str(tmp_path / "out"), *TINY]
+
+
+def rows_of(file):
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_methods_search_and_are_summarised(bench, command, tmp_path, table, capsys, monkeypatch):
+    methods = ["--methods", "hapg", "ista", "gsparsity", "darts_second"]
+    assert bench.main([*command, *methods, "--seeds", "0"]) == 0
+    rows = rows_of(tmp_path / "out" / "runs.csv")
+    assert [row["key"] for row in rows] == ["hapg-published", "hapg-sound", "ista", "gsparsity", "darts_second"]
+    for row in rows:
+        place = table.place(row["architecture"])
+        assert (int(row["rank"]), row["cpu_seconds"]) == (place.rank, "3.0")
+        found = json.loads((tmp_path / "out" / row["key"] / "seed-0" / "result.json").read_text())
+        assert found["architecture"] == row["architecture"]
+    printed = capsys.readouterr().out
+    assert "python examples/nas_cifar10.py --method sparse_supernet --rule sound --preset nasbench201_small" in printed
+    assert "DrNAS, published by Chen et al. (2021)" in printed and "all 3x3" in printed and "[5/5]" in printed
+    titles = [row["title"] for row in rows_of(tmp_path / "out" / "summary.csv")]
+    assert titles[:2] == ["SparseNAS, HAPG, published rule", "SparseNAS, HAPG, sound rule"]
+
+    monkeypatch.setattr(bench, "search", None)  # nothing is searched again
+    assert bench.main([*command, *methods, "--seeds", "0"]) == 0
+    text = (tmp_path / "out" / "summary.txt").read_text()
+    (tmp_path / "out" / "summary.txt").unlink()
+    assert bench.main([*command, "--only-summary"]) == 0
+    assert (tmp_path / "out" / "summary.txt").read_text() == text
+    with pytest.raises(SystemExit, match=r"results of ista by other settings \(batch is 8, not 4\): choose another --out"):
+        bench.main([*command, "batch=4", "--methods", "ista"])
+
+
+def test_random_search_returns_the_best_of_its_cells(bench, command, tmp_path, capsys):
+    import nas_bench_201_random
+
+    options = ["--methods", "random_search", "--cells", "2", "--cost", "0.4", "--seeds", "3"]
+    small = {"images": 64, "held_out": 16}
+    settings = nas_bench_201_random.RandomSearchSettings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nas_bench_201_random, "RandomSearchSettings", lambda **own: settings(**{**own, **small}))
+        assert bench.main([*command, *options]) == 0
+    trials = json.loads((tmp_path / "out" / "random_search" / "seed-3" / "cells.json").read_text())
+    assert [t["architecture"] for t in trials] == nas_bench_201_random.drawn(2, 3)
+    (row,) = rows_of(tmp_path / "out" / "runs.csv")
+    assert row["architecture"] == max(trials, key=lambda t: t["accuracy"])["architecture"]
+
+
+def test_the_ablation_takes_back_one_switch_at_a_time(bench):
+    from nas.methods.settings.sparse_supernet import sound
+
+    found = bench.ablation("torch", [])
+    base = found[0].settings
+    published = bench.entry("hapg", "published", "torch", []).settings
+    assert len({one.key for one in found}) == len(found) >= 8
+    assert base.plain() == sound(published).plain()
+    for one in found[1:]:
+        switch = one.key.removeprefix("hapg-sound-without_")
+        changed = {k for k, v in one.settings.plain().items() if v != base.plain()[k]}
+        assert changed and changed <= {*bench.SWITCHES[switch]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "chanels=2", "--methods", "ista"], "--set chanels=2: none of ista has a setting chanels"),
+        (
+            ["--set", "dartz.epochs=2"],
+            "--set must be NAME=VALUE or METHOD.NAME=VALUE with a METHOD of adamhapg, hapg, .*hapg-sound",
+        ),
+        (["--seeds", "1", "1"], "--seeds must be different numbers >= 0, got 1 1"),
+        (["--jobs", "0"], "--jobs must be >= 1, got 0"),
+        (["--only-summary"], "runs.csv has no runs to summarise"),
+        (["--methods", "random_search"], "random_search needs --cost, as there are no searches"),
+    ],
+)
+def test_a_wrong_option_of_the_benchmark_is_named(bench, command, options, message):
+    with pytest.raises(SystemExit, match=message):
+        bench.main([*command[:-8], *options])
+
+
+def test_a_setting_can_be_for_one_method(bench):
+    changes = ["strength=0.5", "hapg-sound.strength=0.25", "ista.rows=3"]
+    strengths = {one.key: one.settings.strength for one in bench.entries(["hapg", "ista"], bench.RULES, "torch", changes)}
+    assert strengths == {"hapg-published": 0.5, "hapg-sound": 0.25, "ista": 0.5}
+
+
+def test_a_summary_counts_cells_above_the_median_of_their_size(table):
+    from nas_bench_201_summary import ALL_3X3 as WHOLE
+    from nas_bench_201_summary import picture, summary
+
+    best = [max(same, key=lambda a: table.place(a).cifar10) for same in by_size(table, (1, 2, 9))]
+    rows = [
+        {"title": "a method", "seed": i, **table.place(cell)._asdict(), "cpu_seconds": 10.0 + i} for i, cell in enumerate(best)
+    ]
+    rows.append({"title": "a method", "seed": 3, **table.place(WHOLE)._asdict(), "cpu_seconds": 5.0})
+    (row, *rest) = summary(rows, table, 8)
+    assert (row["runs"], row["above"], row["p"], row["cpu_seconds"]) == (4, "3 of 3", 0.125, 10.5), "ties do not count"
+    assert row["ranks"].split() == [str(r["rank"]) for r in rows]
+    random = next(r for r in rest if r["title"] == "a random cell")
+    assert random["percentile"] == pytest.approx(50, abs=1) and random["size_percentile"] == pytest.approx(50, abs=1)
+    drawing.plt.close(picture(rows, table))
+
+
+def by_size(table, sizes):
+    return [[a for a in table.architectures if size(a) == wanted] for wanted in sizes]
+
+
+# -- worker processes ---------------------------------------------------------------------------------------
+
+
+def test_workers_return_results_and_errors_and_do_not_repeat(tmp_path):
+    jobs = [
+        Job("good", operator.add, (1, 2), tmp_path / "good"),
+        Job("bad", json.loads, ("{",), tmp_path / "bad"),
+        Job("later", operator.add, ("a", "b"), tmp_path / "later", ("json",)),
+    ]
+    done = {job.name: found for job, found in worker_processes.run(jobs, workers=2)}
+    assert (done["good"].found, done["later"].found) == (3, "ab") and done["good"].cpu_seconds >= 0
+    assert "Expecting property name" in done["bad"].error
+    wrong = Job("good", operator.truediv, (1, 0), tmp_path / "good")
+    assert [found.found for _, found in worker_processes.run([wrong], workers=1)] == [3], "it is finished already"
+    (tmp_path / "good" / worker_processes.RESULT).write_text("{")
+    with pytest.raises(ValueError, match=r"found.json must be the result of a finished run"):
+        list(worker_processes.run([wrong], workers=1))
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; import worker_processes as w\n"
+        f"if __name__ == '__main__': list(w.run([w.Job('sleeps', time.sleep, (600,), Path({str(tmp_path / 'job')!r}))], 1))"
+    )
+    script = tmp_path / "start.py"
+    script.write_text(code)
+    path = os.pathsep.join(map(str, (Path(worker_processes.__file__).parent, Path(worker_processes.__file__).parent.parent)))
+    started = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path})
+    clock = tmp_path / "job" / worker_processes.CLOCK
+    wait_until(clock.exists)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    before = clock.stat().st_mtime_ns
+    time.sleep(1.5 * worker_processes.BETWEEN_CLOCKS)
+    stopped = clock.stat().st_mtime_ns
+    time.sleep(1.5 * worker_processes.BETWEEN_CLOCKS)
+    assert clock.stat().st_mtime_ns == stopped >= before, "it would still be written if the worker ran on"
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
