@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas.bilevel.search_cifar import CifarSearch
+from nas.data import cifar
 from nas.data.nats_bench import Table
 from nas.engine.distributed import join_processes
 from nas.engine.run import launch
@@ -26,7 +27,7 @@ from nas.methods.search_method import RULES
 
 START, IMPORTS = time.monotonic(), 10.0  # when the program began to measure; seconds that it took until then
 METHOD, PRESET = "sparse_supernet", "nasbench201"
-SIZES = ("images", "batch", "channels", "layers")
+SIZES = ("images", "valid_images", "batch", "channels", "layers")
 WARM_UP, TIMED = 3, 12  # steps
 VALID = 1000  # images
 EPOCHS = 10  # parts of the search, after each of which it is evaluated
@@ -59,15 +60,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/nas_bench_201_full"))
     for name in SIZES:
-        parser.add_argument(f"--{name}", type=int, help="default: as published")
+        default = VALID if name == "valid_images" else "as published"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {default}")
     args = parser.parse_args(argv)
     sizes = {name: value for name in SIZES if (value := getattr(args, name)) is not None}
     method, preset = registry.CIFAR[METHOD].method, registry.CIFAR[METHOD].presets_of(args.rule)[PRESET]
     own = {"data_dir": args.data_dir, "device": args.device, "order": "first", "valid_images": VALID, "epochs": EPOCHS}
-    base = replace(preset, **{**own, **sizes})
+    there = len(cifar.load_images(preset.data, args.data_dir).train.labels)  # a packed part of CIFAR-10 has fewer than the preset
+    base = replace(preset, **{**own, "images": min(preset.images, there), **sizes})
     timed = replace(base, epoch_steps=WARM_UP + TIMED, warmup=0.0)  # steps of the weights alone would be cheaper
     each, run = step_seconds(partial(CifarSearch, method, timed, args.seed, args.out), args.device)
-    in_epoch = (base.images if timed.levels == 1 else base.images // 2) // base.batch
+    in_epoch = len(run.train_set.labels) // base.batch
     memory = run.machine().memory() / 2**20
     size = f"{base.channels} channels, {base.layers} layers, batch {base.batch}, {args.rule} rule"
     costs = f"{each:.3g} s a step, {each * in_epoch:.3g} s an epoch of {in_epoch} steps, {memory:.0f} MiB"
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = replace(base, epoch_steps=steps)
     del run
     row = launch(partial(CifarSearch, method, settings, args.seed, args.out), settings, args.out)
-    length = f"{EPOCHS * steps} steps, {EPOCHS * steps / in_epoch:.2g} epochs, in {row['seconds']:.0f} s"
+    length = f"{EPOCHS * steps} steps, {EPOCHS * steps / in_epoch:.2g} epochs, in {row['seconds']:.3g} s"
     accuracies = f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %"
     print(f"search of {length}: {accuracies}, {row['paths_cell']} paths, cell {row['architecture']}")
     if args.table:
