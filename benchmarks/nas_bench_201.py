@@ -142,13 +142,15 @@ def entry(
     kind, own = METHODS[name], f"{name}-{rule}" if rule else name
     registered = registry(framework).CIFAR[kind.method]
     presets = registered.presets_of(rule) if rule else registered.presets
-    known = {field.name for field in fields(presets[PRESET])}
+    known = {"preset", *(field.name for field in fields(presets[PRESET]))}
     chosen = [(k, v) for where, k, v in map(change, changes) if where in (name, own) or (where is None and k in known)]
     ruled = ("--rule", rule) if rule else ()
     words = ["--preset", PRESET, *kind.words, *(word for pair in (*chosen, *values.items()) for word in option(*pair))]
     settings = CommandLine(words).settings(presets, None)
-    title = ", ".join(filter(None, (kind.title, rule and f"{rule} rule", switch and f"without {switch}")))
-    return Entry(f"{own}-without_{switch}" if switch else own, title, kind.method, framework, (*ruled, *words), settings)
+    jax = framework == "jax"
+    title = ", ".join(filter(None, (kind.title, rule and f"{rule} rule", switch and f"without {switch}", jax and "in JAX")))
+    key = "-".join(filter(None, (own, switch and f"without_{switch}", jax and "jax")))
+    return Entry(key, title, kind.method, framework, (*ruled, *words), settings)
 
 
 def registry(framework: str) -> Any:
@@ -186,7 +188,7 @@ def refuse_unused(changes: Sequence[str], chosen: Sequence[Entry]) -> None:
     for text in changes:
         where, name, _ = change(text)
         own = [e for e in chosen if where is None or e.key.startswith(where)]
-        if not any(hasattr(e.settings, name) for e in own):
+        if name != "preset" and not any(hasattr(e.settings, name) for e in own):
             raise SystemExit(
                 f"error: --set {text}: none of {', '.join(e.key for e in own) or 'the methods'} has a setting {name}"
             )
@@ -391,7 +393,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="[METHOD.]NAME=VALUE",
-        help="settings of the searches, for all methods that have them",
+        help="settings of the searches, for all methods that have them, or preset=NAME",
     )
     add("--framework", choices=("torch", "jax"), default="torch", help="jax: all seeds of a method are one program")
     add(
