@@ -30,7 +30,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,20 +67,26 @@ IMPORTS = {"torch": ("nas.methods.registry",), "jax": ("nas.methods.jax.registry
 
 @dataclass(frozen=True)
 class Kind:
-    """A method of the command line. words: options of `examples/nas_cifar10.py` beside --method."""
+    """A method of the command line.
+
+    settings: those that differ from the preset. published, sound: further ones with this rule.
+    """
 
     title: str
     method: str
-    words: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
+    sound: Mapping[str, str] = field(default_factory=dict)
 
 
 METHODS = {
-    "adamhapg": Kind("SparseNAS, AdamHAPG", SPARSE, ("--optimizer", "adamhapg")),
-    "hapg": Kind("SparseNAS, HAPG", SPARSE, ("--optimizer", "hapg")),
+    # the learning rates of the preset and of the sound rule are those of the other optimizer
+    "adamhapg": Kind("SparseNAS, AdamHAPG", SPARSE, {"optimizer": "adamhapg"}, sound={"arch_lr": "0.005"}),
+    "hapg": Kind("SparseNAS, HAPG", SPARSE, {"optimizer": "hapg"}, published={"arch_lr": "None"}),
     "ista": Kind("ISTA-NAS", "ista"),
     "gsparsity": Kind("GSparsity", "gsparsity"),
-    "darts_first": Kind("DARTS, first order", "darts", ("--order", "first")),
-    "darts_second": Kind("DARTS, second order", "darts", ("--order", "second")),
+    "darts_first": Kind("DARTS, first order", "darts", {"order": "first"}),
+    "darts_second": Kind("DARTS, second order", "darts", {"order": "second"}),
 }
 
 
@@ -117,11 +123,10 @@ def entries(names: Sequence[str], rules: Sequence[str], framework: str, changes:
 
 def ablation(framework: str, changes: Sequence[str]) -> list[Entry]:
     """The sound rule, and the same with one switch at a time as in the published rule."""
-    published, sound = (entry("hapg", rule, framework, changes) for rule in RULES)
-    usual = entry("adamhapg", "published", framework, changes).settings.optimizer
+    published, sound = entry("adamhapg", "published", framework, changes), entry("hapg", "sound", framework, changes)
     found = [sound]
     for switch, names in SWITCHES.items():
-        values = {name: usual if name == "optimizer" else getattr(published.settings, name) for name in names}
+        values = {name: getattr(published.settings, name) for name in names}
         if any(value != getattr(sound.settings, name) for name, value in values.items()):
             found.append(entry("hapg", "sound", framework, changes, switch, values))
     return found
@@ -142,15 +147,16 @@ def entry(
     kind, own = METHODS[name], f"{name}-{rule}" if rule else name
     registered = registry(framework).CIFAR[kind.method]
     presets = registered.presets_of(rule) if rule else registered.presets
-    known = {"preset", *(field.name for field in fields(presets[PRESET]))}
-    chosen = [(k, v) for where, k, v in map(change, changes) if where in (name, own) or (where is None and k in known)]
-    ruled = ("--rule", rule) if rule else ()
-    words = ["--preset", PRESET, *kind.words, *(word for pair in (*chosen, *values.items()) for word in option(*pair))]
+    known = {"preset", *(f.name for f in fields(presets[PRESET]))}
+    chosen = {k: v for where, k, v in map(change, changes) if where in (name, own) or (where is None and k in known)}
+    of_rule = getattr(kind, rule) if rule else {}
+    options = {"preset": PRESET, **kind.settings, **of_rule, **chosen, **values}
+    words = [word for pair in options.items() for word in option(*pair)]
     settings = CommandLine(words).settings(presets, None)
     jax = framework == "jax"
     title = ", ".join(filter(None, (kind.title, rule and f"{rule} rule", switch and f"without {switch}", jax and "in JAX")))
     key = "-".join(filter(None, (own, switch and f"without_{switch}", jax and "jax")))
-    return Entry(key, title, kind.method, framework, (*ruled, *words), settings)
+    return Entry(key, title, kind.method, framework, (*(("--rule", rule) if rule else ()), *words), settings)
 
 
 def registry(framework: str) -> Any:
