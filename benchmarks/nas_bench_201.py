@@ -359,7 +359,7 @@ def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], like: Entry,
     if cost is None:
         raise SystemExit(f"error: {RANDOM} needs --cost, as there are no searches whose cost it could take")
     shared = {name: getattr(like.settings, name) for name in SIZES}
-    settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost})
+    settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost, "held_out": args.held_out})
     return Entry(RANDOM, f"best of {args.cells} random cells, trained", RANDOM, "torch", (), settings)
 
 
@@ -406,6 +406,7 @@ def parser() -> argparse.ArgumentParser:
         "--ablation", action="store_true", help="the sound rule, and each of its switches as in the published rule, one at a time"
     )
     add("--cells", type=int, default=8, help="number of random cells of random_search, and of which the largest is taken")
+    add("--held-out", type=int, default=2000, help="number of images on which random_search compares its cells")
     add("--cost", type=float, help="CPU seconds of a random_search; default: the median of the searches")
     add("--jobs", type=int, default=2, help="number of worker processes, of one thread each")
     add("--only-summary", action="store_true", help="run nothing")

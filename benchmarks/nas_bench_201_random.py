@@ -63,8 +63,6 @@ class RandomSearchSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, counts=("cells", "held_out", "images", "batch"), amounts=("cost",))
-        if self.images - self.held_out < self.batch:
-            raise ValueError(f"images must be held_out + batch or more, {self.held_out + self.batch}, got {self.images}")
 
 
 @dataclass
@@ -107,10 +105,13 @@ def drawn(count: int, seed: int) -> list[str]:
 def images_of(settings: RandomSearchSettings) -> tuple[cifar.Images, cifar.Images, cifar.Augment, cifar.Augment, int]:
     """The images to train on, those held out, how to normalise and how to augment them, and the number of classes."""
     dataset = cifar.load_images(settings.data, settings.data_dir, settings.pixels)
-    cut = settings.images - settings.held_out
+    images = min(settings.images, len(dataset.train.labels))
+    cut = images - settings.held_out
+    if cut < settings.batch:
+        raise ValueError(f"held_out must leave a batch of {settings.batch} of {images} images, got {settings.held_out}")
     normalise = cifar.Augment(dataset.mean, dataset.std)
     augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels))
-    parts = dataset.train.select(slice(cut)), dataset.train.select(slice(cut, settings.images))
+    parts = dataset.train.select(slice(cut)), dataset.train.select(slice(cut, images))
     return *parts, normalise, augment, dataset.classes
 
 

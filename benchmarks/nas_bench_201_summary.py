@@ -145,7 +145,14 @@ def picture(rows: Sequence[Mapping[str, Any]], table: Table) -> plt.Figure:
             text, (0.005, value), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points", va="top", color="0.35"
         )
     right.axhline(50, color="0.35", linewidth=1, linestyle="--")
-    left.set(xscale="log", yscale="log", ylim=(130, 100 / CELLS / 1.5), ylabel="rank in percent of all cells (up is better)")
+    costs = [max(float(row["cpu_seconds"]), 0.1) for row in rows]
+    left.set(
+        xlim=(min(costs) / 1.4, 1.4 * max(costs)),
+        xscale="log",
+        yscale="log",
+        ylim=(130, 100 / CELLS / 1.5),
+        ylabel="rank in percent of all cells (up is better)",
+    )
     right.set(ylim=(103, -3), ylabel="percentile among cells of the same size (up is better)")
     left.set_yticks([100, 10, 1, 0.1, 0.01], ["100 %", "10 %", "1 %", "0.1 %", "0.01 %"])
     for axis in (left, right):

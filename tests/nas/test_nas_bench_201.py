@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,16 +168,31 @@ def test_methods_search_and_are_summarised(bench, command, tmp_path, table, caps
 def test_random_search_returns_the_best_of_its_cells(bench, command, tmp_path, capsys):
     import nas_bench_201_random
 
-    options = ["--methods", "random_search", "--cells", "2", "--cost", "0.4", "--seeds", "3"]
-    small = {"images": 64, "held_out": 16}
-    settings = nas_bench_201_random.RandomSearchSettings
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nas_bench_201_random, "RandomSearchSettings", lambda **own: settings(**{**own, **small}))
-        assert bench.main([*command, *options]) == 0
+    options = ["--methods", "random_search", "--cells", "2", "--cost", "0.4", "--held-out", "16", "--seeds", "3"]
+    assert bench.main([*command, *options]) == 0
     trials = json.loads((tmp_path / "out" / "random_search" / "seed-3" / "cells.json").read_text())
     assert [t["architecture"] for t in trials] == nas_bench_201_random.drawn(2, 3)
     (row,) = rows_of(tmp_path / "out" / "runs.csv")
     assert row["architecture"] == max(trials, key=lambda t: t["accuracy"])["architecture"]
+
+
+def test_in_jax_all_seeds_are_one_program(bench, command, tmp_path, monkeypatch):
+    package = pytest.importorskip("nas.bilevel.jax")
+    calls = []
+
+    def sweep(settings, seeds, out):
+        calls.append((settings.optimizer, tuple(seeds), settings.resume))
+        return [{"seed": seed, "architecture": ALL_3X3} for seed in seeds]
+
+    fake = SimpleNamespace(sweep=sweep)
+    monkeypatch.setitem(sys.modules, "nas.bilevel.jax.sweep", fake)
+    monkeypatch.setattr(package, "sweep", fake, raising=False)
+    options = ["--methods", "hapg", "--rule", "published", "--framework", "jax", "--seeds"]
+    assert bench.main([*command, *options, "0", "1"]) == 0
+    rows = rows_of(tmp_path / "out" / "runs.csv")
+    assert [(row["key"], row["seed"], row["cpu_seconds"]) for row in rows] == [("hapg-published-jax", s, "1.5") for s in "01"]
+    assert bench.main([*command, *options, "0", "1", "5"]) == 0
+    assert calls == [("hapg", (0, 1), True), ("hapg", (5,), True)], "only the seed that is missing"
 
 
 def test_the_ablation_takes_back_one_switch_at_a_time(bench):
@@ -237,6 +253,22 @@ def test_a_summary_counts_cells_above_the_median_of_their_size(table):
 
 def by_size(table, sizes):
     return [[a for a in table.architectures if size(a) == wanted] for wanted in sizes]
+
+
+@pytest.mark.commands
+def test_the_whole_command_runs_in_processes(table_file, tmp_path):
+    import gpu
+
+    images = gpu.random_images(tmp_path / "images.npz", 64)
+    script = Path(gpu.__file__).parent / "nas_bench_201.py"
+    where = ["--table", str(table_file), "--data-dir", str(images), "--out", str(tmp_path / "out")]
+    options = ["--methods", "hapg", "random_search", "--rule", "sound", "--seeds", "0", "--cells", "2", "--held-out", "16", *TINY]
+    done = subprocess.run([sys.executable, str(script), *where, *options], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    rows = rows_of(tmp_path / "out" / "runs.csv")
+    assert [(row["key"], row["seed"]) for row in rows] == [("hapg-sound", "0"), ("random_search", "0")]
+    assert all(float(row["cpu_seconds"]) > 0 for row in rows)
+    assert (tmp_path / "out" / "nas_bench_201.png").stat().st_size > 10_000
 
 
 # -- worker processes ---------------------------------------------------------------------------------------
