@@ -5,7 +5,8 @@ A path (node, source, operation) adds operation(source) to the node. A node is a
 A convolutional network has a normal and a reduction cell, with inputs 0 (output of the cell before the previous one) and 1
 (output of the previous cell) and nodes 2 to 5; the output of a cell is the concatenation of its active nodes. A recurrent
 network has one cell, with input 0 (computed from the word and the last hidden state) and nodes 1 to 8; the hidden state is the
-mean of the active nodes.
+mean of the active nodes. A network of NAS-Bench-201 has one cell, with input 0 (output of the previous cell) and nodes 1 to 3;
+its output is node 3. Cells of that space are also read and written as the strings of its publication (`CellGenotype`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Layout:
     """The cells of a kind of network, the inputs and nodes of each cell, and the operations allowed on an edge.
 
     printed: the fields of the published named tuple: for each cell its paths, then its output nodes. printed_paths: the number
-    of paths into each node there.
+    of paths into each node there. last: the output of a cell is its last node; otherwise it is computed from all active nodes.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Layout:
     operations: tuple[str, ...]
     printed: tuple[str, ...]
     printed_paths: int
+    last: bool = False
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -73,6 +75,16 @@ RECURRENT = Layout(
     ("tanh", "relu", "sigmoid", "identity"),
     ("recurrent", "concat"),
     1,
+)
+NASBENCH201 = Layout(
+    "nasbench201",
+    ("cell",),
+    (0,),
+    (1, 2, 3),
+    ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    (),
+    0,
+    last=True,
 )
 CELLS, NODES = CONVOLUTIONAL.cells, CONVOLUTIONAL.nodes
 
@@ -120,8 +132,13 @@ class AnyGenotype:
         return tuple(Path(int(node), source, op) for node, pairs in getattr(self, cell).items() for op, source in pairs)
 
     def active_nodes(self, cell: str) -> tuple[int, ...]:
-        """The nodes of a cell that have paths, in order: its output is computed from them."""
+        """The nodes of a cell that have paths, in order."""
         return tuple(int(node) for node in getattr(self, cell))
+
+    def output_nodes(self, cell: str) -> tuple[int, ...]:
+        """The active nodes from which the output of a cell is computed."""
+        active = self.active_nodes(cell)
+        return tuple(node for node in active if node == self.layout.nodes[-1]) if self.layout.last else active
 
     def clean(self: G) -> G:
         """Remove paths whose source has no paths itself, repeatedly, until every path starts in an input or an active node."""
@@ -163,6 +180,53 @@ class RecurrentGenotype(AnyGenotype):
 
     layout: ClassVar[Layout] = RECURRENT
     recurrent: Cell
+
+
+@dataclass(frozen=True)
+class CellGenotype(AnyGenotype):
+    """The cell of a network of NAS-Bench-201.
+
+    The published string lists for each node the operation on the edge from each source, and none where there is no path:
+
+        |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|
+
+    Source: Dong, Yang, "NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020.
+    """
+
+    layout: ClassVar[Layout] = NASBENCH201
+    cell: Cell
+
+    def to_string(self) -> str:
+        """The published string. ValueError for an edge with several operations, which it cannot express."""
+        named: dict[tuple[int, int], str] = {}
+        for node, source, operation in self.paths("cell"):
+            if (node, source) in named:
+                both = f"{named[node, source]} and {operation}"
+                raise ValueError(f"the string of a cell names one operation for each edge, got {both} from {source} to {node}")
+            named[node, source] = operation
+        sources = ((node, range(node)) for node in self.layout.nodes)
+        return "+".join("|" + "".join(f"{named.get((node, s), 'none')}~{s}|" for s in each) for node, each in sources)
+
+    @classmethod
+    def from_string(cls, text: str) -> CellGenotype:
+        """The cell of a published string. ValueError for any other text."""
+        layout, nodes = cls.layout, text.strip().split("+")
+        known = ("none", *layout.operations)
+        paths = []
+        for node, part in zip(layout.nodes, nodes):
+            found = re.findall(r"\|(\w+)~(\d)(?=\|)", part)
+            whole = "|" + "".join(f"{operation}~{source}|" for operation, source in found)
+            if part != whole or [int(source) for _, source in found] != list(range(node)):
+                raise ValueError(f"node {node} must be |operation~source|...| with the sources 0 to {node - 1}, got {part!r}")
+            for operation, _ in found:
+                if operation not in known:
+                    close = similar(operation, known)
+                    hint = f"did you mean {close[0]!r}? " if close else ""
+                    raise ValueError(f"node {node}: unknown operation {operation!r}; {hint}known: {', '.join(known)}")
+            paths += [Path(node, int(source), operation) for operation, source in found if operation != "none"]
+        if len(nodes) != len(layout.nodes):
+            raise ValueError(f"a cell must be {len(layout.nodes)} nodes separated by '+', got {len(nodes)}: {text!r}")
+        return cls.from_paths(cell=paths)
 
 
 def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> G:  # type: ignore[assignment]

@@ -1,9 +1,9 @@
 """Search spaces as data: the names of the operations on each edge of each cell.
 
 Edges (node, source) are ordered by node, then by source: (2, 0), (2, 1), (3, 0), ..., (5, 4), 14 in total, in a convolutional
-cell, and (1, 0), (2, 0), (2, 1), ..., (8, 7), 36 in total, in a recurrent one. The paths of a cell, and so the entries of an
-architecture vector, are ordered by edge, and within an edge as its operations are listed. "none" is the zero operation: it
-receives a share of a softmax but computes nothing.
+cell, (1, 0), (2, 0), (2, 1), ..., (8, 7), 36 in total, in a recurrent one, and (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2) in
+NAS-Bench-201. The paths of a cell, and so the entries of an architecture vector, are ordered by edge, and within an edge as its
+operations are listed. "none" is the zero operation: it receives a share of a softmax but computes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .genotype import AnyGenotype, Genotype, Layout, Path, RecurrentGenotype, similar
+from .genotype import AnyGenotype, CellGenotype, Genotype, Layout, Path, RecurrentGenotype, similar
 
+IMAGES: tuple[type[AnyGenotype], ...] = (Genotype, CellGenotype)  # the kinds of convolutional networks
 DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 Edges = tuple[tuple[str, ...], ...]
@@ -101,13 +102,35 @@ def everywhere(name: str, *operations: Sequence[str], kind: type[AnyGenotype] = 
 
 
 def get_space(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
-    """The space of this name, for genotypes of this kind. ValueError for an unknown name."""
-    known = [n for n, space in SPACES.items() if space.kind is kind]
+    """The space of this name. kind: of its genotypes; by default any kind of convolutional network, which the name decides.
+
+    Raises ValueError for an unknown name.
+    """
+    kinds = IMAGES if kind is Genotype else (kind,)
+    known = [n for n, space in SPACES.items() if space.kind in kinds]
     if name not in known:
         close = similar(name, known)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown {kind.layout.name} space {name!r}; {hint}known: {', '.join(known)}")
     return SPACES[name]
+
+
+def one_per_edge(space: Space, genotype: AnyGenotype, point: Mapping[str, Any]) -> Any:
+    """The genotype with one operation on each edge: of its paths there, the one with the largest absolute weight.
+
+    point: for each cell the weights of all paths of the space, in arrays of NumPy, torch or JAX. Of equal weights the first path
+    counts.
+    """
+    chosen = {}
+    for cell in space.layout.cells:
+        weights = dict(zip(space.paths(cell), point[cell].tolist(), strict=True))
+        best: dict[tuple[int, int], Path] = {}
+        for path in genotype.paths(cell):
+            edge = path.node, path.source
+            if edge not in best or abs(weights[path]) > abs(weights[best[edge]]):
+                best[edge] = path
+        chosen[cell] = [best[edge] for edge in space.layout.edges if edge in best]
+    return space.kind.from_paths(**chosen)
 
 
 def _edges(text: str) -> Edges:
@@ -137,6 +160,9 @@ SPACES = {
         everywhere("S2", ("skip_connect", "sep_conv_3x3")),
         everywhere("S3", ("none", "skip_connect", "sep_conv_3x3")),
         everywhere("S4", ("noise", "sep_conv_3x3")),
+        # Dong, Yang, "NAS-Bench-201", 2020, with the operations in the published order
+        everywhere("nasbench201", ("none", *CellGenotype.layout.operations), kind=CellGenotype),
+        everywhere("nasbench201_nonzero", CellGenotype.layout.operations, kind=CellGenotype),  # for methods with exact zeros
         everywhere("recurrent", RecurrentGenotype.layout.operations, kind=RecurrentGenotype),  # SparseNAS: without zero
         everywhere("recurrent_zero", ("none", *RecurrentGenotype.layout.operations), kind=RecurrentGenotype),  # DARTS
     )
