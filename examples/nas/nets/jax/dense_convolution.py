@@ -23,7 +23,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from .convolution_kernels import IMAGE
+from .convolution_kernels import IMAGE, in_front
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -126,11 +126,8 @@ def _primitive(name: str, shape: Any, product: Callable[..., Array], xla: Callab
         return jax.vmap(partial(xla, **geometry))(a, b) if len(a) > 1 else xla(a[0], b[0], **geometry)[None]
 
     def batch(arrays: tuple[Array, Array], axes: tuple[Any, Any], **geometry: Any) -> tuple[Array, int]:
-        size = next(a.shape[axis] for a, axis in zip(arrays, axes) if axis is not None)
-        full = [
-            jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes)
-        ]
-        networks = full[0].shape[1]
+        full = in_front(arrays, axes)
+        size, networks = full[0].shape[:2]
         out = made.bind(*(a.reshape(size * networks, *a.shape[2:]) for a in full), **geometry)
         return out.reshape(size, networks, *out.shape[1:]), 0
 
