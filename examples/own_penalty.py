@@ -35,7 +35,7 @@ class Log(Penalty):
     strength: Any
     epsilon: float = 0.5
     convex = homogeneous = False
-    elementwise = True
+    elementwise = absolute = True
 
     def entries(self, x: Any) -> Any:
         xp = array_namespace(x)
@@ -61,7 +61,7 @@ class GroupLog(Penalty):
     epsilon: float = 0.5
     groups: Groups | None = None
     convex = homogeneous = False
-    radial = one_step_per_group = True
+    radial = absolute = one_step_per_group = True
 
     def _value(self, xs: list[Any]) -> Any:
         xp = array_namespace(*xs)

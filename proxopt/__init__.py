@@ -12,6 +12,7 @@ from proxopt.penalties import (
     ElasticNet,
     GroupL2,
     Nested,
+    NonNegative,
     Penalty,
     ProxOperator,
     Shrinkage,
@@ -19,6 +20,7 @@ from proxopt.penalties import (
     max_strength,
     soft_threshold,
 )
+from proxopt.projections import Sphere
 
 if TYPE_CHECKING:
     from proxopt import solvers
@@ -30,10 +32,12 @@ __all__ = [
     "GroupL2",
     "Groups",
     "Nested",
+    "NonNegative",
     "Penalty",
     "ProxOperator",
     "Shrinkage",
     "SparseGroupLasso",
+    "Sphere",
     "__version__",
     "max_strength",
     "schedules",

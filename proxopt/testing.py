@@ -44,6 +44,7 @@ def check_prox(
       of Moreau's identity;
     - separate: a change of one entry or group leaves the prox of the others as it is, if ``elementwise`` or groups are declared;
     - radial: each group of the prox is a multiple between 0 and 1 of that of x, if ``radial`` is declared and step is a number;
+    - absolute: f(z) = f(|z|), and f does not fall where a modulus grows, if ``absolute`` is declared;
     - shrinkage: value and prox are those of the form that ``shrinkage()`` returns, if it does.
 
     Args:
@@ -230,6 +231,18 @@ def _radial(case: _Case) -> None:
     _law("radial", in_range and _distance(scaled, case.p) <= room, "the prox is no multiple, between 0 and 1, of each group")
 
 
+def _absolute(case: _Case) -> None:
+    if not getattr(case.penalty, "absolute", False):
+        return
+    for z in case.around(case.p):
+        sizes = case.rounded([abs(a) for a in z])
+        larger = case.rounded([a * (1 + case.rng.random(a.shape)) for a in sizes])
+        here, there, beyond = case.value(z), case.value(sizes), case.value(larger)
+        room = case.tolerance * (abs(here) + abs(there))
+        _law("absolute", abs(here - there) <= room, f"f(z) = {here!r}, f(|z|) = {there!r}")
+        _law("absolute", beyond >= there - room, f"f = {there!r}, and {beyond!r} where moduli are larger")
+
+
 def _form(case: _Case) -> None:
     form = declared.shrinkage(case.penalty)
     if form is None:
@@ -272,6 +285,7 @@ LAWS = (
     _if(_homogeneous, _moreau),
     _separate,
     _radial,
+    _absolute,
     _form,
 )
 

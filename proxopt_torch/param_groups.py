@@ -193,6 +193,8 @@ def _group_data(penalty: dict[str, Any]) -> list[Any]:
     """What two descriptions of a penalty must have in common: the kinds and groups of its levels, not its numbers."""
     if "penalties" in penalty:
         return [(level["kind"], level.get("groups")) for level in penalty["penalties"]]
+    if "penalty" in penalty:
+        return [(penalty["penalty"]["kind"], *_group_data(penalty["penalty"]))]
     groups = penalty.get("groups")
     return [groups if groups is not None else Groups.whole().to_dict()]
 

@@ -151,7 +151,7 @@ def _fault(optimizer: Penalised, joint: bool, penalty: ProxOperator | None, p: A
         return f"must not be in a joint group: take joint=False, {UNSHARDED}"
     if not (getattr(penalty, "elementwise", False) or declared.partition(penalty) is not None):
         return None
-    levels = getattr(penalty, "penalties", (penalty,))
+    levels = declared.levels(penalty)
     for owner in (penalty, *levels):
         for key in ("strength", "weights"):
             if _is_plain_array(getattr(owner, key, None)):

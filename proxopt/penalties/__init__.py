@@ -12,6 +12,7 @@ from proxopt.penalties.dual import max_strength
 from proxopt.penalties.elementwise import L1, ElasticNet
 from proxopt.penalties.group import GroupL2
 from proxopt.penalties.nested import Nested
+from proxopt.penalties.nonnegative import NonNegative
 from proxopt.penalties.plain import from_dict, plain_data
 from proxopt.penalties.shrinkage import Shrinkage, soft_threshold
 from proxopt.penalties.sparse_group import SparseGroupLasso
@@ -21,6 +22,7 @@ __all__ = [
     "ElasticNet",
     "GroupL2",
     "Nested",
+    "NonNegative",
     "Penalty",
     "ProxOperator",
     "Shrinkage",

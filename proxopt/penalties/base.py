@@ -19,7 +19,7 @@ from proxopt.penalties.shrinkage import Shrinkage, constant, one_step_per_group
 P = TypeVar("P", bound="Penalty")
 
 EQUATION = ("shrinkage", "entries", "_value", "_prox")
-DUAL = ("has_dual", "dual", "unpenalised")
+DERIVED = ("has_dual", "dual", "unpenalised", "absolute")  # of the equation
 # names that a field cannot have
 RESERVED = set("kind value prox shrinkage entries partition batched dual has_dual unpenalised to_dict".split())
 RESERVED |= set("with_groups with_strength with_metric".split())
@@ -65,7 +65,7 @@ class Penalty:
     an array (or list) in the library, dtype and shape of x. ``Groups.norms``, ``spread`` and ``total`` help with groups.
 
     What the rest of the package needs to know of a penalty, the penalty declares. A penalty with ``shrinkage`` need not declare
-    the last four.
+    the last five.
 
     - ``convex`` (True unless you say otherwise): f is convex, so that its prox is firmly nonexpansive.
     - ``homogeneous`` (True unless you say otherwise): ``f(c x) = c f(x)`` for ``c >= 0``, as a norm is. If it is convex too,
@@ -73,6 +73,8 @@ class Penalty:
     - ``elementwise`` (False): ``f(x) = sum_i f_i(x_i)``. The prox acts on each entry alone.
     - a field ``groups``, a ``Groups`` or None for all entries as one group: the prox acts on each group alone.
     - ``radial`` (False): the prox multiplies each group by a factor between 0 and 1. ``Nested`` takes it as an outer level.
+    - ``absolute`` (False): f depends on the moduli |x_i| only, and does not decrease where one of them grows. ``NonNegative`` takes
+      it.
     - ``one_step_per_group`` (False): ``_prox`` is written for steps that are constant in each group. Steps that differ inside a
       group, as those of Adam do, are replaced by a single one for the group: that with which the same groups of an L2 norm become
       zero, or the median where a field ``metric`` is "median". Otherwise ``_prox`` must treat any step.
@@ -225,6 +227,11 @@ class Penalty:
         """Whether the prox multiplies each group by a factor between 0 and 1."""
         form = self._form()
         return form is not None and form.l1 is None
+
+    @property
+    def absolute(self) -> bool:
+        """Whether f depends on the moduli |x_i| only, and does not decrease where one of them grows."""
+        return self._form() is not None
 
     @property
     def partition(self) -> Groups | None:
@@ -405,7 +412,7 @@ def _forget_inherited_equation(cls: type[Penalty]) -> None:
     if not stated:
         return
     cls._has_form = "shrinkage" in stated
-    stale = set(DUAL)
+    stale = set(DERIVED)
     stale |= {"entries", "_value", "_prox"} if "shrinkage" in stated else set()
     stale |= {"entries"} if "_value" in stated else {"_value"} if "entries" in stated else set()
     parents = [parent for parent in cls.__mro__[1:] if issubclass(parent, Penalty) and parent is not Penalty]

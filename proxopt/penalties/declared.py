@@ -34,6 +34,13 @@ def batched(operator: ProxOperator, ndim: int) -> ProxOperator | None:
     return stacked
 
 
+def levels(operator: Any) -> list[Any]:
+    """The penalties that it is composed of: the levels of a hierarchy, what a restricted penalty restricts; else itself."""
+    inner = getattr(operator, "penalty", None)
+    parts = getattr(operator, "penalties", None) or ([] if inner is None else [inner])
+    return [level for part in parts for level in levels(part)] or [operator]
+
+
 def with_metric(operator: ProxOperator, default: str) -> ProxOperator:
     """The operator, with `default` where it leaves its metric to the caller."""
     found: ProxOperator = call(operator, "with_metric", default, default=operator)

@@ -69,6 +69,8 @@ def _smallest_strength(gradient: ArrayOrList, penalty: Penalty) -> float:
         return 0.0
     scale = 1.0 if 1 / SAFE < largest < SAFE else largest
     scaled = like_input(g, [a / scale for a in parts])
+    if _zeroes(0.0, scaled, penalty):  # by its domain alone
+        return 0.0
 
     low, high = 0.0, largest / scale
     while not _zeroes(high, scaled, penalty):

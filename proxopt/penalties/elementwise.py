@@ -19,6 +19,7 @@ class _EntryStrengths:
 
     strength: float | Array
     elementwise = True
+    absolute = True
 
     def has_dual(self, problems: int = 0) -> bool:
         return True

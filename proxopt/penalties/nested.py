@@ -83,6 +83,10 @@ class Nested(Penalty):
         return getattr(self.penalties[-1], "groups", None)
 
     @property
+    def absolute(self) -> bool:
+        return all(level.absolute for level in self.penalties)
+
+    @property
     def partition(self) -> Groups | None:
         return self.penalties[-1].partition
 

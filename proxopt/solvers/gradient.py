@@ -16,6 +16,7 @@ from proxopt import _arrays, _checks
 from proxopt._arrays import Array
 from proxopt._loops import repeat, repeat_while
 from proxopt.penalties import ProxOperator
+from proxopt.penalties.declared import has_dual
 from proxopt.solvers.derivatives import arrays_of, optimal_value_of
 from proxopt.solvers.least_squares import LeastSquares, check_finite
 from proxopt.solvers.result import OptimizeResult, report
@@ -387,6 +388,9 @@ def _with_array_strength(problems: _Problems) -> _Problems:
         return problems
     other = copy.copy(problems)
     other.penalty = problems.penalty.with_strength(_arrays.full((), float(strength), problems.x0))
+    batch = len(problems.batch)
+    if has_dual(other.penalty, batch) != has_dual(problems.penalty, batch):  # the certificate would be another one
+        return problems
     return other
 
 
