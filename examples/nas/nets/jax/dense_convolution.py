@@ -11,7 +11,6 @@ As in `convolution_kernels`, the convolution y = w * x and its two gradients are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -168,9 +167,3 @@ ad.defbilinear(
     lambda ct, x, g, kernel, stride: input_p.bind(g, ct, size=_size(x), stride=stride),
     lambda ct, x, g, kernel, stride: dense_p.bind(x, ct, stride=stride),
 )
-
-
-def macs(equation: Any) -> int:
-    """The multiply-adds of an equation of a program that is a convolution of this module."""
-    x, w = (v.aval.shape for v in equation.invars)
-    return math.prod(equation.outvars[0].aval.shape) * math.prod(w[1:4]) if equation.primitive is dense_p else 0

@@ -327,19 +327,21 @@ class Supernet(nnx.Module):
     def trained(self, is_active: Mapping[str, Array]) -> nnx.State:
         """Which parameters a weight step updates: flags that broadcast against the parameters, in a state of their structure.
 
-        True for the parameters on which the logits depend: those of active paths on a way from input to output, and all others
-        unless there is no such way, in which case the logits depend on the last batch norm and the classifier only.
+        True for the parameters on which the logits depend: those of active paths on a way from input to output, and all others.
+        Without such a way the logits depend on the layers after the last cell only.
 
         is_active: {"cell": a flag of each path, (paths,)}; may be traced.
         """
         read = read_paths(self.space.paths("cell"), jnp.asarray(is_active["cell"], bool))
         flags, groups = jnp.stack([jnp.asarray(flag) for flag in read]), self._groups()
+        last = max(i for i, kind in enumerate(self.kinds) if kind == "cell")
+        behind = {"norm", "classifier", *(f"cell{i}" for i in range(last + 1, len(self.kinds)))}
 
         def flag(name: tuple[str, ...], leaf: Array) -> Array:
             shape = (1,) * leaf.ndim
             if name[:2] in groups:
                 return flags[np.array(groups[name[:2]].indices)].reshape(-1, *shape[1:])
-            return jnp.full(shape, True) if name[0] in ("norm", "classifier") else flags.any().reshape(shape)
+            return jnp.full(shape, True) if name[0] in behind else flags.any().reshape(shape)
 
         params = nnx.state(self, nnx.Param)
         return _like(params, {name: flag(name, leaf) for name, leaf in _flat(params).items()})
