@@ -18,7 +18,6 @@ from nas.nets.torch import nasbench201 as theirs
 from nas.space.genotype import CellGenotype
 from nas.space.spaces import get_space
 from nas_jax_cases import _kernel, gradient, module_leaves, value
-from torch import nn
 from torch.nn import functional as F
 
 NONZERO = get_space("nasbench201_nonzero")

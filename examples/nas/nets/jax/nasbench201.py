@@ -177,7 +177,7 @@ class ReluConvNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """The published transition: two 3x3 convolutions, the first of stride 2, beside a mean of 2x2 pixels and a 1x1 convolution."""
+    """The published transition: two 3x3 convolutions, the first of stride 2, beside a 2x2 mean and a 1x1 convolution."""
 
     def __init__(self, channels: int, running: bool, rngs: nnx.Rngs, dtype: Any):
         self.first = ReluConvNorm(channels, 2 * channels, 3, 2, running, rngs, dtype)
