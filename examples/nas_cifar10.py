@@ -11,6 +11,9 @@ them. Two halves of train are for the weights and for the architecture; gsparsit
 evaluated on val. Images are grey, coloured, with transparency, or arrays (H, W, C) of bytes with any number of channels in .npy
 files.
 
+With --space nasbench201 the result is a cell of NAS-Bench-201, with one operation on each edge; its published string is the
+column architecture. --preset nasbench201 is the published network, nasbench201_small a proxy that needs a few minutes.
+
 Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
 --out: genotype.json, report.html, cells.svg, weights.png, search.csv; with --method ista also distances.png; with --one-stage
 also train.png and network.pt, the trained network. `examples/train_cifar10.py --genotype OUT/genotype.json` trains the result.
@@ -35,16 +38,24 @@ from pathlib import Path
 from typing import Any
 
 from nas.engine import report
-from nas.engine.command_line import CommandLine, run_each_seed
+from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
+from nas.methods.search_method import RULE_HELP, RULES
 from nas.methods.selection import Selection
 from nas.space import genotype
+from nas.space.spaces import get_space
 
 METHOD = """Search method. sparse_supernet: SparseNAS, a sparse group lasso on architecture weights. ista: ISTA-NAS, sparse
 coding of the paths into each node. gsparsity: group sparsity on the weights of the operations. darts and pc_darts: baselines,
 DARTS (with --early-stop DARTS-ES) and PC-DARTS."""
-COLUMNS = ("valid_accuracy", "restricted_accuracy", "paths_normal", "paths_reduce", "nodes_normal", "nodes_reduce")
+
+
+def columns(space: str) -> list[str]:
+    """The columns of OUT/seeds.csv for searches in this space."""
+    layout = get_space(space).layout
+    counts = [f"{what}_{cell}" for what in ("paths", "nodes") for cell in layout.cells]
+    return ["valid_accuracy", "restricted_accuracy", *counts, *(["architecture"] if layout.name == "nasbench201" else [])]
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -59,7 +70,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             raise SystemExit(f"error: --one-stage belongs to --method {able}, got --method {method}")
         chosen = registry.ONE_STAGE[method]
     selection = Selection(words, "images")
-    settings = words.settings(chosen.presets, __doc__)
+    settings = words.settings(chosen.presets_of(words.option("--rule", RULES, "published", RULE_HELP)), __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = chosen.search(settings, seed, out)
@@ -68,15 +79,20 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         return row
 
     selection.begin(settings, registry.first_process())
-    rows = run_each_seed(settings, search, COLUMNS, registry.first_process)
-    return selection.run(settings, rows, COLUMNS, registry.first_process())
+    with errors_in_one_line():
+        shown = columns(settings.space)
+    rows = run_each_seed(settings, search, shown, registry.first_process)
+    return selection.run(settings, rows, shown, registry.first_process())
 
 
 def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of: Callable[[Any], dict[str, int]]) -> None:
     """Print a summary of the result."""
-    found = genotype.load_genotype(out / "genotype.json")
-    print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
-    if not all(map(found.active_nodes, genotype.CELLS)):
+    found = genotype.load_image_genotype(out / "genotype.json")
+    if isinstance(found, genotype.CellGenotype):
+        print(f"\n{method}: {row['architecture']}")
+    else:
+        print(f"\n{method}: {row['paths_normal']} paths in the normal cell, {row['paths_reduce']} in the reduction cell")
+    if not all(map(found.output_nodes, found.layout.cells)):
         print(
             f"a cell without paths cannot be trained: a smaller strength of the penalty keeps some\nwritten: {out}/genotype.json"
         )
@@ -88,7 +104,8 @@ def describe(method: str, settings: Any, row: dict[str, Any], out: Path, size_of
     else:
         print(f"supernet {100 * row['valid_accuracy']:.2f} %, its nonzero paths alone {100 * row['restricted_accuracy']:.2f} %")
     size = row if "parameters" in row else size_of(found)
-    print(f"as 20 cells of 36 channels: {size['parameters'] / 1e6:.2f} M parameters, {size['macs'] / 1e6:.0f} M multiply-adds")
+    network, millions = report.SKETCH[found.layout.name][0], size["macs"] / 1e6
+    print(f"as {network}: {size['parameters'] / 1e6:.2f} M parameters, {millions:.0f} M multiply-adds")
     print(f"written: {out}/genotype.json, {out}/report.html")
 
 

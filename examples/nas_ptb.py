@@ -29,6 +29,7 @@ from typing import Any
 from nas.engine.command_line import CommandLine, run_each_seed
 from nas.engine.resume import expand
 from nas.methods.frameworks import registry_of
+from nas.methods.search_method import RULE_HELP, RULES
 from nas.methods.selection import Selection
 from nas.space import genotype
 
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     registry = registry_of(words)
     method = words.option("--method", registry.TEXT, "sparse_supernet", METHOD)
     selection = Selection(words, "text")
-    settings = words.settings(registry.TEXT[method].presets, __doc__)
+    presets = registry.TEXT[method].presets_of(words.option("--rule", RULES, "published", RULE_HELP))
+    settings = words.settings(presets, __doc__)
 
     def search(seed: int, out: Path) -> dict[str, Any]:
         row = registry.TEXT[method].search(settings, seed, out)

@@ -2,17 +2,18 @@
 
 The genotype is a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
 the published code prints it, in a file or in quotes: "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6),
-reduce=[...], reduce_concat=range(2, 6))". With --count the script prints {"parameters": ..., "macs": ...} and trains nothing.
+reduce=[...], reduce_concat=range(2, 6))", or a cell of NAS-Bench-201, "|nor_conv_3x3~0|+|none~0|...", which is trained as there
+with --preset nasbench201. With --count the script prints {"parameters": ..., "macs": ...} and trains nothing.
 
 Data: CIFAR-10 or CIFAR-100. Own images of one size with sides divisible by 4, in DIR/train/CLASS and DIR/val/CLASS: `--data
 folder --data-dir DIR`, with `--auxiliary 0` unless their sides are 32, 36 or 40 pixels. Images of any size in such folders:
 --imagenet trains the mobile network on crops of them.
 
-Presets: paper (the default, 600 epochs), long (1200), small (for a laptop). Before the first step the run prints what it will
-compute, and after a few steps the time and memory that it needs. Results in --out: settings.json and genotype.json at the start,
-train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed (`pip install tensorboard`),
-`tensorboard --logdir OUT` shows the columns of train.csv over the epochs: learning rate, losses and accuracies. With several
---seeds each training has a folder of its own, and OUT/seeds.csv compares them.
+Presets: paper (the default, 600 epochs), long (1200), small (for a laptop), nasbench201, and others. Before the first step the
+run prints what it will compute, and after a few steps the time and memory that it needs. Results in --out: settings.json and
+genotype.json at the start, train.csv, train.png, network.pt, result.json, and a checkpoint. Where TensorBoard is installed (`pip
+install tensorboard`), `tensorboard --logdir OUT` shows the columns of train.csv over the epochs: learning rate, losses and
+accuracies. With several --seeds each training has a folder of its own, and OUT/seeds.csv compares them.
 
 `--resume --out FOLDER` continues a training with the settings in its folder; --epochs prolongs one without schedules.
 `--config FILE` starts a new one with the settings in a settings.json. `--evaluate FOLDER` prints the accuracy of a trained
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     with errors_in_one_line():
         if trained is not None:
             return [evaluate(Path(trained), settings)]
-        chosen = genotype.load_genotype(settings.genotype)
+        chosen = genotype.load_image_genotype(settings.genotype)
         if settings.classes and not settings.count:
             raise ValueError(f"classes is for --count only, as a training has the classes of its data, got {settings.classes}")
         if settings.count:

@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
 from proxopt_jax.links import group_l2, l1, sgl
 from proxopt_jax.optimizers import adam_hapg, hapg, prox_adam, prox_sgd
 from proxopt_jax.point import prox_point
+from proxopt_jax.projections import projected
 from proxopt_jax.proximal import ProximalState, proximal
 from proxopt_jax.strengths import max_strength
 from proxopt_jax.trees import tree_labels
@@ -25,6 +26,7 @@ __all__ = [
     "hapg",
     "l1",
     "max_strength",
+    "projected",
     "prox_adam",
     "prox_point",
     "prox_sgd",

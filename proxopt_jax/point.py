@@ -112,8 +112,9 @@ def _refuse_averages(state: optax.OptState) -> None:
 
 
 def _own_states(tree: Any) -> list[Any]:
-    return [node for node in jax.tree.leaves(tree, is_leaf=_is_state) if _is_state(node)]
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_own_state) if is_own_state(node)]
 
 
-def _is_state(node: Any) -> bool:
+def is_own_state(node: Any) -> bool:
+    """Whether a node of a tree of states is the state of a transformation of this package."""
     return isinstance(node, OWN + EARLIER)

@@ -73,15 +73,17 @@ class Penalties:
       strength: a number, a traced array or a schedule that replaces the strength of every penalty; None leaves them as they are.
       joint: treat the leaves that share one penalty object as one problem, so that groups may span them.
       metric: that of penalties which leave it to the transformation.
+      name: what error messages call the argument ``spec``.
     """
 
     spec: Any  # a PenaltyTree, whose forms are distinguished at run time
     strength: Any = None
     joint: bool = False
     metric: str = "exact"
+    name: str = "penalty"
 
     def __post_init__(self) -> None:
-        penalties = [p for _, p in self.spec] if _is_rules(self.spec) else jax.tree.leaves(self.spec, is_leaf=_is_node)
+        penalties = [p for _, p in self.spec] if is_rules(self.spec) else jax.tree.leaves(self.spec, is_leaf=_is_node)
         for p in penalties:
             if p is not None and not _is_penalty(p):
                 raise TypeError(
@@ -136,7 +138,7 @@ class Penalties:
             for i in problem.where:
                 if not is_floating(arrays[i]):
                     raise TypeError(
-                        f"params leaf {names[i]!r} must be floating point to have a penalty, got {arrays[i].dtype}: "
+                        f"params leaf {names[i]!r} must be floating point to have a {self.name}, got {arrays[i].dtype}: "
                         "exclude it with a path pattern or with optax.masked"
                     )
             key = (id(problem.penalty), *((arrays[i].shape, arrays[i].dtype) for i in problem.where))
@@ -147,7 +149,7 @@ class Penalties:
                 jax.eval_shape(partial(attempt, problem), problem.take(shapes))
             except (ValueError, TypeError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"penalty must fit params leaf {where}: {error}") from error
+                raise kind(f"{self.name} must fit params leaf {where}: {error}") from error
 
     def _chosen(self, params: PyTree) -> list[Any]:
         """The penalty of each leaf, or None."""
@@ -156,7 +158,7 @@ class Penalties:
             return []
         if self.spec is None or _is_penalty(self.spec):
             return [self.spec] * n
-        return self._by_pattern(_names(params)) if _is_rules(self.spec) else self._by_tree(params)
+        return self._by_pattern(_names(params)) if is_rules(self.spec) else self._by_tree(params)
 
     def _by_pattern(self, names: list[tuple[str, ...]]) -> list[Any]:
         patterns = [pattern for pattern, _ in self.spec]
@@ -167,7 +169,9 @@ class Penalties:
         for k, pattern in enumerate(patterns):
             if k not in hits:
                 known = ", ".join(repr(of_leaf[0]) for of_leaf in names[:20]) + (", ..." if len(names) > 20 else "")
-                raise ValueError(f"penalty pattern must decide at least one leaf, got {pattern!r} (pattern {k}); leaves: {known}")
+                raise ValueError(
+                    f"{self.name} pattern must decide at least one leaf, got {pattern!r} (pattern {k}); leaves: {known}"
+                )
         return [None if k is None else self.spec[k][1] for k in hits]
 
     def _by_tree(self, params: PyTree) -> list[Any]:
@@ -177,8 +181,8 @@ class Penalties:
             subtrees = structure.flatten_up_to(params)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"penalty must be a tree with the structure of params or a prefix of it: {error}. "
-                "A list of (path pattern, penalty) fits any tree"
+                f"{self.name} must be a tree with the structure of params or a prefix of it: {error}. "
+                f"A list of (path pattern, {self.name}) fits any tree"
             ) from error
         return [p for p, subtree in zip(penalties, subtrees) for _ in jax.tree.leaves(subtree)]
 
@@ -288,7 +292,7 @@ def _is_node(p: Any) -> bool:
     return p is None or _is_penalty(p)
 
 
-def _is_rules(spec: Any) -> bool:
+def is_rules(spec: Any) -> bool:
     """Whether ``spec`` is a list of (path pattern, penalty)."""
     if not isinstance(spec, (list, tuple)) or not spec:
         return False

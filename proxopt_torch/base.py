@@ -11,11 +11,12 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from proxopt import ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch import checkpoints, compiled, kernels, options, param_groups, stacks
+from proxopt_torch import checkpoints, compiled, kernels, options, param_groups, projections, stacks
 from proxopt_torch.device import triton_steps
 from proxopt_torch.options import EVAL, GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup, Params, State
 from proxopt_torch.penalised import Penalised, warn
+from proxopt_torch.projections import Projection
 
 Tensors: TypeAlias = Tensor | list[Tensor]  # of one problem: a tensor, or in a joint group one for each parameter
 
@@ -52,7 +53,7 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     Args:
       params: parameters, named parameters, or param groups, as in ``torch.optim``. A group may have any hyperparameter or option
-        of its own, and the keys ``"penalty"``, ``"strength"`` and ``"joint"``: see ``add_param_group``.
+        of its own, and the keys ``"penalty"``, ``"strength"``, ``"joint"`` and ``"projection"``: see ``add_param_group``.
       defaults: the hyperparameters of the subclass by name, ``"lr"`` among them.
       weight_decay: a number >= 0; ``weight_decay * w`` is added to the gradient. If the subclass has the hyperparameter
         ``"decoupled_weight_decay"`` and it is True, ``update`` applies the decay instead.
@@ -64,6 +65,7 @@ class ProximalOptimizer(Penalised, Optimizer):
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only, because elsewhere the
         check waits for the device.
+      projection: of the groups that have none of their own: see ``add_param_group``.
 
     Raises:
       TypeError: an option of the wrong type, or a penalty that is no ``ProxOperator``.
@@ -121,6 +123,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         check_finite: bool | None = None,
+        projection: Projection | None = None,
     ) -> None:
         shared = {
             "weight_decay": weight_decay,
@@ -130,6 +133,7 @@ class ProximalOptimizer(Penalised, Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "check_finite": check_finite,
+            "projection": projection,
         }
         defaults = {**GROUP_DEFAULTS, **defaults, **shared}
         if "lr" not in defaults:
@@ -206,10 +210,16 @@ class ProximalOptimizer(Penalised, Optimizer):
     # -- param groups -------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group: ``"params"``, and any of ``"penalty"``, ``"strength"``, ``"joint"`` and the hyperparameters.
+        """Add a param group: ``"params"``, any of ``"penalty"``, ``"strength"``, ``"joint"``, ``"projection"``; hyperparameters.
 
         With ``"joint": True`` all tensors of the group are one problem, whose groups may span them: ``"penalty"`` is then applied
         to the list of tensors. Otherwise it is applied to each tensor alone.
+
+        ``"projection"`` is an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function of x, which returns
+        a tensor of the shape of x (in a joint group x is the list of tensors, and so is the result). After each step it replaces
+        every parameter that was updated, and its prox point where the optimizer has one, so that the next step extrapolates from
+        projected points. It may be any map; one that maps zeros to zeros keeps those of the prox. A checkpoint holds its
+        description only, and loads into an optimizer with the same projection.
 
         Raises TypeError or ValueError, and leaves the optimizer as it was, where a value is out of its domain or the penalty does
         not fit a parameter.
@@ -267,6 +277,10 @@ class ProximalOptimizer(Penalised, Optimizer):
                 stacks.step(self, part.group, part.penalty, stack, grad)
             for entry in part.alone:
                 self._step_entry(part.group, part.penalty, entry)
+        for group, (_, present) in zip(self.param_groups, ready):
+            if group.get("projection") is not None:
+                for entry in present:
+                    projections.apply(group, entry, [self.state[p] for p in entry])
         return loss
 
     def _planned(self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]) -> _Work:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from proxopt_torch import param_groups
+from proxopt_torch import param_groups, projections
 from proxopt_torch.options import TRAIN
 from proxopt_torch.param_groups import ParamGroup, State
 
@@ -17,8 +17,9 @@ States = dict[Any, State]  # by the index of the parameter
 
 
 def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict with the names of penalties in place of those that are no plain data."""
-    return {**state_dict, "param_groups": [param_groups.packed(g) for g in state_dict["param_groups"]]}
+    """The state_dict with descriptions in place of the penalties that are no plain data, and of projections."""
+    groups = [param_groups.packed(g) for g in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": [{**g, "projection": projections.packed(g.get("projection"))} for g in groups]}
 
 
 def completed(optimizer: Penalised, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,9 @@ def _completed_group(optimizer: Penalised, state: States, saved: ParamGroup, gro
             "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
             f"{len(saved['params'])}, not {len(group['params'])} parameters in {where}"
         )
-    saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, **saved}
+    if "projection" in saved:
+        projections.check_same(saved["projection"], group.get("projection"), where)
+    saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, **saved, "projection": None}
     param_groups.check_same(saved["penalty"], group["penalty"], where)
     if isinstance(saved["penalty"], dict) and saved["penalty"].get("kind") != param_groups.FOREIGN:
         try:

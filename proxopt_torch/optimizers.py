@@ -17,6 +17,7 @@ from proxopt_torch.base import ProximalOptimizer, Tensors
 from proxopt_torch.options import check_flags
 from proxopt_torch.param_groups import ParamGroup, Params
 from proxopt_torch.penalised import warn
+from proxopt_torch.projections import Projection
 
 
 class ProxSGD(ProximalOptimizer):
@@ -54,6 +55,8 @@ class ProxSGD(ProximalOptimizer):
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
         sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
+      projection: an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function: what is applied to the
+        parameters, and to the prox point where it is another one, after each step. See ``add_param_group``.
 
     Raises:
       TypeError: an option of the wrong type, or a penalty that is no ``ProxOperator``.
@@ -91,6 +94,7 @@ class ProxSGD(ProximalOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         check_finite: bool | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -102,6 +106,7 @@ class ProxSGD(ProximalOptimizer):
             capturable=capturable,
             differentiable=differentiable,
             check_finite=check_finite,
+            projection=projection,
         )
 
     def check_hyperparameters(self, group: ParamGroup) -> None:
@@ -161,6 +166,8 @@ class HAPG(ProximalOptimizer):
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
         sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
+      projection: an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function: what is applied to the
+        parameters, and to the prox point where it is another one, after each step. See ``add_param_group``.
 
     Raises:
       TypeError: an option of the wrong type, or a penalty that is no ``ProxOperator``.
@@ -199,6 +206,7 @@ class HAPG(ProximalOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         check_finite: bool | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -210,6 +218,7 @@ class HAPG(ProximalOptimizer):
             capturable=capturable,
             differentiable=differentiable,
             check_finite=check_finite,
+            projection=projection,
         )
 
     def check_hyperparameters(self, group: ParamGroup) -> None:
@@ -261,6 +270,8 @@ class ProxAdam(ProximalOptimizer):
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
         sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
+      projection: an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function: what is applied to the
+        parameters, and to the prox point where it is another one, after each step. See ``add_param_group``.
 
     Raises:
       TypeError: an option of the wrong type, a penalty that is no ``ProxOperator``, or one on complex parameters.
@@ -302,6 +313,7 @@ class ProxAdam(ProximalOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         check_finite: bool | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -313,6 +325,7 @@ class ProxAdam(ProximalOptimizer):
             capturable=capturable,
             differentiable=differentiable,
             check_finite=check_finite,
+            projection=projection,
         )
 
     def check_hyperparameters(self, group: ParamGroup) -> None:
@@ -372,6 +385,8 @@ class AdamHAPG(ProximalOptimizer):
       differentiable: let autograd differentiate through the step.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
         sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
+      projection: an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function: what is applied to the
+        parameters, and to the prox point where it is another one, after each step. See ``add_param_group``.
 
     Raises:
       TypeError: an option of the wrong type, a penalty that is no ``ProxOperator``, or one on complex parameters.
@@ -414,6 +429,7 @@ class AdamHAPG(ProximalOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         check_finite: bool | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -425,6 +441,7 @@ class AdamHAPG(ProximalOptimizer):
             capturable=capturable,
             differentiable=differentiable,
             check_finite=check_finite,
+            projection=projection,
         )
         if betas[0] > 0.8 and isinstance(extrapolation, str):
             warn(

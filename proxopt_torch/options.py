@@ -12,7 +12,14 @@ from proxopt_torch.param_groups import ParamGroup
 
 TRAIN, EVAL = "train", "eval"
 # what every param group has, also one behind `Proximal`
-GROUP_DEFAULTS: ParamGroup = {"penalty": None, "strength": None, "joint": False, "mode": TRAIN, "check_finite": None}
+GROUP_DEFAULTS: ParamGroup = {
+    "penalty": None,
+    "strength": None,
+    "joint": False,
+    "mode": TRAIN,
+    "check_finite": None,
+    "projection": None,
+}
 
 FLAGS = ("joint", "maximize", "capturable", "differentiable")
 FLAGS_OR_NONE = ("foreach", "check_finite")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, compiled, options, param_groups, sharding
+from proxopt_torch import checkpoints, compiled, options, param_groups, projections, sharding
 from proxopt_torch.options import EVAL, TRAIN
 from proxopt_torch.param_groups import Entry, ParamGroup, State, entries
 
@@ -112,6 +112,7 @@ class Penalised:
             if self.componentwise and p.is_complex():
                 raise TypeError(f"{type(self).__name__} has no penalty on complex parameters, got {p.dtype}")
         param_groups.check_fit(penalty, entries(group), group["joint"])
+        projections.check(group.get("projection"), entries(group))
         sharding.check(self, group, penalty)
         for doubt in param_groups.doubts(group, strength, penalty):
             warn(doubt)
@@ -125,6 +126,7 @@ class Penalised:
         # lists in place of generators, which take three times as long for thousands of parameters
         if True in [p.grad.is_sparse for entry in with_gradient for p in entry if p.grad is not None]:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients: use a dense embedding (sparse=False)")
+        projections.check(group.get("projection"), [])  # it may have been assigned since
         penalty = self.penalty_of(group)
         sharding.check_step(self, group, penalty)
         return penalty, with_gradient
@@ -154,14 +156,15 @@ class Penalised:
         the pre-hooks, which may convert the checkpoint, and the repairs before the post-hooks, which see the final state.
         """
         loaded: dict[str, Any] = {}
-        objects = [g["penalty"] for g in self.param_groups]
+        objects = [(g["penalty"], g.get("projection")) for g in self.param_groups]
 
         def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             loaded.update(checkpoints.completed(self, given))
             return loaded
 
         def finish(_: Optimizer) -> None:
-            for group, penalty in zip(self.param_groups, objects):
+            for group, (penalty, projection) in zip(self.param_groups, objects):
+                group["projection"] = projection  # of which, too, a checkpoint holds a description only
                 if not (penalty is None or isinstance(penalty, dict)):
                     group["penalty"] = penalty  # the checkpoint holds its name only
             self._finish_loading(loaded)

@@ -13,10 +13,11 @@ from torch.optim import SGD
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, compiled, kernels, param_groups
+from proxopt_torch import checkpoints, compiled, kernels, param_groups, projections
 from proxopt_torch.options import GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised, warn
+from proxopt_torch.projections import Projection
 
 Step: TypeAlias = float | Tensor
 
@@ -62,10 +63,13 @@ class Proximal(Penalised, Optimizer):
     =====================  ============  ============  ============  ============
 
     Args:
-      base: a torch optimizer whose param groups have an ``"lr"``. They may have ``"penalty"``, ``"strength"`` and ``"joint"``.
+      base: a torch optimizer whose param groups have an ``"lr"``. They may have ``"penalty"``, ``"strength"``,
+        ``"joint"`` and ``"projection"``.
       penalty: penalty of the groups that have none of their own.
       check_finite: raise for NaN and inf in gradients before anything is updated. None: on a CPU only. Where parameters are
         sharded (DTensor) the ranks agree on the result, by one reduction of a number for each param group.
+      projection: an object with a method ``project(x)``, such as ``proxopt.Sphere``, or a function: what is applied to the
+        parameters after each prox. See ``ProximalOptimizer.add_param_group``.
 
     Raises:
       TypeError: ``base`` is no torch optimizer, or has a prox of its own; a penalty that is no ``ProxOperator``; a flag of the
@@ -84,14 +88,21 @@ class Proximal(Penalised, Optimizer):
     tensor([0.8000, 0.0000])
     """
 
-    def __init__(self, base: Optimizer, penalty: ProxOperator | None = None, *, check_finite: bool | None = None) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        penalty: ProxOperator | None = None,
+        *,
+        check_finite: bool | None = None,
+        projection: Projection | None = None,
+    ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
         if isinstance(base, Penalised) or isinstance(getattr(base, "optimizer", None), Penalised):
             raise TypeError(f"base must be an optimizer without a prox of its own, got {type(base).__name__}")
         if any("lr" not in group for group in base.param_groups):
             raise ValueError(f"base must have a learning rate, got {type(base).__name__} without lr")
-        defaults = {**GROUP_DEFAULTS, "penalty": penalty, "check_finite": check_finite}
+        defaults = {**GROUP_DEFAULTS, "penalty": penalty, "check_finite": check_finite, "projection": projection}
         param_groups.normalise(defaults)
         self.base = base
         # First all checks on copies of the groups, then the changes: an error leaves the base as it was
@@ -145,7 +156,7 @@ class Proximal(Penalised, Optimizer):
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to the base; it may have ``"penalty"``, ``"strength"`` and ``"joint"``.
+        """Add a param group to the base; it may have ``"penalty"``, ``"strength"``, ``"joint"`` and ``"projection"``.
 
         Raises TypeError or ValueError, and leaves both optimizers as they were, where the penalty does not fit a parameter.
         """
@@ -194,6 +205,9 @@ class Proximal(Penalised, Optimizer):
         for group, penalty, step in work:
             if penalty is not None:
                 self._prox(group, penalty, step)
+            if group.get("projection") is not None:
+                for entry in param_groups.with_gradient(group):
+                    projections.apply(group, entry)
         return loss
 
     def _prox(self, group: ParamGroup, penalty: ProxOperator, step: Step) -> None:
@@ -253,7 +267,7 @@ class Proximal(Penalised, Optimizer):
 
 def _warn_of_misspelt(group: ParamGroup, known: Iterable[str]) -> None:
     """Warn of keys that resemble those of this package. Others may be for the base, which is free to use any."""
-    own = ("penalty", "strength", "joint", "check_finite")
+    own = ("penalty", "strength", "joint", "check_finite", "projection")
     resembling = [k for k in group if get_close_matches(k, own, n=1, cutoff=0.7)]
     unread = param_groups.unread(resembling, {*known, *GROUP_DEFAULTS})
     if unread:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from proxopt import ProxOperator
+from proxopt import Groups, ProxOperator
 from proxopt.penalties import declared
 from proxopt_torch.param_groups import ParamGroup
 
@@ -56,7 +56,11 @@ def check(optimizer: Penalised, group: ParamGroup, penalty: ProxOperator | None)
         if isinstance(p, kind):
             # for the reductions of `all_finite`; a dict, because the order must be the same on all ranks
             optimizer.__dict__.setdefault("_meshes", {})[p.device_mesh] = None
-            fault = _fault(optimizer, group["joint"], penalty, p) or _state_fault(optimizer, p)
+            fault = (
+                _fault(optimizer, group["joint"], penalty, p)
+                or _projection_fault(group.get("projection"), group["joint"], p)
+                or _state_fault(optimizer, p)
+            )
             if fault:
                 where = (
                     f"a DTensor of shape {tuple(p.shape)} with placements {p.placements} on a mesh {tuple(p.device_mesh.shape)}"
@@ -157,19 +161,30 @@ def _fault(optimizer: Penalised, joint: bool, penalty: ProxOperator | None, p: A
             if _is_plain_array(getattr(owner, key, None)):
                 return f"must have a number as {key}, got an array that is not sharded like it: take a number, {UNSHARDED}"
     for level in levels:
-        fault = _group_fault(optimizer, level, p) if declared.partition(level) is not None else None
-        if fault:
-            return fault
+        groups = declared.partition(level)
+        if groups is not None:
+            median = optimizer.metric is not None and (getattr(level, "metric", None) or optimizer.metric) == "median"
+            fault = _group_fault(groups, "penalty", p, median)
+            if fault:
+                return fault
     return None
 
 
-def _group_fault(optimizer: Penalised, level: Any, p: Any) -> str | None:
-    """Likewise for the groups of a penalty, or of one level of a nested one."""
-    groups = level.partition
+def _projection_fault(projection: Any, joint: bool, p: Any) -> str | None:
+    """Likewise for a projection with groups; any other receives the DTensor."""
+    groups = declared.partition(projection)
+    if groups is None:
+        return None
+    if joint:
+        return f"must not be in a joint group with a projection: take joint=False, {UNSHARDED}"
+    return _group_fault(groups, "projection", p)
+
+
+def _group_fault(groups: Groups, owner: str, p: Any, median: bool = False) -> str | None:
+    """Likewise for the groups of a projection, of a penalty, or of one level of a nested one."""
     if groups.kind == "labels":
-        return f"must not have a penalty with Groups.labels: take Groups.along or Groups.whole, {UNSHARDED}"
+        return f"must not have a {owner} with Groups.labels: take Groups.along or Groups.whole, {UNSHARDED}"
     shards = _shards(p)
-    median = optimizer.metric is not None and (getattr(level, "metric", None) or optimizer.metric) == "median"
     inside = groups.axes(p.ndim)
     elsewhere = f"shard another axis (shard_placement_fn of fully_shard), {UNSHARDED}"
     for axis in sorted(set(shards) & {a % p.ndim for a in inside}):
@@ -185,7 +200,7 @@ def _group_fault(optimizer: Penalised, level: Any, p: Any) -> str | None:
     for axis, counts in shards.items():
         if _smallest(p.shape[axis], counts) == 0:
             return (
-                f"must have entries on every rank for a penalty with groups, got {p.shape[axis]} along axis {axis} over "
+                f"must have entries on every rank for a {owner} with groups, got {p.shape[axis]} along axis {axis} over "
                 f"{math.prod(counts)} ranks: {elsewhere}"
             )
     return None

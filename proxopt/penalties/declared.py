@@ -36,9 +36,8 @@ def batched(operator: ProxOperator, ndim: int) -> ProxOperator | None:
 
 def levels(operator: Any) -> list[Any]:
     """The penalties that it is composed of: the levels of a hierarchy, what a restricted penalty restricts; else itself."""
-    inner = getattr(operator, "penalty", None)
-    parts = getattr(operator, "penalties", None) or ([] if inner is None else [inner])
-    return [level for part in parts for level in levels(part)] or [operator]
+    parts = [*getattr(operator, "penalties", ()), getattr(operator, "penalty", None)]
+    return [level for part in parts if callable(getattr(part, "prox", None)) for level in levels(part)] or [operator]
 
 
 def with_metric(operator: ProxOperator, default: str) -> ProxOperator:

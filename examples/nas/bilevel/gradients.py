@@ -34,7 +34,7 @@ def first_order(arch: Sequence[Tensor], valid_loss: Loss, average: Average = lam
       valid_loss: returns L_val(w, A).
       average: replaces tensors by their mean over the processes of a data-parallel run.
     """
-    grads = [_or_zero(g, a) for g, a in zip(torch.autograd.grad(valid_loss(), arch, allow_unused=True), arch)]
+    grads = [_or_zero(g, a) for g, a in zip(_grad(valid_loss(), arch), arch)]
     average(grads)
     return grads
 
@@ -73,7 +73,7 @@ def second_order(
     with torch.no_grad():
         torch._foreach_add_(list(weights), list(direction(grads)), alpha=-lr)
     both = [*arch, *weights]
-    found = [_or_zero(g, t) for g, t in zip(torch.autograd.grad(valid_loss(), both, allow_unused=True), both)]
+    found = [_or_zero(g, t) for g, t in zip(_grad(valid_loss(), both), both)]
     average(found)
     outer, (v, _) = found[: len(arch)], clipped(found[len(arch) :], clip)
     _restore(weights, start)
@@ -125,7 +125,7 @@ def _difference(
             for w, s, d in zip(weights, start, v):
                 w.copy_(s + sign * eps * d)
         with constant(weights):
-            found = torch.autograd.grad(loss(), arch, allow_unused=True)
+            found = _grad(loss(), arch)
         sides.append([_or_zero(g, a) for g, a in zip(found, arch)])
     _restore(weights, start)
     return [torch.where(eps > 0, (plus - minus) / (2 * eps), 0.0) for plus, minus in zip(*sides)]
@@ -137,6 +137,11 @@ def _exact(arch: Sequence[Tensor], weights: Sequence[Tensor], loss: Loss, v: lis
     if not isinstance(product, Tensor) or not product.requires_grad:
         return [torch.zeros_like(a) for a in arch]
     return [_or_zero(g, a) for g, a in zip(torch.autograd.grad(product, arch, allow_unused=True), arch)]
+
+
+def _grad(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradient of a loss; None for tensors that it does not depend on, as if a cell has no path to its output."""
+    return torch.autograd.grad(loss, tensors, allow_unused=True) if loss.requires_grad else [None] * len(tensors)
 
 
 def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from ..engine.distributed import Processes
 from ..engine.run import Run, all_finite
-from ..space.spaces import Masks
+from ..space.spaces import Masks, discrete
 from .method import Method
 from .outcome import Outcome
 from .settings import BilevelSettings
@@ -47,6 +47,9 @@ class BilevelSearch(Outcome, Run):
 
     def train_step(self, batch: tuple[Any, Any]) -> None:
         train, valid = batch
+        if self.settings.levels == 1:
+            self.steps.joint(self.step, train)
+            return
         self.steps.architecture(self.step, train, valid)
         self.steps.weights(train)
 
@@ -56,7 +59,8 @@ class BilevelSearch(Outcome, Run):
         self.processes.average_buffers(self.net)
         trained, largest = self.steps.means(), max(float(p.detach().abs().max()) for p in self.method.parameters)
         self.check_finite("train", trained[0], largest)
-        point, genotype = self.method.point(), self.method.genotype()
+        point = self.method.point()
+        genotype = discrete(self.space, self.method.genotype(), point)
         weights, active, masks = self.method.weights(), self.method.active_paths(), self.space.masks(genotype)
         valid = restricted = self.evaluate(weights, active)
         if active != masks or not all(torch.equal(weights[cell], p) for cell, p in point.items()):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..data import cifar, image_sets
 from ..engine.distributed import Processes
-from ..nets.torch import cnn
+from ..nets.torch import image_networks
 from ..nets.torch.operations import frozen_statistics
 from ..space import spaces
 from ..space.spaces import Masks
@@ -32,7 +32,7 @@ class CifarSearch(BilevelSearch):
     """A bilevel search on images."""
 
     steps: CifarSteps
-    genotype_size = staticmethod(cnn.genotype_size)
+    genotype_size = staticmethod(image_networks.genotype_size)
 
     def __init__(
         self,
@@ -45,20 +45,24 @@ class CifarSearch(BilevelSearch):
     ) -> None:
         super().__init__(method, settings, seed, out, processes, device)
         space = spaces.get_space(settings.space)
-        self.dataset = dataset = cifar.load_images(settings.data, settings.data_dir)
-        parts = image_sets.search_halves(dataset, settings.images, settings.batch)
+        self.dataset = dataset = cifar.load_images(settings.data, settings.data_dir, settings.pixels)
+        if settings.levels == 1:
+            parts = image_sets.search_single(dataset, settings.images, settings.batch, settings.valid_images)
+        else:
+            parts = image_sets.search_halves(dataset, settings.images, settings.batch)
         self.train_set, self.valid_set = (part.to(device) for part in parts)
         self.plain = cifar.Augment(dataset.mean, dataset.std)
-        augment = cifar.Augment(dataset.mean, dataset.std, padding=4)
-        drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, processes.share)
-        self.train_batches, self.valid_batches = drawn(self.train_set, TRAIN), drawn(self.valid_set, VALID)
-        supernet = getattr(method, "supernet", cnn.Supernet)  # some methods have one of their own
-        sizes = (settings.channels, settings.layers, dataset.classes)
-        self.prepare(supernet(space, *sizes, image_channels=len(dataset.mean)), CifarSteps)
+        augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels))
+        sizes = (processes.share, settings.epoch_steps)
+        drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, *sizes)
+        self.train_batches = drawn(self.train_set, TRAIN)
+        self.valid_batches = drawn(self.valid_set, VALID) if settings.levels == 2 else self.train_batches
+        own = getattr(method, "supernet", None)  # some methods have one of their own
+        self.prepare(image_networks.supernet(space, settings, dataset.classes, len(dataset.mean), own), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 
     def data_text(self) -> str:
-        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set)
+        return image_sets.describe_search(self.dataset, self.train_set, self.valid_set, self.settings.levels)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **image_sets.identity(self.dataset)}
@@ -75,8 +79,11 @@ class CifarSearch(BilevelSearch):
             masked = lambda batches: replace(batches, augment=replace(batches.augment, cutout=s.cutout, cutout_share=done))
             self.train_batches, self.valid_batches = masked(self.train_batches), masked(self.valid_batches)
 
-    def batches(self) -> Iterator[tuple[Batch, Batch]]:
-        return zip(self.train_batches.epoch(self.epoch, self.step), self.valid_batches.epoch(self.epoch, self.step))
+    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        train = self.train_batches.epoch(self.epoch, self.step)
+        if self.settings.levels == 1:
+            return ((batch, None) for batch in train)
+        return zip(train, self.valid_batches.epoch(self.epoch, self.step))
 
     def end_epoch(self) -> dict[str, Any]:
         self.net.drop_path = 0.0  # evaluations run in training mode, for the statistics of each batch
@@ -96,13 +103,14 @@ class CifarSearch(BilevelSearch):
 
     @torch.no_grad()
     def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
-        """Compute loss and accuracy of the supernet on the validation half.
+        """Compute loss and accuracy of the supernet on the validation half, or the first `valid_images` of it.
 
         Batch norms use the statistics of each batch of 500: running statistics lag behind a changing architecture.
         """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        part = self.valid_set.select(slice(self.settings.valid_images or None))
         with frozen_statistics(self.net):
-            for images, labels in cifar.evaluation_batches(self.valid_set, self.plain, share=self.processes.share):
+            for images, labels in cifar.evaluation_batches(part, self.plain, share=self.processes.share):
                 logits = self.steps.logits(images, weights, active)
                 loss = F.cross_entropy(logits, labels, reduction="sum").double()
                 sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))])

@@ -33,6 +33,10 @@ class BilevelSettings(RunSettings):
     hessian: Literal["difference", "exact"] = "difference"
     """How second order gets its second derivatives: from a central difference of gradients, as published, or exactly, by
     automatic differentiation."""
+    levels: Literal[1, 2] = 2
+    """2: network weights on one part of the data and the architecture on another, as published. 1: both on all data, from the
+    gradients of one pass over each batch; with --order first. In the first epoch no batch has been seen before, so that the
+    architecture gradient is that of new data, as with two levels."""
     pick_below: int = 0
     """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
     number of paths; 0: the last epoch."""
@@ -40,6 +44,10 @@ class BilevelSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, counts=("epochs", "batch"), amounts=("lr", "weight_decay", "clip", "pick_below"))
+        if self.levels == 1 and self.order == "second":
+            raise ValueError(
+                "order must be 'first' with levels=1, where both gradients are taken at the same weights, got 'second'"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,8 @@ class CifarSearchSettings(BilevelSettings):
     out: Path = Path("runs/nas_cifar10")
     space: str = "darts"
     """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
-    or S1, S2, S3, S4 of Zela et al. (2020)."""
+    S1, S2, S3, S4 of Zela et al. (2020), nasbench201 (4 operations and the zero operation) or nasbench201_nonzero (without it).
+    Cells of the last two have one operation on each edge: of several, a search writes the one with the largest weight."""
     data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
     """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS. The search does not see the
     images of a training's validation: those in DATA_DIR/val, or without it one in ten of each class of train."""
@@ -76,10 +85,26 @@ class CifarSearchSettings(BilevelSettings):
     from none to all over the epochs; 0: no cutout."""
     amp: bool = False
     """Compute the network in bfloat16, which is faster on GPUs; weights, architecture and prox stay in float32."""
+    pixels: int = 0
+    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
+    transition: Literal["residual", "patch"] = "residual"
+    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
+    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
+    epoch_steps: int = 0
+    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
+    other, so that every image is seen once before any is seen again."""
+    valid_images: int = 0
+    """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
+    a tenth of the images, on which no step is taken."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, counts=("images", "channels", "layers"), amounts=("lr_min", "momentum", "cutout"), shares=("drop_path",))
+        check(
+            self,
+            counts=("images", "channels", "layers"),
+            amounts=("lr_min", "momentum", "cutout", "pixels", "epoch_steps", "valid_images"),
+            shares=("drop_path",),
+        )
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
 
@@ -91,6 +116,13 @@ class CifarSearchSettings(BilevelSettings):
 def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
     """Settings for a laptop, about twenty minutes on one core: few images, a narrow and shallow supernet, first order."""
     return settings(images=4096, channels=8, layers=5, epochs=10, batch=32, order="first", **own)
+
+
+def small_nasbench201(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
+    """Settings for NAS-Bench-201 in one to three minutes on one core: a cell a stage, reduced images, 400 steps, first order."""
+    sizes = {"channels": 8, "layers": 5, "pixels": 16, "epochs": 10, "epoch_steps": 40, "valid_images": 1000, "batch": 64}
+    usual = {"space": "nasbench201_nonzero", "transition": "patch", "order": "first", **sizes}
+    return settings(**{**usual, **own})
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The two steps of a bilevel search: architecture on a validation batch, network weights on a training batch."""
+"""The steps of a search: architecture on a validation batch and network weights on a training batch, or both on one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,11 +81,36 @@ class BilevelSteps:
         """Take a weight step. Paths of architecture weight 0 are not computed, and their weights do not change."""
         # some methods clip the gradients of their parameters, accumulated over both steps, together with those of the weights
         together = self.method.parameters if getattr(self.method, "clips_together", False) else []
-        with torch.set_grad_enabled(bool(together)):
+        self._backward(batch, self.method.active_paths(), bool(together))
+        self._weight_step(together)
+
+    def joint(self, number: int, batch: Any) -> None:
+        """Take a weight step and an architecture step with the gradients of one pass over a batch.
+
+        number: as in `architecture`.
+        """
+        method = self.method
+        self.begin_step()
+        moves = not method.frozen
+        for p in method.parameters:
+            p.grad = None
+        self._backward(batch, self.architecture_paths(number) if moves else method.active_paths(), moves)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in method.parameters]
+        self._weight_step([])
+        if moves:
+            self.processes.average(grads)
+            method.update(self.clipped(grads))
+
+    def _backward(self, batch: Any, active: Masks | None, architecture: bool) -> None:
+        """Compute the gradients of the network weights, and of the architecture if that is set."""
+        with torch.set_grad_enabled(architecture):
             weights = dict(self.method.weights())
-        loss = self.loss(batch, weights, self.method.active_paths())
+        loss = self.loss(batch, weights, active)
         self.sgd.zero_grad()
         loss.backward()
+
+    def _weight_step(self, together: Sequence[Tensor]) -> None:
+        """Clip the gradients of the network weights, with those of these tensors, and take a step of SGD."""
         updated = [p for p in (*self.params, *together) if p.grad is not None]
         self.processes.average([p.grad for p in updated])  # type: ignore[misc]
         if self.settings.clip:
@@ -220,6 +245,10 @@ class TextSteps(BilevelSteps):
     def weights(self, batch: Window) -> None:
         with self._shorter_step(batch):
             super().weights(batch)
+
+    def joint(self, number: int, batch: Window) -> None:
+        with self._shorter_step(batch):
+            super().joint(number, batch)
 
     @contextmanager
     def _shorter_step(self, batch: Window) -> Iterator[None]:

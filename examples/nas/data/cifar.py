@@ -53,10 +53,13 @@ def load_cifar(name: str, data_dir: str | Path) -> Dataset:
     return _as_tensors(cifar_files.read_cifar(name, data_dir))
 
 
-def load_images(name: str, data_dir: str | Path) -> Dataset:
-    """Read cifar10 or cifar100, or with the name "folder" own images, into tensors. Errors as those of `image_sets`."""
-    if name == image_sets.FOLDER:
-        return _as_tensors(image_sets.read_images(name, data_dir))
+def load_images(name: str, data_dir: str | Path, pixels: int = 0) -> Dataset:
+    """Read cifar10 or cifar100, or with the name "folder" own images, into tensors.
+
+    pixels: the side to which images are reduced; 0: as they are. Errors as those of `image_sets`.
+    """
+    if name == image_sets.FOLDER or pixels:
+        return _as_tensors(image_sets.read_images(name, data_dir, pixels))
     return load_cifar(name, data_dir)
 
 
@@ -112,7 +115,12 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Batches:
-    """Shuffled, augmented batches of images. stream: a number for independent random numbers of several sets in a run."""
+    """Shuffled, augmented batches of images.
+
+    stream: a number for independent random numbers of several sets in a run. steps: the number of batches of an epoch; 0: one
+    pass through the images. Otherwise epochs go on where the last one ended, so that every image is drawn once before any is
+    again.
+    """
 
     data: Images
     size: int
@@ -120,6 +128,7 @@ class Batches:
     augment: Augment
     stream: int = 0
     share: Share = WHOLE_BATCH
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= len(self.data.labels):
@@ -128,18 +137,30 @@ class Batches:
             raise ValueError(f"batch must be a multiple of the {self.share.world} processes, got {self.size}")
 
     def __len__(self) -> int:
-        """The number of batches of an epoch; an incomplete last batch is dropped."""
+        """The number of batches of an epoch."""
+        return self.steps or self._in_pass
+
+    @property
+    def _in_pass(self) -> int:
+        """The number of batches of a pass through the images; an incomplete last batch is dropped."""
         return len(self.data.labels) // self.size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number `start` on."""
-        order = torch.randperm(len(self.data.labels), generator=self._generator("cpu", epoch, 0)).to(self.data.images.device)
-        for number in range(start, len(self)):
-            yield self._batch(order, epoch, number)
+        drawn, order = -1, torch.empty(0)
+        for place in range(epoch * len(self) + start, (epoch + 1) * len(self)):
+            through, number = divmod(place, self._in_pass)
+            if through != drawn:
+                drawn, order = through, self._order(through)
+            yield self._batch(order, through, number)
 
-    def _batch(self, order: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+    def _order(self, through: int) -> Tensor:
+        """The order of the images in a pass."""
+        return torch.randperm(len(self.data.labels), generator=self._generator("cpu", through, 0)).to(self.data.images.device)
+
+    def _batch(self, order: Tensor, through: int, number: int) -> tuple[Tensor, Tensor]:
         which = order[number * self.size : (number + 1) * self.size]
-        generator = self._generator(self.data.images.device, epoch, number + 1)
+        generator = self._generator(self.data.images.device, through, number + 1)
         images = self.augment(self.data.images[which], generator)
         own = slice(self.share.rank, None, self.share.world)
         return images[own], self.data.labels[which][own]

@@ -245,7 +245,7 @@ def run_each_seed(
         with errors_in_one_line(), stops_in_one_line(settings.out, first):
             rows.append({"seed": seed, **run(seed, folder_of(settings, seed))})
     if columns and len(rows) > 1 and first():
-        print("\n" + table(rows, columns))
+        print("\n" + table(rows, [name for name in columns if not isinstance(rows[0][name], str)]))
         write_csv(settings.out / SEEDS, [{name: row[name] for name in ("seed", *columns)} for row in rows])
     return rows
 

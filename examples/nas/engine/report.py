@@ -13,7 +13,7 @@ from typing import Any
 from ..space import drawing
 from ..space.amounts import duration, plural
 from ..space.files import write_text
-from ..space.genotype import AnyGenotype, load_genotype
+from ..space.genotype import AnyGenotype, CellGenotype, load_genotype
 from ..space.spaces import Space
 from . import curves
 
@@ -49,6 +49,8 @@ COLUMNS = {
     "paths_reduce": "paths, reduce cell",
     "paths_recurrent": "paths",
     "nodes_recurrent": "nodes",
+    "zeros_cell": "zeros",
+    "architecture": "cell",
     "frozen_nodes": "frozen nodes",
     "stopped_nodes": "stopped nodes",
 }
@@ -63,6 +65,7 @@ QUANTITIES = {
 ON_ALL_IMAGES = ("gsparsity", "ista, one stage")  # trained on all training images, and so evaluated on others
 SKETCH = {  # the network whose size is reported, and the script that trains it
     "convolutional": ("20 cells, 36 channels, 10 classes", "train_cifar10.py"),
+    "nasbench201": ("15 cells in three stages, 16 channels, 10 classes", "train_cifar10.py"),
     "recurrent": ("hidden size 850, 10 000 words", "train_ptb.py"),
 }
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -110,7 +113,7 @@ def write(
     details = details or Details()
     genotype = load_genotype(out / "genotype.json", space.kind)
     row = details.row or rows[-1]
-    complete = all(genotype.active_nodes(cell) for cell in genotype.layout.cells)
+    complete = all(genotype.output_nodes(cell) for cell in genotype.layout.cells)
     size = dict(details.size(genotype)) if details.size and complete else {}
     title = f"{method}, space {space.name}, {settings['data']}, seed {settings['seed']}"
     evaluated = evaluation(method, space, settings)
@@ -123,7 +126,7 @@ def write(
     texts = {name: drawing.svg(figure) for name, figure in pictures.items()}
     drawn = {name: _figure(text, pictures[name].get_figwidth()) for name, text in texts.items()}
     command = training_command(out, genotype, settings, details.data_dir)
-    own_images = settings["data"] == "folder" and genotype.layout.name == "convolutional"
+    own_images = settings["data"] == "folder" and genotype.layout.name != "recurrent"
     notes = warnings([r for r in rows if r["epoch"] <= row["epoch"]], genotype, space, size, settings)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -188,7 +191,9 @@ def evaluation_images(settings: Mapping[str, Any]) -> str:
 def training_command(out: Path, genotype: AnyGenotype, settings: Mapping[str, Any], data_dir: Path | None) -> str:
     """The command line that trains the genotype in `out`, with an option in each line."""
     options = {"--genotype": str(out / "genotype.json")}
-    if genotype.layout.name == "convolutional":
+    if genotype.layout.name == "nasbench201":
+        options["--preset"] = "nasbench201"
+    if genotype.layout.name != "recurrent":
         options["--data"] = str(settings["data"])
     if data_dir is not None:
         options["--data-dir"] = str(data_dir)
@@ -197,9 +202,12 @@ def training_command(out: Path, genotype: AnyGenotype, settings: Mapping[str, An
     return " \\\n    ".join(lines)
 
 
-def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, int]:
-    """The columns of an architecture in the table of epochs: zeros, paths, active nodes and skip connections of each cell."""
-    row = {}
+def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of an architecture in the table of epochs: zeros, paths, active nodes and skip connections of each cell.
+
+    A cell of NAS-Bench-201 has the column architecture too, its published string.
+    """
+    row: dict[str, Any] = {}
     for cell in genotype.layout.cells:
         active = [path.operation for path in genotype.paths(cell)]
         row[f"zeros_{cell}"] = int((point[cell] == 0).sum())
@@ -207,7 +215,7 @@ def architecture_columns(genotype: AnyGenotype, point: Mapping[str, Any]) -> dic
         row[f"nodes_{cell}"] = len(genotype.active_nodes(cell))
         if "skip_connect" in genotype.layout.operations:
             row[f"skips_{cell}"] = active.count("skip_connect")
-    return row
+    return row | ({"architecture": genotype.to_string()} if isinstance(genotype, CellGenotype) else {})
 
 
 def warnings(
@@ -292,8 +300,9 @@ def _cell_warnings(genotype: AnyGenotype, space: Space | None) -> list[str]:
     found = []
     for cell in genotype.layout.cells:
         paths, active = genotype.paths(cell), genotype.active_nodes(cell)
-        if not active:
-            found.append(f"The {cell} cell has no paths, and cannot be trained: a smaller strength of the penalty keeps some.")
+        if not genotype.output_nodes(cell):
+            lacks = "paths" if not paths else f"path into node {genotype.layout.outputs[-1]}, its output"
+            found.append(f"The {cell} cell has no {lacks}, and cannot be trained: a smaller strength of the penalty keeps some.")
             continue
         possible = sum(path.operation != "none" for path in space.paths(cell)) if space else 0
         if possible and len(paths) > possible / 2:
@@ -302,7 +311,7 @@ def _cell_warnings(genotype: AnyGenotype, space: Space | None) -> list[str]:
                 " had chosen. More epochs, or a larger strength of the penalty, leave fewer."
             )
         missing = [str(node) for node in genotype.layout.nodes if node not in active]
-        if missing:
+        if missing and not genotype.layout.last:
             found.append(
                 f"The {cell} cell has no path into {'node' if len(missing) == 1 else 'nodes'} {', '.join(missing)}: its output"
                 f" has {len(active)} of {len(genotype.layout.nodes)} nodes, and the trained network is smaller."

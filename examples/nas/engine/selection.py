@@ -46,7 +46,7 @@ def select_by_training(
     for row in rows:
         folder = folder_of(settings, row["seed"])
         genotype = load_genotype(folder / "genotype.json", kind)
-        trainable = all(genotype.clean().active_nodes(cell) for cell in kind.layout.cells)
+        trainable = all(genotype.clean().output_nodes(cell) for cell in kind.layout.cells)
         value = float(train(genotype, folder / TRAINING)[measure]) if trainable else math.nan
         found.append({**row, name: value})
     sign = -1 if "perplexity" in measure else 1

@@ -1,6 +1,8 @@
 """DARTS: a softmax over the operations of each edge, whose logits are trained by Adam.
 
-The genotype keeps the strongest edges of each node, two in a convolutional cell and one in a recurrent one.
+The genotype keeps the strongest edges of each node, two in a convolutional cell and one in a recurrent one. In NAS-Bench-201 it
+keeps all edges, as there; each has its strongest operation, and the zero operation is left out as in the other spaces, while
+that benchmark also lets it win.
 
 Source: Liu, Simonyan, Yang, "DARTS", 2019.
 """

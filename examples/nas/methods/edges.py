@@ -8,7 +8,7 @@ from typing import Any
 from ..space.genotype import AnyGenotype, Path
 from ..space.spaces import Space
 
-KEPT = {"convolutional": 2, "recurrent": 1}  # edges into a node
+KEPT = {"convolutional": 2, "recurrent": 1, "nasbench201": 3}  # edges into a node, if there are so many
 
 
 def strongest_genotype(space: Space, weights: Mapping[str, Sequence[float]]) -> AnyGenotype:

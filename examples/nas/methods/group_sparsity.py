@@ -19,7 +19,7 @@ from ..engine.bisection import closest_strength, refuse_existing_runs
 from ..engine.lock import locked
 from ..engine.log import write_csv
 from ..engine.resume import write_settings
-from ..space.genotype import CELLS, Genotype, load_genotype
+from ..space.genotype import AnyGenotype, Genotype, load_image_genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Space
 from .settings.gsparsity import GSparsitySettings, Weighting
@@ -33,31 +33,32 @@ def strength_of_group(mu: float, weighting: Weighting, size: int, norm: float) -
     return mu * factors[weighting]
 
 
-def genotype_of(norms: Mapping[Key, float], cut: float) -> Genotype:
-    """The operations whose norm at the prox point is larger than `cut`, without dead ends."""
-    kept = {cell: [path for (c, path), norm in norms.items() if c == cell and norm > cut] for cell in CELLS}
-    return Genotype.from_paths(**kept).clean()
+def genotype_of(norms: Mapping[Key, float], cut: float, kind: type[AnyGenotype] = Genotype) -> Any:
+    """The operations whose norm at the prox point is larger than `cut`, without dead ends. kind: of the genotype."""
+    cells = kind.layout.cells
+    kept = {cell: [path for (c, path), norm in norms.items() if c == cell and norm > cut] for cell in cells}
+    return kind.from_paths(**kept).clean()
 
 
 def shares(space: Space, norms: Mapping[Key, float], initial: Mapping[Key, float]) -> dict[str, np.ndarray]:
     """||w_hat_k|| / ||w_k(0)|| of each path, for pictures; 0 for paths without group."""
     share = lambda key: norms[key] / initial[key] if key in norms else 0.0
-    return {cell: np.array([share((cell, path)) for path in space.paths(cell)], np.float32) for cell in CELLS}
+    return {cell: np.array([share((cell, path)) for path in space.paths(cell)], np.float32) for cell in space.layout.cells}
 
 
-def droppable(keys: Iterable[Key], small: Collection[Key]) -> list[Key]:
-    """The groups of `small`, but for those of a cell that would lose its last connection without them."""
-    found = []
-    for cell in CELLS:
+def droppable(keys: Iterable[Key], small: Collection[Key], kind: type[AnyGenotype] = Genotype) -> list[Key]:
+    """The groups of `small`, but for those of a cell that would lose its last connection without them. kind: of genotypes."""
+    found, cells = [], kind.layout.cells
+    for cell in cells:
         left = [path for c, path in keys if c == cell and (c, path) not in small]
-        if Genotype.from_paths(**{name: left if name == cell else [] for name in CELLS}).clean().active_nodes(cell):
+        if kind.from_paths(**{name: left if name == cell else [] for name in cells}).clean().output_nodes(cell):
             found += [key for key in small if key[0] == cell]
     return found
 
 
-def parameters_of(found: Genotype, size_of: Callable[[Genotype], dict[str, int]]) -> int:
-    """The parameters of the network of a genotype by this function; 0 if a cell has no paths."""
-    return size_of(found)["parameters"] if all(found.active_nodes(cell) for cell in CELLS) else 0
+def parameters_of(found: AnyGenotype, size_of: Callable[[Any], dict[str, int]]) -> int:
+    """The parameters of the network of a genotype by this function; 0 if no path leads to the output of a cell."""
+    return size_of(found)["parameters"] if all(found.output_nodes(cell) for cell in found.layout.cells) else 0
 
 
 def loss_free(norm: np.ndarray, strength: np.ndarray, lr: float, tau: float, steps: int) -> np.ndarray:
@@ -99,7 +100,7 @@ def search_or_bisect(
     settings: GSparsitySettings,
     out: Path,
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
-    size_of: Callable[[Genotype], dict[str, int]],
+    size_of: Callable[[Any], dict[str, int]],
     first: Callable[[], bool],
     description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def search_or_bisect(
 
     Args:
       run: searches with settings in a folder, and returns the last row.
-      size_of: parameters and multiply-adds of the network of 20 cells and 36 channels of a genotype.
+      size_of: parameters and multiply-adds of the published network of a genotype.
       first: whether this process prints and writes, where several search together.
       description: what settings.json of a bisection has besides the settings, such as the seed; None: no such file.
 
@@ -125,7 +126,7 @@ def _bisect(
     settings: GSparsitySettings,
     out: Path,
     run: Callable[[GSparsitySettings, Path], dict[str, Any]],
-    size_of: Callable[[Genotype], dict[str, int]],
+    size_of: Callable[[Any], dict[str, int]],
     first: Callable[[], bool],
     description: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -140,8 +141,8 @@ def _bisect(
         at = replace(settings, mu=mu, want_paths=0, want_parameters=0, resume=True)
         folder = out / f"mu-{mu:.6g}"
         rows[mu] = run(at, folder)
-        paths = rows[mu]["paths_normal"] + rows[mu]["paths_reduce"]
-        count = paths if settings.want_paths else parameters_of(load_genotype(folder / "genotype.json"), size_of)
+        paths = sum(value for column, value in rows[mu].items() if column.startswith("paths_"))
+        count = paths if settings.want_paths else parameters_of(load_image_genotype(folder / "genotype.json"), size_of)
         if first():
             print(f"mu {mu:.6g}: {count} {'paths' if settings.want_paths else 'parameters'}, {want} wanted")
         rows[mu] = {"mu": mu, "left": count, **rows[mu]}

@@ -34,11 +34,11 @@ from ..engine import report, results
 from ..engine.command_line import first_process
 from ..engine.distributed import Processes
 from ..engine.run import launch
-from ..nets.torch import cnn
+from ..nets.torch import cnn, image_networks
 from ..nets.torch.flat import Flat
-from ..nets.torch.operations import Identity, Noise, Pool, frozen_statistics, repeated_noise
+from ..nets.torch.operations import frozen_statistics, repeated_noise
 from ..space import spaces
-from ..space.genotype import CELLS, Genotype
+from ..space.genotype import Genotype
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
@@ -49,16 +49,17 @@ from .settings.gsparsity import GSparsitySettings
 class OperationGroups:
     """The groups of a supernet: the weights and gates of each path of each cell type, as one flat parameter."""
 
-    def __init__(self, net: cnn.Supernet, settings: GSparsitySettings):
+    def __init__(self, net: Any, settings: GSparsitySettings):
         self.net, self.settings = net, settings
         self.gates: dict[tuple[str, CellPath], nn.Parameter] = {}
         self.flats: dict[tuple[str, CellPath], Flat] = {}
-        self.count = {cell: net.kinds.count(cell) for cell in CELLS}
+        self.cells, self.kind = net.space.layout.cells, net.space.kind
+        self.count = {cell: net.kinds.count(cell) for cell in self.cells}
         for (cell, path), weights in net.path_parameters().items():
             if path.operation == "none":
                 continue
             parts = list(weights)
-            if self._is_gated(cell, path):
+            if not parts or path.operation == "skip_connect":  # the latter has parameters where it is strided
                 self.gates[cell, path] = nn.Parameter(net.classifier.weight.new_ones(self.count[cell]))
                 parts.append(self.gates[cell, path])
             self.flats[cell, path] = Flat(f"{cell} {path.source}-{path.node} {path.operation}", parts)
@@ -67,11 +68,6 @@ class OperationGroups:
         self.others = [p for p in net.parameters() if id(p) not in {id(q) for flat in self.flats.values() for q in flat.parts}]
         tau = None if settings.tau == "direct" else settings.tau
         self.optimizer = ProxSGD(self.param_groups(), settings.lr, 1 - settings.momentum, tau)
-
-    def _is_gated(self, cell: str, path: CellPath) -> bool:
-        """Whether the operation has no parameters of its own, or is a strided skip connection."""
-        mixed = self.net.cells[self.net.kinds.index(cell)]
-        return isinstance(mixed.operation(mixed.paths.index(path)), (Identity, Pool, Noise)) or path.operation == "skip_connect"
 
     def strength(self, key: tuple[str, CellPath]) -> float:
         """mu_k of a group."""
@@ -94,7 +90,7 @@ class OperationGroups:
     def weights(self) -> dict[str, Tensor]:
         """The weights of the supernet, (cells, paths): gates, and 1 for operations with parameters of their own."""
         out = {}
-        for cell in CELLS:
+        for cell in self.cells:
             one = self.net.classifier.weight.new_ones(self.count[cell])
             out[cell] = torch.stack([self.gates.get((cell, path), one) for path in self.net.space.paths(cell)], 1)
         return out
@@ -103,7 +99,8 @@ class OperationGroups:
         """Flags of the paths that have not been dropped; None if none has."""
         if all(self.is_active.values()):
             return None
-        return {cell: tuple(self.is_active.get((cell, path), False) for path in self.net.space.paths(cell)) for cell in CELLS}
+        paths = self.net.space.paths
+        return {cell: tuple(self.is_active.get((cell, path), False) for path in paths(cell)) for cell in self.cells}
 
     def step(self) -> None:
         """Take a step of ProxSGD with the gradients of the network."""
@@ -125,7 +122,7 @@ class OperationGroups:
         """
         found = torch.stack(torch._foreach_norm([f.vector.detach() for f in self.flats.values()])).tolist()
         small = {k for (k, point), norm in zip(self.norms().items(), found) if point == 0 and norm < self.settings.vanish}
-        for key in droppable(self.flats, small):
+        for key in droppable(self.flats, small, self.kind):
             if self.is_active[key]:
                 self.flats[key].clear()
                 for buffer in self.optimizer.state[self.flats[key].vector].values():
@@ -133,9 +130,12 @@ class OperationGroups:
                         buffer.zero_()  # momentum would make it nonzero again
                 self.is_active[key] = False
 
-    def genotype(self) -> Genotype:
-        """The operations that are nonzero at the prox point, without dead ends."""
-        return genotype_of(self.norms(), self.settings.cut)
+    def genotype(self) -> Any:
+        """The operations that are nonzero at the prox point, without dead ends; in NAS-Bench-201 one on each edge.
+
+        There the path counts whose norm has kept the largest share of its initial value.
+        """
+        return spaces.discrete(self.net.space, genotype_of(self.norms(), self.settings.cut, self.kind), self.point())
 
     def regulariser(self) -> float:
         """sum_k ||w_k|| / sqrt(size_k) at the search point, the value in the published logs."""
@@ -179,10 +179,13 @@ class GSparsitySearch(ImageTraining):
         self.operations = OperationGroups(self.net, settings)
         self.sgd = self.operations.optimizer
 
-    def build(self, classes: int) -> cnn.Supernet:
-        s = self.settings
-        sizes = (s.channels, s.layers, classes)
-        return cnn.Supernet(spaces.get_space(s.space), *sizes, auxiliary=s.auxiliary > 0, image_channels=self.image_channels)
+    def build(self, classes: int) -> Any:
+        s, space = self.settings, spaces.get_space(self.settings.space)
+        if s.auxiliary:
+            if space.kind is not Genotype:
+                raise ValueError(f"auxiliary must be 0 in {s.space}, whose networks have no auxiliary head, got {s.auxiliary:g}")
+            return cnn.Supernet(space, s.channels, s.layers, classes, auxiliary=True, image_channels=self.image_channels)
+        return image_networks.supernet(space, s, classes, self.image_channels)
 
     def title(self) -> str:
         return f"gsparsity, {super().title()}"
@@ -211,7 +214,7 @@ class GSparsitySearch(ImageTraining):
         genotype, point = operations.genotype(), operations.point()
         regulariser = operations.regulariser()
         loss = accuracy = float("nan")
-        if all(genotype.active_nodes(cell) for cell in CELLS):
+        if all(genotype.output_nodes(cell) for cell in operations.cells):
             loss, accuracy = self.at_point(self.net.space.masks(genotype))
         if self.settings.vanish:
             operations.drop_zeroed()
@@ -246,12 +249,12 @@ class GSparsitySearch(ImageTraining):
         return float((logits[0] - logits[1]).abs().max())
 
     def finish(self) -> None:
-        empty = [cell for cell in CELLS if not self.operations.genotype().active_nodes(cell)]
+        empty = [cell for cell in self.operations.cells if not self.operations.genotype().output_nodes(cell)]
         if empty:
-            print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
+            print(f"no operation of the {empty[0]} cell leads to its output: a mu smaller than {self.settings.mu:g} keeps some")
             return
         print(f"the cut changes logits by {self.cut_changes():g}")
-        details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
+        details = report.Details(size=image_networks.genotype_size, data_dir=self.settings.data_dir)
         point = self.operations.point()
         self.size = results.write_report(self.out, "gsparsity", self.rows, point, self.net.space, self.identity(), details)
 
@@ -274,4 +277,4 @@ def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
     description = {"command": GSparsitySearch.command, "framework": "torch", "method": "gsparsity", "seed": seed}
-    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process, description)
+    return search_or_bisect(settings, out, run, image_networks.genotype_size, first_process, description)

@@ -4,8 +4,9 @@
     S_j = the `sparsity` largest |z_j|                             the paths into node j; no others are computed
     w_S = b^T A_S - z_S^T (A_S^T A_S - I) = z_S + A_S^T (b - A_S z_S)     the weights of the paths (Eq. 11)
 
-The setting `strength` is the lambda of the paper. The search updates b by gradients in which z is constant: dw_S/db = A_S^T. The
-genotype is the support.
+In NAS-Bench-201, where nodes have 1, 2 and 3 edges of one operation each, S_j has the largest |z_j| on each edge into j, which is
+not in the paper. The setting `strength` is the lambda of the paper. The search updates b by gradients in which z is constant:
+dw_S/db = A_S^T. The genotype is the support.
 
 Source: Yang, Li, You, Wang, Qian, Lin, "ISTA-NAS", NeurIPS 2020, Algorithm 1. Settings and the distribution of A are those of the
 published code, which recovers once in each epoch, while the paper does in each iteration (`recover_every=1`). In that code the
@@ -49,7 +50,7 @@ class Codes:
         # of the last recovery: codes (float64, on the host), and of the paths in the support the terms of Eq. 11
         self.codes = {cell: [np.zeros(len(m)) for m in self.members[cell]] for cell in self.cells}
         self.gap = self.moved = self.distance = 0.0
-        many = (len(nodes), settings.sparsity)
+        many = (len(nodes), recovery.kept(space, settings.sparsity))
         self.support = {cell: torch.zeros(many, dtype=torch.int64, device=device) for cell in self.cells}
         self.values = {cell: torch.zeros(many, device=device) for cell in self.cells}
         self.columns = {cell: torch.zeros(*many, settings.rows, device=device) for cell in self.cells}
@@ -79,7 +80,8 @@ class Codes:
         self.codes = codes
         for cell, vectors in self._variables().items():
             own, matrices = self.members[cell], self.matrices[cell]
-            found = recovery.support(own, codes[cell], matrices, vectors, self.settings.sparsity)
+            edges = recovery.edges_of(self.space, cell)
+            found = recovery.support(own, codes[cell], matrices, vectors, self.settings.sparsity, edges)
             self.support[cell].copy_(torch.from_numpy(found.paths))
             self.values[cell].copy_(torch.from_numpy(found.values))
             self.columns[cell].copy_(torch.from_numpy(found.columns))
@@ -87,7 +89,7 @@ class Codes:
             self.masks = {**self.masks, cell: tuple(i in active for i in range(len(self.space.paths(cell))))}
 
     def coefficients(self, cell: str) -> Tensor:
-        """(nodes, sparsity): z_S + A_S^T (b - A_S z_S), Eq. 11 without its Gram matrix."""
+        """(nodes, paths of the support): z_S + A_S^T (b - A_S z_S), Eq. 11 without its Gram matrix."""
         b, z, columns = self.parameters[self.cells.index(cell)], self.values[cell], self.columns[cell]
         residual = b - (columns * z[..., None]).sum(1)
         return z + (columns * residual[:, None]).sum(2)
@@ -97,7 +99,7 @@ class Codes:
         out = {}
         for cell in self.cells:
             w = self.coefficients(cell)
-            out[cell] = w.new_zeros(len(self.space.paths(cell))).scatter(0, self.support[cell].flatten(), w.flatten())
+            out[cell] = w.new_zeros(len(self.space.paths(cell))).scatter_add(0, self.support[cell].flatten(), w.flatten())
         return out
 
     def genotype(self) -> AnyGenotype:

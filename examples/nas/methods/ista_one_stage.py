@@ -29,7 +29,7 @@ from ..engine.settings import check
 from ..nets.torch import cnn
 from ..nets.torch.operations import BatchNorm
 from ..space import drawing, spaces
-from ..space.genotype import CELLS, NODES
+from ..space.genotype import CELLS, NODES, Genotype
 from ..train.settings import ImageTrainSettings
 from ..train.train_cifar import ImageTraining
 from .ista import Codes, code_optimizer
@@ -104,6 +104,8 @@ class OneStageSearch(ImageTraining):
     def build(self, classes: int) -> cnn.Supernet:
         s = self.settings
         space = spaces.get_space(s.space)
+        if space.kind is not Genotype:
+            raise ValueError(f"space must have cells of DARTS for a one-stage search, got {s.space!r}")
         if any(path.operation == "noise" for cell in CELLS for path in space.paths(cell)):
             raise ValueError(f"space must have operations that can end in a batch norm, which noise cannot, got {s.space!r}")
         options = {"auxiliary": s.auxiliary > 0, "image_channels": self.image_channels}

@@ -20,7 +20,8 @@ Codes = dict[str, list[np.ndarray]]
 class Support(NamedTuple):
     """The paths of a cell that a recovery keeps: their indices, codes z_S and columns A_S.
 
-    paths, values: (nodes, sparsity). columns: (nodes, sparsity, rows).
+    paths, values: (nodes, n). columns: (nodes, n, rows). n is the largest number of paths into a node; nodes with fewer repeat
+    one of theirs with value 0 and column 0, which adds 0 to its weight.
     """
 
     paths: np.ndarray
@@ -30,7 +31,9 @@ class Support(NamedTuple):
 
 def members(space: Space, sparsity: int) -> dict[str, list[list[int]]]:
     """For each node of each cell the indices of its paths. ValueError if there are fewer than `sparsity`."""
-    found = {}
+    found: dict[str, list[list[int]]] = {}
+    if space.layout.last and sparsity != 1:
+        raise ValueError(f"sparsity must be 1 in {space.name}, where an edge has one operation, got {sparsity}")
     for cell in space.layout.cells:
         paths = space.paths(cell)
         found[cell] = [[i for i, p in enumerate(paths) if p.node == n and p.operation != "none"] for n in space.layout.nodes]
@@ -66,23 +69,55 @@ def mean_distance(found: Mapping[str, Sequence[float]]) -> float:
     return float(np.mean([d for of_cell in found.values() for d in of_cell]))
 
 
+def kept(space: Space, sparsity: int) -> int:
+    """The largest number of paths that a recovery keeps of a node: 3 in NAS-Bench-201, whose nodes have 1, 2 and 3 edges."""
+    return len(space.layout.nodes) if space.layout.last else sparsity
+
+
+def edges_of(space: Space, cell: str) -> list[int] | None:
+    """The edge of each path where `support` has one path of each edge; None where it has the largest entries of a node."""
+    return space.edges(cell) if space.layout.last else None
+
+
 def support(
     own: Sequence[Sequence[int]],
     codes: Sequence[np.ndarray],
     matrices: Sequence[np.ndarray],
     variables: np.ndarray,
     sparsity: int,
+    edges: Sequence[int] | None = None,
 ) -> Support:
-    """The support of each node of a cell. own: the indices of the paths into each node, from `members`."""
-    chosen = [largest_entries(*one, sparsity) for one in zip(codes, matrices, variables)]
-    return Support(
-        np.array([[m[i] for i in s] for m, s in zip(own, chosen)]),
-        np.stack([z[s] for z, s in zip(codes, chosen)]),
-        np.stack([A[:, s].T for A, s in zip(matrices, chosen)]),
-    )
+    """The support of each node of a cell: its `sparsity` largest entries.
+
+    Args:
+      own: the indices of the paths into each node, from `members`.
+      edges: the edge of each path of a cell of NAS-Bench-201, of which each has the support of its largest entry; None: others.
+    """
+    chosen = [
+        largest_entries(*one, sparsity) if edges is None else largest_by_edge(*one, [edges[i] for i in m])
+        for m, *one in zip(own, codes, matrices, variables)
+    ]
+    most, rows = max(map(len, chosen)), variables.shape[1]
+    paths = np.array([[m[i] for i in s] + [m[s[0]]] * (most - len(s)) for m, s in zip(own, chosen)])
+    values, columns = np.zeros(paths.shape), np.zeros((*paths.shape, rows))
+    for node, (z, A, s) in enumerate(zip(codes, matrices, chosen)):
+        values[node, : len(s)], columns[node, : len(s)] = z[s], A[:, s].T
+    return Support(paths, values, columns)
+
+
+def largest_by_edge(code: np.ndarray, A: np.ndarray, b: np.ndarray, edges: Sequence[int]) -> list[int]:
+    """The index of the largest entry of a code on each edge, by the order of `largest_entries`. edges: of the entries."""
+    found: dict[int, int] = {}
+    for i in strongest_first(code, A, b):
+        found.setdefault(edges[i], int(i))
+    return sorted(found.values())
 
 
 def largest_entries(code: np.ndarray, A: np.ndarray, b: np.ndarray, sparsity: int) -> list[int]:
     """Indices of the `sparsity` largest entries of a code, and of the columns most correlated with b if fewer are nonzero."""
-    order = np.lexsort((-np.abs(A.T @ b), -np.abs(code)))
-    return sorted(int(i) for i in order[:sparsity])
+    return sorted(int(i) for i in strongest_first(code, A, b)[:sparsity])
+
+
+def strongest_first(code: np.ndarray, A: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Indices of the entries of a code by size, and those of size 0 by the correlation of their columns with b."""
+    return np.lexsort((-np.abs(A.T @ b), -np.abs(code)))

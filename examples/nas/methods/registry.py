@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from ..bilevel.search_cifar import CifarSearch
 from ..bilevel.search_text import TextSearch
 from ..engine.command_line import first_process
 from ..engine.run import Run, launch
-from ..nets.torch import cnn
+from ..nets.torch.image_networks import genotype_size as cifar_size
 from ..nets.torch.rnn import cell_size
-from ..space.genotype import Genotype, RecurrentGenotype
+from ..space.genotype import RecurrentGenotype
+from ..space.spaces import IMAGES
 from . import darts, gsparsity, ista, ista_one_stage, pc_darts, sparse_supernet
 from .search_method import SearchMethod
 from .settings import darts as darts_settings
@@ -26,13 +27,15 @@ from .settings import sparse_supernet as sparse_settings
 __all__ = ["CIFAR", "ONE_STAGE", "TEXT", "build", "cifar_size", "first_process", "text_size"]
 
 
-def bilevel(run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any]) -> SearchMethod:
+def bilevel(
+    run: type[BilevelSearch], method: type[Method], presets: Mapping[str, Any], sound: Callable[[Any], Any] | None = None
+) -> SearchMethod:
     """Register a bilevel method."""
 
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
         return launch(partial(run, method, settings, seed, out), settings, out)
 
-    return SearchMethod(presets, search, method)
+    return SearchMethod(presets, search, method, sound)
 
 
 def single_level(run: type[Run], presets: Mapping[str, Any]) -> SearchMethod:
@@ -49,28 +52,23 @@ CIFAR = {
     "gsparsity": SearchMethod(gsparsity_settings.CIFAR_PRESETS, gsparsity.search),
     "ista": bilevel(CifarSearch, ista.Ista, ista_settings.CIFAR_PRESETS),
     "pc_darts": bilevel(CifarSearch, pc_darts.PartialDarts, darts_settings.PARTIAL_PRESETS),
-    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS),
+    "sparse_supernet": bilevel(CifarSearch, sparse_supernet.SparseSupernet, sparse_settings.CIFAR_PRESETS, sparse_settings.sound),
 }
 ONE_STAGE = {"ista": single_level(ista_one_stage.OneStageSearch, ista_one_stage.CIFAR_PRESETS)}
 TEXT = {
     "darts": bilevel(TextSearch, darts.Darts, darts_settings.TEXT_PRESETS),
     "ista": bilevel(TextSearch, ista.Ista, ista_settings.TEXT_PRESETS),
-    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS),
+    "sparse_supernet": bilevel(TextSearch, sparse_supernet.SparseSupernet, sparse_settings.TEXT_PRESETS, sparse_settings.sound),
 }
 
 
 def build(name: str, net: Any, settings: Any) -> Method:
     """Build the bilevel method of this name for a supernet, on its device."""
-    known = CIFAR if net.space.layout.name == "convolutional" else TEXT
+    known = CIFAR if net.space.kind in IMAGES else TEXT
     method = known[name].method
     if method is None:
         raise ValueError(f"name must be a bilevel method, got {name!r}")
     return method(net.space, settings, next(net.parameters()).device)
-
-
-def cifar_size(found: Genotype) -> dict[str, int]:
-    """The parameters and multiply-adds of the network of 20 cells and 36 channels for an image."""
-    return cnn.genotype_size(found)
 
 
 def text_size(found: RecurrentGenotype, vocabulary: int, hidden: int) -> int:

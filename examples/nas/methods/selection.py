@@ -13,7 +13,8 @@ from ..engine.loop import checkpoint_exists
 from ..engine.selection import select_by_training
 from ..engine.signals import stops_in_one_line
 from ..space.files import write_text
-from ..space.genotype import Genotype, RecurrentGenotype
+from ..space.genotype import RecurrentGenotype
+from ..space.spaces import get_space
 from .frameworks import FRAMEWORKS
 
 HELP = """Train the result of each seed from new weights for so many epochs, compare them on held-out images (a tenth of the
@@ -76,13 +77,13 @@ class Selection:
             return rows
         from ..train import short
 
-        train, measure, genotype = {
-            "images": (short.train_images, "valid_accuracy", Genotype),
-            "text": (short.train_text, "valid_perplexity", RecurrentGenotype),
-        }[self.kind]
+        if self.kind == "images":
+            train, measure, kind = short.train_images, "valid_accuracy", get_space(settings.space).kind
+        else:
+            train, measure, kind = short.train_text, "valid_perplexity", RecurrentGenotype
         one = partial(train, settings, self.preset, self.epochs)
         with errors_in_one_line(), stops_in_one_line(settings.out, lambda: first):
-            return select_by_training(settings, rows, columns, one, measure, genotype, first)
+            return select_by_training(settings, rows, columns, one, measure, kind, first)
 
 
 def _read(file: Path) -> dict[str, Any]:

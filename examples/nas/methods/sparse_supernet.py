@@ -8,6 +8,15 @@ plus the penalty, by its subgradient, and a hard threshold at the end.
 A_n are the weights of all paths into node n of a cell type: 14, 21, 28 and 35 entries in the DARTS space, 4, 8, ..., 32 in the
 recurrent one. The strength (lambda in the paper) starts at 0 and grows by `strength_step` in each epoch.
 
+The sound rule (`--rule sound`, settings.sparse_supernet.sound) keeps this idea and changes how the steps are taken:
+
+    A >= 0,  ||A_e||_2 = 1 for each edge e:   the loss does not see the common size of the weights, so it is held fixed, and the
+                                              penalty acts on the shares of the paths
+    p = project(prox(A - lr grad)),  A = project(p + min(cap, u) (p - p_before)):   HAPG with one step size for all entries and
+                                              a capped extrapolation
+    the network weights are trained alone in the first epochs; both gradients come from one pass over each batch, which has not
+    been seen before (`levels=1`); every path ends in a batch norm; a weight that has become zero stays zero
+
 Not in the paper: the guard, which keeps every cell connected (see `Guard`). The columns guarded_... of the table count its
 interventions in each epoch; with `guard=False` a search ends with an error as soon as a cell has no path left.
 
@@ -16,12 +25,13 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxopt import Groups, SparseGroupLasso, schedules
+from proxopt import Groups, NonNegative, SparseGroupLasso, Sphere, schedules
 from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
 from ..bilevel.host_copy import HostCopy
@@ -46,37 +56,50 @@ class SparseSupernet:
 
     def __init__(self, space: Space, settings: Any, device: torch.device) -> None:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
+        self.spheres = spheres(space, settings.hold_norm)
         start = [settings.init + 1e-3 * torch.randn(len(space.paths(c))) for c in self.cells]
+        if self.spheres:
+            start = [self.spheres[cell].project(a) for cell, a in zip(self.cells, start)]
         self.parameters = [nn.Parameter(a.to(device)) for a in start]
         self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
-        self.strength_of, self.strength = schedules.linear(settings.strength_step), 0.0
+        self.strength_of, self.strength = strengths(settings), 0.0
         self.penalties = {cell: self._penalty(cell) for cell in self.cells}
         self.optimizer = self._optimizer()
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
-        self.frozen = False
+        self.is_final = self.waits = False
         self._lags = device.type != "cpu"
         self._masks: Masks | None = None  # on an accelerator: of the search point, as last read
         self._copied: HostCopy | None = None  # flags of the search point and of the prox point, not yet read
 
-    def _penalty(self, cell: str) -> SparseGroupLasso:
+    @property
+    def frozen(self) -> bool:
+        """Whether the architecture is not trained: it is final, or its first step is still to come."""
+        return self.is_final or self.waits
+
+    def _penalty(self, cell: str) -> SparseGroupLasso | NonNegative:
         s = self.settings
         metric = s.metric if s.optimizer == "adamhapg" else None
-        return SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(self.space.nodes(cell)), metric=metric)
+        penalty = SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(self.space.nodes(cell)), metric=metric)
+        return NonNegative(penalty) if s.nonnegative else penalty
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.settings.optimizer == "adam":
             return torch.optim.Adam(self.parameters, self.lr, BETAS)
-        groups = [{"params": [(cell, a)], "penalty": self.penalties[cell]} for cell, a in zip(self.cells, self.parameters)]
-        # as published, without a cap on the momentum
+        groups = [
+            {"params": [(cell, a)], "penalty": self.penalties[cell], "projection": self.spheres.get(cell)}
+            for cell, a in zip(self.cells, self.parameters)
+        ]
+        cap: Any = self.settings.cap if self.settings.cap < 1 else "nesterov"
         if self.settings.optimizer == "adamhapg":
-            return AdamHAPG(groups, lr=self.lr, extrapolation="nesterov", betas=BETAS)
-        return HAPG(groups, lr=self.lr, extrapolation="nesterov")
+            return AdamHAPG(groups, lr=self.lr, extrapolation=cap, betas=BETAS)
+        return HAPG(groups, lr=self.lr, extrapolation=cap)
 
     def begin_epoch(self, epoch: int) -> None:
+        self.waits = epoch < self.settings.frozen_epochs
         self._set_strength(self.strength_of(epoch))
         for guard in self.guards.values():
             guard.count.zero_()
-        if self.settings.optimizer == "hapg":
+        if self.settings.optimizer == "hapg" and not self.settings.constant_arch_lr:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * cosine(epoch / self.settings.epochs)
 
@@ -111,7 +134,8 @@ class SparseSupernet:
         return None if all(map(all, masks.values())) else masks
 
     def needs_zeroed_paths(self, step: int) -> bool:
-        return step % self.settings.probe_every == 0
+        every = self.settings.probe_every
+        return every > 0 and step % every == 0
 
     def update(self, grads: list[Tensor]) -> None:
         if self.settings.optimizer == "adam":
@@ -132,8 +156,12 @@ class SparseSupernet:
         for a, g in zip(self.parameters, grads):
             a.grad = g
         self.optimizer.step()
-        for cell, a in zip(self.cells, self.parameters) if self.settings.guard else ():
-            self.guards[cell](a, self.optimizer.state[a]["point"], before[cell])
+        for cell, a in zip(self.cells, self.parameters):
+            point = self.optimizer.state[a]["point"]
+            if self.settings.guard:
+                self.guards[cell](a, point, before[cell])
+            if not self.settings.probe_every:
+                a.mul_(point != 0)  # the extrapolation would make the search point of a new zero nonzero again
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -150,9 +178,9 @@ class SparseSupernet:
 
         Adam's prox point is its iterate, of which paths below the hard threshold become zero.
         """
-        if not self.settings.target_paths or paths > self.settings.target_paths or self.frozen:
+        if not self.settings.target_paths or paths > self.settings.target_paths or self.is_final:
             return
-        self.frozen, self._masks = True, None
+        self.is_final, self._masks = True, None
         for cell, a, p in zip(self.cells, self.parameters, self.point().values()):
             a.copy_(torch.where(self._kept(cell, p)[0], p, 0) if self.settings.optimizer == "adam" else p)
 
@@ -196,7 +224,8 @@ class SparseSupernet:
             "optimizer": self.optimizer.state_dict(),
             "strength": self.strength,
             "guarded": [guard.count for guard in self.guards.values()],
-            "rests": self.frozen,  # the key of release 0.1.0, whose checkpoints must load
+            "waits": self.waits,
+            "rests": self.is_final,  # the key of release 0.1.0, whose checkpoints must load
         }
 
     @torch.no_grad()
@@ -207,8 +236,24 @@ class SparseSupernet:
         self._set_strength(state["strength"] if "strength" in state else self.strength_of(state["path"]["epoch"]))
         for guard, count in zip(self.guards.values(), state.get("guarded", ())):
             guard.count.copy_(count)
-        self.frozen = state["rests"]
+        self.is_final, self.waits = state["rests"], state.get("waits", False)
         self._masks = self._copied = None
+
+
+def strengths(settings: Any) -> Callable[[int], float]:
+    """The strength of the penalty in each epoch, counted from 0."""
+    s = settings
+    if not s.strength:
+        return schedules.linear(s.strength_step)
+    return lambda epoch: s.strength * max(epoch + 1 - s.frozen_epochs, 0) / max(s.epochs - s.frozen_epochs, 1)
+
+
+def spheres(space: Space, parts: str) -> dict[str, Sphere]:
+    """By cell the sets of architecture weights whose norm is held: those of each edge, of each node, or of the cell."""
+    if parts == "none":
+        return {}
+    labels = {"edge": space.edges, "node": space.nodes, "cell": lambda cell: [0] * len(space.paths(cell))}[parts]
+    return {cell: Sphere(Groups.labels(labels(cell))) for cell in space.layout.cells}
 
 
 class Guard:
@@ -221,7 +266,7 @@ class Guard:
     def __init__(self, space: Space, cell: str, device: torch.device) -> None:
         paths = space.paths(cell)
         into = lambda values: torch.tensor(values, device=device)
-        self.nodes, self.inputs = space.layout.nodes, space.layout.inputs
+        self.nodes, self.inputs, self.outputs = space.layout.nodes, space.layout.inputs, space.layout.outputs
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in self.nodes}
         self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
@@ -238,7 +283,7 @@ class Guard:
     def backbone(self, point: Tensor) -> Tensor:
         """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
-        norms = torch.stack([torch.where(reachable[n], point, 0).norm() for n in self.nodes])
+        norms = torch.stack([torch.where(reachable[n], point, 0).norm() - 1e9 * (n not in self.outputs) for n in self.nodes])
         wanted = at(norms.argmax(), norms)
         kept = torch.zeros_like(point, dtype=torch.bool)
         for i, n in reversed(list(enumerate(self.nodes))):
@@ -250,8 +295,9 @@ class Guard:
         return kept
 
     def connects(self, point: Tensor) -> Tensor:
-        """Whether a nonzero path leads from an input to a node."""
-        return torch.stack([mask.any() for mask in self.reachable(point).values()]).any()
+        """Whether a nonzero path leads from an input to a node of the output."""
+        reachable = self.reachable(point)
+        return torch.stack([reachable[n].any() for n in self.outputs]).any()
 
     def __call__(self, search: Tensor, point: Tensor, before: Tensor) -> None:
         """Restore the strongest route of `before`, the last prox point, in place in both points if `point` is not connected."""

@@ -34,6 +34,8 @@ COLORS = {
     "sep_conv_7x7": "#54278f",
     "conv_7x1_1x7": "#e7298a",
     "noise": "#d94801",
+    "nor_conv_1x1": "#41ab5d",
+    "nor_conv_3x3": "#2171b5",
     "tanh": "#2171b5",
     "relu": "#d94801",
     "sigmoid": "#41ab5d",
@@ -41,6 +43,7 @@ COLORS = {
 }
 NAMES: dict[str, dict[Any, str]] = {
     "convolutional": {0: "input\nk-2", 1: "input\nk-1", "out": "output\n(concatenated)"},
+    "nasbench201": {0: "input", "out": "output"},
     "recurrent": {0: "word,\nstate", "out": "state\n(mean)"},
 }
 FACES = {"input": "#fff3d6", "node": "#deebf7", "out": "#e3efda", "zero": "#f6f6f6"}
@@ -136,16 +139,16 @@ def _place(genotype: AnyGenotype, cell: str) -> placement.Placement:
     used = [node for node in genotype.layout.inputs if any(source == node for _, source in edges)]
     depth = placement.depths(used, edges)
     into = {node: [edge for edge in edges if edge[0] == node] for node in depth}
-    active = genotype.active_nodes(cell)
+    outputs = genotype.output_nodes(cell)
     for node in sorted(depth):
         layout.boxes[node] = placement.Box(2 * depth[node], *_size(_name(genotype, cell, node), len(into[node])))
     for edge, paths in edges.items():
         size = max(_width(path.operation, SMALL) for path in paths) + 0.2, ROW * len(paths) + 0.06
         layout.boxes[edge] = placement.Box(2 * depth[edge[0]] - 1, *size)
     last = max((2 * d + 1 for d in depth.values()), default=0)
-    layout.boxes["out"] = placement.Box(last, *_size(_name(genotype, cell, "out"), len(active)))
+    layout.boxes["out"] = placement.Box(last, *_size(_name(genotype, cell, "out"), len(outputs)))
     for node in sorted(depth):
-        placement.add_lines(layout, node, [edge for edge in edges if edge[1] == node] + ["out"] * (node in active))
+        placement.add_lines(layout, node, [edge for edge in edges if edge[1] == node] + ["out"] * (node in outputs))
     layout.links += [(edge, edge[0]) for edge in edges]
     return placement.arrange(layout)
 

@@ -42,6 +42,11 @@ class Layout:
     last: bool = False
 
     @property
+    def outputs(self) -> tuple[int, ...]:
+        """The nodes from which the output of a cell is computed, as far as they are active."""
+        return self.nodes[-1:] if self.last else self.nodes
+
+    @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(node, source) of every edge, ordered by node, then by source."""
         return tuple((node, source) for node in self.nodes for source in range(node))
@@ -137,8 +142,7 @@ class AnyGenotype:
 
     def output_nodes(self, cell: str) -> tuple[int, ...]:
         """The active nodes from which the output of a cell is computed."""
-        active = self.active_nodes(cell)
-        return tuple(node for node in active if node == self.layout.nodes[-1]) if self.layout.last else active
+        return tuple(node for node in self.active_nodes(cell) if node in self.layout.outputs)
 
     def clean(self: G) -> G:
         """Remove paths whose source has no paths itself, repeatedly, until every path starts in an input or an active node."""
@@ -238,7 +242,7 @@ def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> 
         Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))
 
     A printed genotype lists two paths for each node of a convolutional cell and one for each node of a recurrent cell. It is
-    parsed, never executed.
+    parsed, never executed. A cell of NAS-Bench-201 (`CellGenotype`) is printed as its string.
 
     Args:
       name_or_path: a name, a path, or the printed genotype itself.
@@ -249,7 +253,9 @@ def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> 
       ValueError: there is no such name, or the content does not describe a genotype of this kind.
     """
     name = os.fspath(name_or_path)
-    published, aliases = PUBLISHED[kind.layout.name], ALIASES if kind is Genotype else {}
+    if kind is CellGenotype and name.lstrip().startswith("|"):
+        return CellGenotype.from_string(name)  # type: ignore[return-value]
+    published, aliases = PUBLISHED.get(kind.layout.name, {}), ALIASES if kind is Genotype else {}
     names = {n.lower(): n for n in (*published, *aliases)}
     if name.lower() in names:
         known = names[name.lower()]
@@ -264,6 +270,19 @@ def load_genotype(name_or_path: str | os.PathLike, kind: type[G] = Genotype) -> 
     close = similar(name, names.values())
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(f"unknown genotype {name!r}: no such file, and no such name; {hint}known names: {', '.join(names.values())}")
+
+
+def load_image_genotype(name_or_path: str | os.PathLike) -> Genotype | CellGenotype:
+    """Return the genotype of a convolutional network: what `load_genotype` takes, or a cell of NAS-Bench-201.
+
+    Such a cell is the published string or a file, with JSON or the string. Errors as those of `load_genotype`.
+    """
+    name = os.fspath(name_or_path)
+    is_cell = _CELL.match(name) or (_is_file(File(name)) and _CELL.match(File(name).read_text("utf-8", errors="replace")))
+    return load_genotype(name, CellGenotype if is_cell else Genotype)
+
+
+_CELL = re.compile(r"\s*(\||{\s*\"cell\"\s*:)")  # how a cell of NAS-Bench-201 begins, as a string or as JSON
 
 
 def similar(word: str, known: Iterable[str]) -> list[str]:
@@ -287,6 +306,8 @@ def _read(file: File, kind: type[G]) -> G:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be UTF-8 text, but {error}") from None
     try:
+        if kind is CellGenotype and text.lstrip().startswith("|"):
+            return CellGenotype.from_string(text)  # type: ignore[return-value]
         if re.search(_PRINTED, text) and not text.lstrip().startswith(("{", "[")):
             return _from_printed(text, kind)
         return _from_json(text, kind)

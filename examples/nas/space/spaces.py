@@ -115,6 +115,11 @@ def get_space(name: str, kind: type[AnyGenotype] = Genotype) -> Space:
     return SPACES[name]
 
 
+def discrete(space: Space, genotype: AnyGenotype, point: Mapping[str, Any]) -> Any:
+    """The genotype that a search writes: in NAS-Bench-201 with one operation on each edge, otherwise as it is."""
+    return one_per_edge(space, genotype, point) if space.kind is CellGenotype else genotype
+
+
 def one_per_edge(space: Space, genotype: AnyGenotype, point: Mapping[str, Any]) -> Any:
     """The genotype with one operation on each edge: of its paths there, the one with the largest absolute weight.
 

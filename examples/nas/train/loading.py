@@ -20,9 +20,9 @@ from ..engine import checkpoint
 from ..engine.distributed import SINGLE_PROCESS
 from ..engine.loop import first_sentence
 from ..engine.resume import NAME, read_settings
-from ..nets.torch import cnn
+from ..nets.torch import cnn, nasbench201
 from ..nets.torch.rnn import LSTM, LanguageModel, RecurrentNetwork, mean_loss
-from ..space.genotype import Genotype, RecurrentGenotype
+from ..space.genotype import CellGenotype, Genotype, RecurrentGenotype
 from ..space.genotype import Path as CellPath
 from .settings import CifarTrainSettings, ImageNetTrainSettings, ImageTrainSettings, TextTrainSettings
 from .train_cifar import image_network, measures, prepare_data
@@ -37,7 +37,7 @@ class ImageClassifier(nn.Module):
     network: returns (logits, None). mean, std: of each channel, for pixels in [0, 1]. classes: their number.
     """
 
-    def __init__(self, network: cnn.Discrete, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, network: cnn.Discrete | nasbench201.Network, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.network, self.mean, self.std = network, mean, std
         self.classes = network.classifier.out_features
@@ -152,13 +152,13 @@ def keep_paths(net: cnn.Discrete, cells: list[list[list[Any]]]) -> None:
         cell.operations = nn.ModuleList(cell.operations[k] for k in kept)
 
 
-def _genotypes(folder: Path, about: dict[str, Any]) -> Genotype | list[Genotype]:
+def _genotypes(folder: Path, about: dict[str, Any]) -> Any:
     """The genotype of a network, or those of its layers."""
     text = about.get("architecture") or (folder / "genotype.json").read_text(encoding="utf-8")
     found = []
     while text.strip():  # the description of a network with a genotype for each layer has them one after the other
         made, end = json.JSONDecoder().raw_decode(text.lstrip())
-        found.append(Genotype(**made))
+        found.append(CellGenotype(**made) if "cell" in made else Genotype(**made))
         text = text.lstrip()[end:]
     return found[0] if len(found) == 1 else found
 

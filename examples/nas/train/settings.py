@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -50,6 +50,8 @@ class ImageTrainSettings(RunSettings):
     """In the first epochs, so many, the learning rate grows linearly up to lr, whatever the schedule; 0: no warm-up."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Use Nesterov's momentum, which needs --momentum > 0."""
     weight_decay: float = 3e-4
     """Weight decay: this multiple of each weight is added to its gradient."""
     clip: float = 5.0
@@ -109,7 +111,7 @@ class GenotypeTrainSettings(ImageTrainSettings):
 
     genotype: str = "DARTS_V2"
     """Genotype: a published name (DARTS_V1, DARTS_V2, PDARTS, PC_DARTS, ISTA, ...), a file that a search wrote, or a genotype as
-    the published code prints it, in quotes."""
+    the published code prints it, in quotes. Cells of NAS-Bench-201 are such files, and strings, '|nor_conv_3x3~0|+|...|'."""
     not_identifying: ClassVar[tuple[str, ...]] = ("data_dir", "genotype", "count", "workers")
     form: Literal["evaluation", "one_stage", "gsparsity"] = "evaluation"
     """Form of the network. evaluation: the published one. one_stage: batch norms after pools and identities too, as in the
@@ -167,12 +169,27 @@ class ImageNetTrainSettings(CifarTrainSettings):
             raise ValueError(f"form must be evaluation for folders of images, got {self.form}")
 
 
+_NASBENCH201 = CifarTrainSettings(  # Dong and Yang, 2020, Table 1
+    channels=16,
+    layers=17,
+    epochs=200,
+    batch=256,
+    lr=0.1,
+    nesterov=True,
+    weight_decay=5e-4,
+    clip=0.0,
+    cutout=0,
+    auxiliary=0.0,
+    drop_path=0.0,
+)
 CIFAR_TRAIN_PRESETS = {
     "paper": CifarTrainSettings(),
     "long": CifarTrainSettings(epochs=1200),
     "gsparsity": CifarTrainSettings(layers=14, batch=80, drop_path=0.3, form="gsparsity"),
     "gsparsity_subspaces": CifarTrainSettings(layers=17, batch=80, drop_path=0.3, form="gsparsity"),  # S1, S2, S4
     "small": CifarTrainSettings(channels=12, layers=8, epochs=15, batch=64, images=10_000, drop_path=0.1, cutout=8),
+    "nasbench201": _NASBENCH201,
+    "nasbench201_small": replace(_NASBENCH201, layers=5, epochs=10, batch=64, images=10_000),
 }
 IMAGENET_TRAIN_PRESETS = {
     "paper": ImageNetTrainSettings(),  # SparseNAS

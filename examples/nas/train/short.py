@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data import image_sets
 from ..engine.run import launch
-from ..space.genotype import Genotype, RecurrentGenotype
+from ..space.genotype import CellGenotype, Genotype, RecurrentGenotype
 from .settings import CIFAR_TRAIN_PRESETS, TEXT_TRAIN_PRESETS
 from .train_cifar import GenotypeTraining, takes_auxiliary
 from .train_text import TextTraining
@@ -22,7 +22,7 @@ HELD_OUT = 0.1  # share of the training images on which results are compared
 SEED = 0  # the same for all, so that trainings differ in the genotype only
 
 
-def train_images(search: Any, preset: str, epochs: int, genotype: Genotype, out: Path) -> dict[str, Any]:
+def train_images(search: Any, preset: str, epochs: int, genotype: Genotype | CellGenotype, out: Path) -> dict[str, Any]:
     """Train the network of a genotype on the data of a search; return the row of its last epoch.
 
     Where own images have another size than the auxiliary head needs, it is left out, and where they are few, the batches are
@@ -30,9 +30,11 @@ def train_images(search: Any, preset: str, epochs: int, genotype: Genotype, out:
 
     Args:
       search: the settings of the search.
-      preset: of the search; "paper" if trainings have none of this name.
+      preset: of the search; if trainings of such genotypes have none of this name, "paper" or "nasbench201".
     """
-    base = CIFAR_TRAIN_PRESETS.get(preset, CIFAR_TRAIN_PRESETS["paper"])
+    usual = "nasbench201" if isinstance(genotype, CellGenotype) else "paper"
+    named = preset if preset.startswith("nasbench201") == isinstance(genotype, CellGenotype) else usual
+    base = CIFAR_TRAIN_PRESETS.get(named, CIFAR_TRAIN_PRESETS[usual])
     settings = replace(base, epochs=epochs, hold_out=HELD_OUT, data=search.data, amp=search.amp, **_execution(search, out))
     images = min((count for count in (base.images, search.images) if count), default=0)
     if search.data == image_sets.FOLDER:

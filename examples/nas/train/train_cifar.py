@@ -16,10 +16,10 @@ from ..engine import checkpoint, curves, report
 from ..engine.distributed import SINGLE_PROCESS, Processes
 from ..engine.loop import checkpoint_exists
 from ..engine.run import Run, all_finite
-from ..nets.torch import cnn
+from ..nets.torch import cnn, nasbench201
 from ..space import drawing
 from ..space.amounts import grouped
-from ..space.genotype import Genotype
+from ..space.genotype import AnyGenotype, CellGenotype, Genotype
 from .settings import CifarTrainSettings, GenotypeTrainSettings, ImageNetTrainSettings, ImageTrainSettings
 from .weights import read_weights
 
@@ -50,19 +50,40 @@ class Prepared(NamedTuple):
     statistics: Statistics
 
 
+ImageGenotype = Genotype | CellGenotype
+
+
 def image_network(
-    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, image_channels: int = 3
-) -> cnn.Discrete:
-    """The network of a genotype, or of one for each layer."""
+    genotype: ImageGenotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, image_channels: int = 3
+) -> cnn.Discrete | nasbench201.Network:
+    """The network of a genotype, or of one for each layer.
+
+    Raises:
+      ValueError: settings that a network of NAS-Bench-201 does not have.
+    """
+    if isinstance(genotype, CellGenotype):
+        refuse_darts_settings(settings)
+        return nasbench201.Network(genotype, settings.channels, settings.layers, classes, image_channels=image_channels)
     sizes = (genotype, settings.channels, settings.layers, classes, settings.auxiliary > 0)
     if isinstance(settings, ImageNetTrainSettings):
         return cnn.ImageNetNetwork(*sizes)
     return cnn.Network(*sizes, form=settings.form, image_channels=image_channels)
 
 
+def refuse_darts_settings(settings: GenotypeTrainSettings) -> None:
+    """Raise ValueError for settings that belong to networks of cells of DARTS."""
+    if isinstance(settings, ImageNetTrainSettings):
+        raise ValueError("genotype must be a cell of DARTS with --imagenet, got one of NAS-Bench-201")
+    for name, needed in (("auxiliary", 0.0), ("form", "evaluation")):
+        if getattr(settings, name) != needed:
+            raise ValueError(
+                f"{name} must be {needed} for a cell of NAS-Bench-201, got {getattr(settings, name)}: --preset nasbench201"
+            )
+
+
 def start_network(
-    genotype: Genotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, out: Path, image_channels: int
-) -> cnn.Discrete:
+    genotype: ImageGenotype | Sequence[Genotype], settings: GenotypeTrainSettings, classes: int, out: Path, image_channels: int
+) -> cnn.Discrete | nasbench201.Network:
     """The network before its training, with the weights of `settings.start` unless a checkpoint in `out` replaces them."""
     net = image_network(genotype, settings, classes, image_channels)
     if settings.start is not None and not checkpoint_exists(out, "torch"):
@@ -70,7 +91,7 @@ def start_network(
     return net
 
 
-def size_of_genotype(genotype: Genotype, settings: CifarTrainSettings) -> dict[str, int]:
+def size_of_genotype(genotype: ImageGenotype, settings: CifarTrainSettings) -> dict[str, int]:
     """Count the parameters and multiply-adds ("macs") of the network of a genotype, without its auxiliary head."""
     if isinstance(settings, ImageNetTrainSettings):
         classes, shape = 1000, (3, settings.pixels, settings.pixels)
@@ -93,14 +114,15 @@ def prepare_data(
     if isinstance(settings, ImageNetTrainSettings):
         return _large_images(settings, seed, device, processes)
     share = processes.share
-    dataset = cifar.load_images(settings.data, settings.data_dir)
+    pixels = getattr(settings, "pixels", 0)  # of searches only
+    dataset = cifar.load_images(settings.data, settings.data_dir, pixels)
     refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
     statistics = statistics or (dataset.mean, dataset.std)
-    augment = cifar.Augment(*statistics, padding=4, cutout=settings.cutout)
+    augment = cifar.Augment(*statistics, image_sets.crop_padding(pixels), settings.cutout)
     plain = cifar.Augment(*statistics)
-    batches = cifar.Batches(train, settings.batch, seed, augment, share=share)
+    batches = cifar.Batches(train, settings.batch, seed, augment, 0, share, getattr(settings, "epoch_steps", 0))
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)
     text = image_sets.describe_training(dataset, train, valid, settings.hold_out)
     return Prepared(batches, check, dataset.classes, len(dataset.mean), text, image_sets.identity(dataset), statistics)
@@ -163,9 +185,8 @@ class ImageTraining(Run):
         self.net = self.build(self.prepared.classes).to(device)
         self.net.drop_path = torch.zeros((), device=device)
         self.params = list(self.net.parameters())
-        self.sgd = torch.optim.SGD(
-            self.params, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
-        )
+        options = {"momentum": settings.momentum, "nesterov": settings.nesterov, "weight_decay": settings.weight_decay}
+        self.sgd = torch.optim.SGD(self.params, settings.lr, foreach=True, **options)
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def build(self, classes: int) -> Any:
@@ -265,7 +286,7 @@ class GenotypeTraining(ImageTraining):
 
     def __init__(
         self,
-        genotype: Genotype | Sequence[Genotype],
+        genotype: ImageGenotype | Sequence[Genotype],
         settings: CifarTrainSettings,
         seed: int,
         out: Path,
@@ -275,7 +296,7 @@ class GenotypeTraining(ImageTraining):
         self.genotype = genotype
         super().__init__(settings, seed, out, processes, device)
 
-    def build(self, classes: int) -> cnn.Discrete:
+    def build(self, classes: int) -> cnn.Discrete | nasbench201.Network:
         return start_network(self.genotype, self.settings, classes, self.out, self.image_channels)
 
     def title(self) -> str:
@@ -283,12 +304,12 @@ class GenotypeTraining(ImageTraining):
 
     def write_settings(self) -> None:
         super().write_settings()
-        if isinstance(self.genotype, Genotype):
+        if isinstance(self.genotype, AnyGenotype):
             self.genotype.save(self.out / "genotype.json")
 
     def description(self) -> dict[str, Any]:
         return {**super().description(), "imagenet": isinstance(self.settings, ImageNetTrainSettings)}
 
     def identity(self) -> dict[str, Any]:
-        each = [self.genotype] if isinstance(self.genotype, Genotype) else self.genotype
+        each = [self.genotype] if isinstance(self.genotype, AnyGenotype) else self.genotype
         return {"architecture": "".join(g.to_json() for g in each), **super().identity()}

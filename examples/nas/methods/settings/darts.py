@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_nasbench201, small_text
 from ...engine.settings import CheckedSettings, check
 
 
@@ -82,6 +82,8 @@ CIFAR_PRESETS = {
     "small": small_cifar(DartsSettings, arch_lr=3e-3),
     "subspace": DartsSettings(space="S1"),  # Zela et al.: S1, S2, S3, S4, also with drop_path and cutout
     "subspace_early_stop": DartsSettings(space="S1", early_stop=True),
+    "nasbench201": DartsSettings(space="nasbench201", layers=17),
+    "nasbench201_small": small_nasbench201(DartsSettings, space="nasbench201", arch_lr=3e-3),
 }
 PARTIAL_PRESETS = {"paper": PartialSettings(), "small": small_cifar(PartialSettings, arch_lr=3e-3, lr=0.025, frozen_epochs=3)}
 TEXT_PRESETS = {"paper": DartsTextSettings(), "small": small_text(DartsTextSettings, arch_lr=1e-2)}

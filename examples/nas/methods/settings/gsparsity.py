@@ -31,7 +31,17 @@ class GSparsitySettings(ImageTrainSettings):
     drop_path: float = 0.0
     space: str = "darts"
     """Search space, the candidate operations of the edges: darts (7 operations), darts_zero (and the zero operation), cherry (2),
-    or S1, S2, S3, S4 of Zela et al. (2020)."""
+    S1, S2, S3, S4 of Zela et al. (2020), nasbench201 (4 operations and the zero operation) or nasbench201_nonzero (without it).
+    Cells of the last two have one operation on each edge: of several, a search writes the one whose norm has kept the largest
+    share of its initial value."""
+    pixels: int = 0
+    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
+    transition: Literal["residual", "patch"] = "residual"
+    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
+    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
+    epoch_steps: int = 0
+    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
+    other, so that every image is seen once before any is seen again."""
     mu: float = 60.0
     """Strength of the penalty (mu)."""
     weighting: Weighting = "inverse_sqrt_size"
@@ -52,14 +62,14 @@ class GSparsitySettings(ImageTrainSettings):
     want_paths: int = 0
     """Find by bisection the mu with this number of paths in both cells together; 0: use --mu."""
     want_parameters: int = 0
-    """Find by bisection the mu with this number of parameters of the resulting network of 20 cells and 36 channels; 0: use
-    --mu."""
+    """Find by bisection the mu with this number of parameters of the resulting network of 20 cells and 36 channels (in
+    nasbench201 15 and 16); 0: use --mu."""
     bisect_runs: int = 6
     """Maximal number of searches of a bisection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, amounts=("mu", "vanish", "cut"), shares=("momentum",))
+        check(self, amounts=("mu", "vanish", "cut", "pixels", "epoch_steps"), shares=("momentum",))
         for name, least in (("want_paths", 0), ("want_parameters", 0), ("bisect_runs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -82,6 +92,22 @@ CIFAR_PRESETS = {
         lr_min=0.02,
         tau="direct",
         mu=0.05,
+        weighting="initial_norm",
+    ),
+    "nasbench201": GSparsitySettings(space="nasbench201_nonzero", layers=17, mu=200.0, epochs=50),
+    "nasbench201_small": GSparsitySettings(
+        space="nasbench201_nonzero",
+        channels=8,
+        layers=5,
+        pixels=16,
+        transition="patch",
+        epochs=10,
+        epoch_steps=60,
+        valid_images=1000,
+        lr=0.02,
+        lr_min=0.02,
+        tau="direct",
+        mu=0.1,
         weighting="initial_norm",
     ),
 }

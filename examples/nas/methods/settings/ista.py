@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_nasbench201, small_text
 from ...engine.settings import CheckedSettings, check
 
 
@@ -20,7 +20,7 @@ class CodeSettings(CheckedSettings):
     rows: int = 7
     """Size of the compressed variable of a node: the number of rows of its measurement matrix."""
     sparsity: int = 2
-    """Number of paths into each node."""
+    """Number of paths into each node; in nasbench201, where an edge has one operation, on each edge."""
     matrix: Literal["uniform", "gaussian"] = "uniform"
     """Distribution of the measurement matrices. uniform: entries in [0, 1), as published. gaussian: normalised Gaussian columns,
     which recover more sparse codes."""
@@ -68,5 +68,7 @@ CIFAR_PRESETS = {
     "batch64": IstaSettings(batch=64, lr=0.025),
     "batch512": IstaSettings(batch=512, lr=0.2),
     "small": replace(small_cifar(IstaSettings, lr=0.025, arch_lr=3e-3), images=16_384, epochs=20),
+    "nasbench201": IstaSettings(space="nasbench201_nonzero", layers=17, sparsity=1),
+    "nasbench201_small": small_nasbench201(IstaSettings, sparsity=1, lr=0.05, arch_lr=3e-3),
 }
 TEXT_PRESETS = {"paper": IstaTextSettings(), "small": small_text(IstaTextSettings, arch_lr=3e-3)}

@@ -1,12 +1,16 @@
-"""Settings of SparseNAS: architecture weights under a sparse group lasso."""
+"""Settings of SparseNAS: architecture weights under a sparse group lasso.
+
+`sound` changes settings from the published rule of the architecture steps to the sound one. Each of its changes is a setting of
+its own, so that it can be taken back by itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_text
+from ...bilevel.settings import CifarSearchSettings, TextSearchSettings, small_cifar, small_nasbench201, small_text
 from ...engine.settings import CheckedSettings, check
 
 
@@ -20,6 +24,8 @@ class PenaltySettings(CheckedSettings):
     arch_lr: float | None = None
     """Learning rate of the architecture weights; None: 3e-4, constant, for adamhapg and adam, and 0.025 with a cosine schedule to
     0 for hapg."""
+    constant_arch_lr: bool = False
+    """Keep the learning rate of hapg at --arch-lr, instead of the published cosine schedule."""
     l1_ratio: float = 0.5
     """Share of the L1 norm in the penalty (alpha), in [0, 1]: 1 is the lasso, 0 the group lasso over the paths into each node."""
     strength_step: float = 0.01
@@ -34,26 +40,42 @@ class PenaltySettings(CheckedSettings):
     weights are trained from then on; 0: never."""
     probe_every: int = 1
     """Number of architecture steps between those with the gradient of zero weights, without which they stay zero. More than 1 is
-    an approximation that makes the other steps cheaper."""
+    an approximation that makes the other steps cheaper; 0: never, zero weights stay zero."""
     cut: float = 0.0
     """Share of the largest weight of a cell up to which a path is removed from the genotype, in [0, 1]; 0: exact zeros only."""
     threshold: float | None = None
     """Weight up to which a path is removed from the genotype; None: 1e-3 for adam, whose weights are never 0, and 0 for the
     others. The paper names 1e-3 for the digits and no threshold for searches."""
+    strength: float = 0.0
+    """Strength of the penalty in the last epoch, to which it grows linearly from 0 after the frozen epochs; 0: it grows by
+    --strength-step with each epoch instead, as published."""
+    frozen_epochs: int = 0
+    """Number of first epochs in which only the network weights are trained."""
+    nonnegative: bool = False
+    """Constrain the architecture weights to be >= 0."""
+    hold_norm: Literal["none", "edge", "node", "cell"] = "none"
+    """Rescale the architecture weights of each edge, of all edges into each node, or of a cell to norm 1 after every step.
+    Batch norms make the loss blind to their common size, which the penalty therefore shrinks whatever the loss; with a fixed norm
+    it acts on the shares of the paths."""
+    cap: float = 1.0
+    """Cap of the extrapolation of hapg and adamhapg, in [0, 1]; 1: none, as published, with which the noise of the batches
+    accumulates."""
     guard: bool = True
     """Restore the strongest route through a cell that an update would leave without any, which is not in the paper; --no-guard
     ends the search with an error instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("l1_ratio", "cut"):
+        for name in ("l1_ratio", "cut", "cap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        check(self, counts=("probe_every",), amounts=("strength_step", "target_paths"))
+        check(self, amounts=("strength_step", "target_paths", "probe_every", "strength", "frozen_epochs"))
         if self.threshold is not None:
             check(self, amounts=("threshold",))
         if self.optimizer != "adamhapg" and self.metric != "median":
             raise ValueError(f"metric belongs to adamhapg, got metric={self.metric!r} with optimizer={self.optimizer!r}")
+        if self.optimizer == "adam" and (self.nonnegative or self.hold_norm != "none" or self.cap < 1):
+            raise ValueError("nonnegative, hold_norm and cap belong to hapg and adamhapg, got them with optimizer='adam'")
 
     @property
     def hard_threshold(self) -> float:
@@ -62,11 +84,19 @@ class PenaltySettings(CheckedSettings):
         return usual if self.threshold is None else self.threshold
 
     def schedules(self) -> list[str]:
-        return [*super().schedules(), *(["arch_lr of hapg"] if self.optimizer == "hapg" else [])]
+        ramp = ["strength"] if self.strength else []
+        return [
+            *super().schedules(),
+            *ramp,
+            *(["arch_lr of hapg"] if self.optimizer == "hapg" and not self.constant_arch_lr else []),
+        ]
 
 
 @dataclass(frozen=True)
 class SparseSupernetSettings(PenaltySettings, CifarSearchSettings):
+    path_norm: bool = False
+    """Apply a batch norm after every path, also after skip connections and pools, so that the architecture weights of an edge
+    multiply outputs of the same size."""
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 3e-4, "adam": 3e-4, "hapg": 0.025}
 
 
@@ -79,9 +109,37 @@ class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
     usual_lr: ClassVar[Mapping[str, float]] = {"adamhapg": 1e-4, "adam": 1e-4, "hapg": 0.025}
 
 
+def sound(settings: Any) -> Any:
+    """The settings with the sound rule of the architecture steps in place of the published one (see `methods.sparse_supernet`).
+
+    Settings of images or of text; the size of the search is kept.
+    """
+    own: dict[str, Any] = {"path_norm": True} if isinstance(settings, CifarSearchSettings) else {}
+    return replace(
+        settings,
+        optimizer="hapg",
+        arch_lr=0.02,
+        constant_arch_lr=True,
+        cap=0.9,
+        metric="median",
+        nonnegative=True,
+        hold_norm="edge",
+        strength=0.15,
+        strength_step=0.0,
+        frozen_epochs=round(0.4 * settings.epochs),
+        probe_every=0,
+        target_paths=0,
+        levels=1,
+        order="first",
+        **own,
+    )
+
+
 CIFAR_PRESETS = {
     "paper": SparseSupernetSettings(),
     "small": small_cifar(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
+    "nasbench201": SparseSupernetSettings(space="nasbench201_nonzero", layers=17),
+    "nasbench201_small": small_nasbench201(SparseSupernetSettings, arch_lr=1e-3, strength_step=0.04),
 }
 TEXT_PRESETS = {
     "paper": SparseSupernetTextSettings(),

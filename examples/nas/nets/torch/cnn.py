@@ -47,6 +47,7 @@ class Supernet(nn.Module):
     (cells of the type, paths); None: all 1. Batch norms, except that of the stem, have no scale and shift: the weights are
     their scale. In the one-stage form they have both, and drop path and the auxiliary head are as in an evaluation network.
     drop_path: in the search form a number acts on the sum of the operations of each edge, a tensor on each operation.
+    path_norm: identities too are followed by a batch norm, so that every path ends in one.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Supernet(nn.Module):
         auxiliary: bool = False,
         drop_path: float | Tensor = 0.0,
         image_channels: int = 3,
+        path_norm: bool = False,
     ):
         super().__init__()
+        self.path_norm = path_norm
         self.space, self.kinds = space, cell_kinds(layers)
         self.channels, self.form, self.drop_path = channels, form, drop_path
         stem, width = 3 * channels, channels
@@ -79,7 +82,7 @@ class Supernet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def make_cell(self, *sizes: Any) -> MixedCell:
-        return MixedCell(*sizes)
+        return MixedCell(*sizes, path_norm=self.path_norm)
 
     def forward(self, images: Tensor, weights: Weights | None = None, active: Masks | None = None) -> Tensor:
         """Return the logits (N, classes) of images (N, image_channels, H, W), H and W divisible by 4.
@@ -164,9 +167,9 @@ class Source:
 
 
 class MixedCell(nn.Module):
-    """A cell of the supernet. Pooling paths from one source share a module and its output.
+    """A cell of the supernet. Pools from one source share a module and its output, and so do identities with a batch norm.
 
-    part: operations have `channels` divided by this.
+    part: operations have `channels` divided by this. path_norm: as in `Supernet`.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class MixedCell(nn.Module):
         reduced: bool,
         form: Form,
         part: int = 1,
+        path_norm: bool = False,
     ):
         super().__init__()
         self.paths, self.channels, self.reduction, self.form = tuple(paths), channels, reduction, form
@@ -188,7 +192,9 @@ class MixedCell(nn.Module):
         for path in self.paths:
             stride = 2 if reduction and path.source < 2 else 1
             made = nn.Identity() if path.operation == "none" else MAKE[path.operation](channels // part, stride, form)
-            shared = isinstance(made, Pool) and form == "search"
+            if path_norm and isinstance(made, Identity):
+                made = Identity(channels // part, form, normed=True)
+            shared = form == "search" and (isinstance(made, Pool) or (isinstance(made, Identity) and made.norm is not None))
             key = f"{path.operation}_from_{path.source}" + ("" if shared else f"_to_{path.node}")
             if key not in self.operations:
                 self.operations[key] = made
@@ -238,7 +244,7 @@ class MixedCell(nn.Module):
 
     def _run(self, path: int, source: Source, scale: Tensor | None) -> Tensor:
         operation = self.operation(path)
-        if isinstance(operation, Pool) and self.is_shared[path]:
+        if self.is_shared[path]:
             return scaled(source.through(operation), scale)
         if isinstance(operation, Rectified):
             return operation.body(source.rectified(), scale)

@@ -97,11 +97,11 @@ def repeated_noise(net: nn.Module) -> Iterator[None]:
 
 
 class Identity(nn.Module):
-    """The identity, followed by a batch norm in the one-stage form."""
+    """The identity, followed by a batch norm in the one-stage form, and in others with `normed`."""
 
-    def __init__(self, channels: int = 0, form: Form = "evaluation"):
+    def __init__(self, channels: int = 0, form: Form = "evaluation", normed: bool = False):
         super().__init__()
-        self.norm = BatchNorm(channels) if form == "one_stage" else None
+        self.norm = BatchNorm(channels, affine=form != "search") if normed or form == "one_stage" else None
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return scaled(x, scale) if self.norm is None else self.norm(x, scale)

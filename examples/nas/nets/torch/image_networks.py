@@ -1,0 +1,36 @@
+"""The networks of convolutional genotypes of any kind: supernets by space, and the size of evaluation networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...space.genotype import AnyGenotype, CellGenotype, Genotype
+from ...space.spaces import Space
+from . import cnn, nasbench201
+
+
+def supernet(space: Space, settings: Any, classes: int, image_channels: int, own: type[cnn.Supernet] | None = None) -> Any:
+    """The supernet of a search in this space.
+
+    own: the class of a method that has one of its own, for cells of DARTS. ValueError for other cells, and for settings of them.
+    """
+    sizes = (settings.channels, settings.layers, classes)
+    norm = getattr(settings, "path_norm", False)
+    if space.kind is CellGenotype:
+        if own is not None:
+            raise ValueError(f"space must have cells of DARTS for this method, got {space.name!r}")
+        return nasbench201.Supernet(space, *sizes, image_channels, norm, settings.transition)
+    if settings.transition != "residual":
+        raise ValueError(f"transition belongs to the space nasbench201, got {settings.transition!r} with {space.name!r}")
+    return (own or cnn.Supernet)(space, *sizes, image_channels=image_channels, path_norm=norm)
+
+
+def genotype_size(found: AnyGenotype) -> dict[str, int]:
+    """The parameters and multiply-adds of the published network of a genotype, for an image of CIFAR-10.
+
+    Cells of DARTS: 20 cells of 36 channels. NAS-Bench-201: 15 cells in three stages, 16 channels.
+    """
+    if isinstance(found, CellGenotype):
+        return nasbench201.genotype_size(found)
+    assert isinstance(found, Genotype)
+    return cnn.genotype_size(found)

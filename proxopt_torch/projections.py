@@ -1,0 +1,105 @@
+"""The option ``"projection"`` of param groups: a map that is applied to the parameters after each step.
+
+It is a live object in the group. A checkpoint holds a description of it only, the plain data of a ``proxopt.Sphere`` or a name,
+which is compared with that of the optimizer that loads the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from proxopt import Sphere
+from proxopt.penalties import declared
+from proxopt_torch.param_groups import Entry, ParamGroup, State
+
+
+class Projector(Protocol):
+    """An object with a projection."""
+
+    def project(self, x: Any) -> Any:
+        """The projection of a tensor, or in a joint group of a list of tensors."""
+
+
+Projection: TypeAlias = Projector | Callable[[Any], Any]
+
+
+def check(projection: Any, problems: Sequence[Entry]) -> None:
+    """Raise where the option is of the wrong type, or a ``Sphere`` does not fit the parameters of its group."""
+    if projection is None:
+        return
+    if isinstance(projection, type):
+        raise TypeError(f"projection must be an object such as {projection.__name__}(), got the class {projection.__name__}")
+    if not (callable(projection) or callable(getattr(projection, "project", None))):
+        raise TypeError(f"projection must be None, a callable, or an object with a method project(x), got {projection!r}")
+    for entry in problems:
+        for p in entry:
+            if not (p.is_floating_point() or p.is_complex()):
+                raise TypeError(f"a parameter with a projection must be floating point, got {p.dtype}")
+        declared.check_fit(projection, entry)
+
+
+def apply(group: ParamGroup, entry: Entry, states: Sequence[State] = ()) -> None:
+    """Replace the parameters of an entry, and their prox points where there are any, by their projections.
+
+    Raises ValueError or TypeError where the projection does not return tensors of the same shapes.
+    """
+    # autograd saves what it differentiates, and the parameters are overwritten below: it gets copies
+    differentiable = bool(group.get("differentiable"))
+    for p, value in zip(entry, _projected(group, [p.clone() for p in entry] if differentiable else entry)):
+        p.copy_(value)
+    with_point = [s for s in states if "point" in s]
+    if not with_point:
+        return
+    for state, value in zip(with_point, _projected(group, [s["point"] for s in with_point])):
+        if differentiable or torch.compiler.is_compiling():
+            state["point"] = value
+        else:
+            state["point"].copy_(value)
+
+
+def _projected(group: ParamGroup, tensors: list[Tensor]) -> list[Tensor]:
+    """The projections of the tensors of an entry, which are one problem in a joint group."""
+    project = _function(group["projection"])
+    found: list[Tensor] = project(list(tensors)) if group["joint"] else [project(tensors[0])]
+    _check_result(found, tensors)
+    return found
+
+
+def packed(projection: Any) -> Any:
+    """The description of a projection that a checkpoint holds."""
+    if isinstance(projection, Sphere):
+        return projection.to_dict()
+    return None if projection is None else {"kind": "foreign", "name": _name(projection)}
+
+
+def check_same(saved: Any, current: Any, where: str) -> None:
+    """Raise ValueError where a checkpoint, or a param group in memory, holds another projection than the optimizer."""
+    saved = saved if isinstance(saved, dict) else packed(saved)
+    if saved != packed(current):
+        raise ValueError(f"state_dict must hold the projection {packed(current)} in {where}, got {saved}")
+
+
+def _function(projection: Any) -> Callable[[Any], Any]:
+    method = getattr(projection, "project", None)
+    return method if callable(method) else projection  # type: ignore[no-any-return]
+
+
+def _name(projection: Any) -> str:
+    """The qualified name of a function, or of the class of an object."""
+    named = projection if hasattr(projection, "__qualname__") else type(projection)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _check_result(found: Any, tensors: Sequence[Tensor]) -> None:
+    if not isinstance(found, (list, tuple)) or len(found) != len(tensors):
+        got = len(found) if isinstance(found, (list, tuple)) else f"a {type(found).__name__}"
+        raise ValueError(f"projection must return a list of one tensor for each of {len(tensors)} in a joint group, got {got}")
+    for value, t in zip(found, tensors):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"projection must return a tensor, got a {type(value).__name__}")
+        if value.shape != t.shape:
+            raise ValueError(f"projection must return a tensor of shape {tuple(t.shape)}, got {tuple(value.shape)}")
