@@ -25,5 +25,5 @@ class SearchMethod(NamedTuple):
         if rule == "published":
             return self.presets
         if self.sound is None:
-            raise SystemExit(f"error: --rule {rule} belongs to --method sparse_supernet of --framework torch")
+            raise SystemExit(f"error: --rule {rule} belongs to --method sparse_supernet")
         return {name: self.sound(preset) for name, preset in self.presets.items()}

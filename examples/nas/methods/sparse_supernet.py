@@ -25,13 +25,12 @@ Source: Wu, Liu, Huang, Wang, Zhang, Van Gool, "Neural architecture search as sp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxopt import Groups, NonNegative, SparseGroupLasso, Sphere, schedules
+from proxopt import Groups, NonNegative, SparseGroupLasso
 from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
 from ..bilevel.host_copy import HostCopy
@@ -39,6 +38,7 @@ from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
 from .connected import check_connected
+from .sparse_rules import spheres, strengths
 
 BETAS = (0.5, 0.999)  # of Adam and AdamHAPG
 
@@ -238,22 +238,6 @@ class SparseSupernet:
             guard.count.copy_(count)
         self.is_final, self.waits = state["rests"], state.get("waits", False)
         self._masks = self._copied = None
-
-
-def strengths(settings: Any) -> Callable[[int], float]:
-    """The strength of the penalty in each epoch, counted from 0."""
-    s = settings
-    if not s.strength:
-        return schedules.linear(s.strength_step)
-    return lambda epoch: s.strength * max(epoch + 1 - s.frozen_epochs, 0) / max(s.epochs - s.frozen_epochs, 1)
-
-
-def spheres(space: Space, parts: str) -> dict[str, Sphere]:
-    """By cell the sets of architecture weights whose norm is held: those of each edge, of each node, or of the cell."""
-    if parts == "none":
-        return {}
-    labels = {"edge": space.edges, "node": space.nodes, "cell": lambda cell: [0] * len(space.paths(cell))}[parts]
-    return {cell: Sphere(Groups.labels(labels(cell))) for cell in space.layout.cells}
 
 
 class Guard:

@@ -137,24 +137,52 @@ class MixedCell(nnx.Module):
         computed = read_paths(plan.paths, active)
         nodes: dict[int, Array] = {0: x}
         for source in (0, *CellGenotype.layout.nodes[:-1]):
-            own = [group for group in plan.groups if group.source == source and any(computed[i] for i in group.indices)]
-            rectified = nnx.relu(nodes[source]) if own else None
-            for group in own:
-                rows = [row for row, i in enumerate(group.indices) if computed[i]]
-                scales = None if weights is None else weights[np.array(group.indices)[rows]]
-                for row, y in zip(rows, self._run(group, rows, nodes[source], rectified, scales)):
-                    node = group.nodes[row]
-                    nodes[node] = nodes[node] + y if node in nodes else y
+            own = {
+                group: [row for row, i in enumerate(group.indices) if computed[i]]
+                for group in plan.groups
+                if group.source == source and any(computed[i] for i in group.indices)
+            }
+            for group, row, y in self._outputs(own, nodes[source], weights) if own else ():
+                node = group.nodes[row]
+                nodes[node] = nodes[node] + y if node in nodes else y
         return nodes.get(LAST, jnp.zeros_like(x))
 
-    def _run(self, group: Group, rows: list[int], x: Array, rectified: Any, scales: Array | None) -> list[Array]:
-        """The weighted outputs of these paths of a group."""
-        if group.operation in KERNELS:
-            of_channels = None if scales is None else jnp.repeat(scales, self.plan.channels)
-            return jnp.split(normalised(getattr(self, group.name)(rectified, rows), of_channels), len(rows), -1)
-        y = x if group.operation == "skip_connect" else avg_pool(x, 1)
-        y = normalised(y) if self.plan.path_norm else y
-        return [y if scales is None else y * scales[i].astype(y.dtype) for i in range(len(rows))]
+    def _outputs(self, groups: Mapping[Group, list[int]], x: Array, weights: Array | None) -> list[tuple[Group, int, Array]]:
+        """The weighted outputs of paths from one source: (group, row in the group, output).
+
+        One batch norm normalises the channels of all paths, as XLA compiles each for a long time.
+        """
+        channels, path_norm = self.plan.channels, self.plan.path_norm
+        rectified = nnx.relu(x)
+        maps, scales, found = [], [], []
+        for group, rows in groups.items():
+            own = None if weights is None else weights[np.array(group.indices)[rows]]
+            if group.operation in KERNELS:
+                maps.append(getattr(self, group.name)(rectified, rows))
+                scales.append(None if own is None else jnp.repeat(own, channels))
+                continue
+            y = x if group.operation == "skip_connect" else avg_pool(x, 1)
+            if path_norm:
+                maps.append(y)
+                scales.append(None if own is None else jnp.ones(channels, own.dtype))
+            else:
+                found += [(group, row, _scaled(y, own, k)) for k, row in enumerate(rows)]
+        if not maps:
+            return found
+        y = normalised(jnp.concatenate(maps, -1), None if weights is None else jnp.concatenate(scales))
+        parts = iter(jnp.split(y, y.shape[-1] // channels, -1))
+        for group, rows in groups.items():
+            if group.operation in KERNELS:
+                found += [(group, row, next(parts)) for row in rows]
+            elif path_norm:
+                part = next(parts)
+                own = None if weights is None else weights[np.array(group.indices)[rows]]
+                found += [(group, row, _scaled(part, own, k)) for k, row in enumerate(rows)]
+        return found
+
+
+def _scaled(x: Array, weights: Array | None, index: int) -> Array:
+    return x if weights is None else x * weights[index].astype(x.dtype)
 
 
 class Stem(cnn.Stem):
