@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import nas_cifar10
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 from libraries import jax_precision
+from nas.bilevel.jax.search_cifar import CifarSearch
+from nas.engine.jax.checkpoint import Checkpoints
+from nas.engine.jax.devices import join_devices
+from nas.methods.jax import guard, ista, registry, sparse_supernet
+from nas.methods.settings.ista import CIFAR_PRESETS as ISTA
 from nas.nets.jax import cnn
 from nas.nets.jax import nasbench201 as ours
 from nas.nets.jax.dense_convolution import convolve
 from nas.nets.torch import nasbench201 as theirs
-from nas.space.genotype import CellGenotype
+from nas.space.genotype import CellGenotype, load_genotype
 from nas.space.spaces import get_space
+from nas_cases import TINY_JAX
 from nas_jax_cases import _kernel, gradient, module_leaves, value
 from torch.nn import functional as F
 
@@ -24,6 +37,21 @@ NONZERO = get_space("nasbench201_nonzero")
 # compilation takes most of the time of these tests
 plain = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 CELL = CellGenotype.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation(tmp_path_factory):
+    """Without optimisation, and once for all searches with the same steps."""
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
+        jax.config.update(name, value)
 
 
 def layer_leaves(module, get):
@@ -162,7 +190,7 @@ def test_parameters_and_multiply_adds_are_those_of_pytorch(cell):
     assert ours.genotype_size(cell) == theirs.genotype_size(cell)
 
 
-@pytest.mark.parametrize("size, kernel, stride", [(6, 3, 1), (6, 1, 1), (7, 3, 2), (4, 5, 1)])
+@pytest.mark.parametrize("size, kernel, stride", [(4, 3, 1), (4, 1, 1), (5, 3, 2)])
 def test_the_convolution_of_many_networks_and_its_derivatives_are_those_of_xla(size, kernel, stride):
     rng = np.random.default_rng(0)
     with jax_precision():
@@ -179,3 +207,138 @@ def test_the_convolution_of_many_networks_and_its_derivatives_are_those_of_xla(s
 
         for found, expected in zip(plain(twice(partial(convolve, stride=stride)))(x, w), plain(twice(xla))(x, w)):
             close(found, expected)
+
+
+def settings_of(images, **own):
+    """A small search by the sound rule, whose second epoch trains the architecture; a pass has three batches, an epoch four."""
+    sizes = {"images": 32, "valid_images": 8, "batch": 8, "channels": 2, "layers": 3, "pixels": 8, "epochs": 2, "epoch_steps": 4}
+    rule = {"strength": 0.5, "arch_lr": 0.2, "frozen_epochs": 1, "device": "cpu", "data_dir": images}
+    preset = registry.CIFAR["sparse_supernet"].presets_of("sound")["nasbench201_small"]
+    return replace(preset, **{**sizes, **rule, **own})
+
+
+def run_sweep(settings, seeds, out):
+    return registry.CIFAR["sparse_supernet"].sweep(settings, seeds, out)
+
+
+@pytest.fixture(scope="module")
+def swept(images, tmp_path_factory):
+    """The folder and the rows of a sweep with the seeds 0 and 3."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, run_sweep(settings_of(images), (0, 3), folder)
+
+
+def test_a_seed_of_a_sweep_is_a_search_alone(images, swept, tmp_path):
+    folder, rows = swept
+    alone = CifarSearch(sparse_supernet.SparseSupernet, settings_of(images), 3, tmp_path, join_devices("cpu"))
+    row, found = alone.run(), rows[1]
+    assert found["seed"] == 3 and found["architecture"] == row["architecture"]
+    for name in ("train_loss", "valid_loss", "restricted_loss", "penalty", "largest_weight"):
+        assert found[name] == pytest.approx(row[name], rel=1e-3), name
+    of_seed = json.loads((folder / "seed-3" / "result.json").read_text())
+    assert of_seed["architecture"] == row["architecture"] and of_seed["parameters"] == row["parameters"]
+    assert (folder / "seed-3" / "genotype.json").read_text() == (tmp_path / "genotype.json").read_text()
+    assert len((folder / "seed-0" / "search.csv").read_text().splitlines()) == 3
+    assert rows[0]["valid_loss"] != found["valid_loss"]
+
+
+def test_a_sweep_that_is_stopped_goes_on_bit_for_bit(images, swept, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    save = Checkpoints.save
+
+    def once(self, *args):
+        save(self, *args)
+        raise Stop
+
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(Checkpoints, "save", once)
+        run_sweep(settings_of(images), (0, 3), tmp_path)
+    with pytest.raises(ValueError, match="sweep is"):
+        run_sweep(settings_of(images, resume=True), (3, 0), tmp_path)
+    with pytest.raises(FileExistsError, match="already contains a run"):
+        run_sweep(settings_of(images), (0, 3), tmp_path)
+    rows = run_sweep(settings_of(images, resume=True), (0, 3), tmp_path)
+    without_times = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert without_times(rows) == without_times(swept[1])
+
+
+@pytest.mark.parametrize(
+    "own, seeds, message",
+    [
+        ({}, (), "seeds must be different numbers, at least one, got "),
+        ({}, (1, 1), "seeds must be different numbers"),
+        ({"space": "darts"}, (0,), "space must be one of NAS-Bench-201 for a sweep, got 'darts'"),
+        ({"probe_every": 3}, (0,), "probe_every must be 0 or 1 for a sweep, got 3"),
+        ({"guard": False}, (0,), "guard must be set for a sweep"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(own, seeds, message, images, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_sweep(settings_of(images, **own), seeds, tmp_path)
+    assert registry.CIFAR["ista"].sweep is None and registry.CIFAR["darts"].sweep is not None
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+import jax, test_jax_nasbench201 as cases
+from nas_cases import fake_cifar
+
+assert jax.device_count() == 2
+jax.config.update("jax_disable_most_optimizations", True)
+images, out = Path(sys.argv[1]), Path(sys.argv[2])
+fake_cifar(images)
+rows = cases.run_sweep(cases.settings_of(images), (0, 3), out)
+print(*(f"{row['seed']} {row['architecture']} {row['valid_loss']!r}" for row in rows), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_the_seeds_are_divided_over_two_devices(images, swept, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    words = [sys.executable, "-c", TWO_DEVICES, str(images), str(tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line, row in zip(done.stdout.splitlines()[-2:], swept[1], strict=True):
+        seed, architecture, loss = line.split()
+        assert (int(seed), architecture) == (row["seed"], row["architecture"])
+        assert float(loss) == pytest.approx(row["valid_loss"], rel=1e-3)
+
+
+def test_a_cell_is_connected_if_a_path_leads_to_node_3():
+    paths = NONZERO.paths("cell")
+    found = guard.Guard(NONZERO, "cell")
+    at = lambda *wanted: jnp.array([float(path[:2] in wanted) for path in paths])
+    assert not found.connects(at((1, 0), (2, 1))) and found.connects(at((3, 0)))
+    kept = {paths[i][:2] for i in np.flatnonzero(found.backbone(at((1, 0), (3, 1), (2, 0))))}
+    assert kept == {(1, 0), (3, 1)}
+
+
+def test_ista_keeps_one_path_on_each_edge():
+    method = ista.Ista(NONZERO, ISTA["nasbench201_small"], 1)
+    state = method.recover(method.init(jax.random.key(0)))
+    edges = np.array(NONZERO.edges("cell"))
+    assert sorted(edges[np.asarray(method.is_active(state)["cell"])]) == [0, 1, 2, 3, 4, 5]
+    weights = np.asarray(method.weights(state.variables, state)["cell"])
+    assert len({*edges[weights != 0]}) == 6 == (weights != 0).sum()
+
+
+@pytest.mark.commands
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method sparse_supernet --space nasbench201_nonzero --strength-step 0.5 --arch-lr 0.02",
+        "--method darts --space nasbench201",
+        "--method ista --space nasbench201_nonzero --sparsity 1",
+        "--method gsparsity --space nasbench201_nonzero --mu 0.4 --tau 1 --valid-images 16 --lr 0.3",
+    ],
+)
+def test_every_method_finds_a_cell(words, images, tmp_path):
+    own = ["--data-dir", str(images), "--out", str(tmp_path), "--pixels", "8", "--epoch-steps", "3"]
+    (row,) = nas_cifar10.main([*TINY_JAX, *own, *words.split()])
+    assert CellGenotype.from_string(row["architecture"]) == load_genotype(tmp_path / "genotype.json", CellGenotype)
+    assert json.loads((tmp_path / "result.json").read_text())["architecture"] == row["architecture"]

@@ -11,6 +11,7 @@ from ...bilevel.jax.method import Method
 from ...bilevel.jax.search import BilevelSearch
 from ...bilevel.jax.search_cifar import CifarSearch
 from ...bilevel.jax.search_text import TextSearch
+from ...bilevel.jax.sweep import sweep
 from ...engine.jax.devices import Hosts, first_process
 from ...engine.jax.run import launch
 from ...nets.jax.image_networks import genotype_size as cifar_size
@@ -34,7 +35,8 @@ def bilevel(
     def search(settings: Any, seed: int, out: Path) -> dict[str, Any]:
         return launch(partial(run, method, settings, seed, out), settings, out)
 
-    return SearchMethod(presets, search, method, sound)
+    together = partial(sweep, method=method) if run is CifarSearch and method is not ista.Ista else None
+    return SearchMethod(presets, search, method, sound, together)
 
 
 CIFAR = {
