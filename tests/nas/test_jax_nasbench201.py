@@ -47,11 +47,11 @@ def fast_compilation(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
-    for name, value in wanted.items():
-        jax.config.update(name, value)
+    for name, option in wanted.items():
+        jax.config.update(name, option)
     yield
-    for name, value in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
-        jax.config.update(name, value)
+    for name, option in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
+        jax.config.update(name, option)
 
 
 def layer_leaves(module, get):
