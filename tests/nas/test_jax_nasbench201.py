@@ -212,7 +212,7 @@ def test_the_convolution_of_many_networks_and_its_derivatives_are_those_of_xla(s
 def settings_of(images, **own):
     """A small search by the sound rule, whose second epoch trains the architecture; a pass has three batches, an epoch four."""
     sizes = {"images": 32, "valid_images": 8, "batch": 8, "channels": 2, "layers": 3, "pixels": 8, "epochs": 2, "epoch_steps": 4}
-    rule = {"strength": 0.5, "arch_lr": 0.2, "frozen_epochs": 1, "device": "cpu", "data_dir": images}
+    rule = {"strength": 0.5, "arch_lr": 0.2, "warmup": 0.5, "device": "cpu", "data_dir": images}
     preset = registry.CIFAR["sparse_supernet"].presets_of("sound")["nasbench201_small"]
     return replace(preset, **{**sizes, **rule, **own})
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from ..space.drawing import plt
+from ..space.genotype import cell_name
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], evaluated: str = "validation") -> plt.Figure:
@@ -27,7 +28,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], evaluated: str = "va
             _line(axes[0], rows, f"valid_{what}", name, f"C{number}", "-")
         for axis, quantity in zip(axes[1:], ("paths", "nodes")):
             for place, cell in enumerate(cells):
-                label = f"{cell} cell" if len(runs) == 1 else f"{name}, {cell}" if len(cells) > 1 else name
+                label = cell_name(cell) if len(runs) == 1 else f"{name}, {cell}" if len(cells) > 1 else name
                 color = f"C{place}" if len(runs) == 1 else f"C{number}"
                 _line(axis, rows, f"{quantity}_{cell}", label, color, ("-", "--")[place])
     _finish(axes[0], f"{what} (%)" if what == "accuracy" else f"{what} (per word)")

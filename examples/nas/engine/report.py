@@ -13,7 +13,7 @@ from typing import Any
 from ..space import drawing
 from ..space.amounts import duration, plural
 from ..space.files import write_text
-from ..space.genotype import AnyGenotype, CellGenotype, load_genotype
+from ..space.genotype import AnyGenotype, CellGenotype, cell_name, load_genotype
 from ..space.spaces import Space
 from . import curves
 
@@ -270,7 +270,7 @@ def _method_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for cell in [key.removeprefix("guarded_") for key in last if key.startswith("guarded_")]:
         if count := sum(row.get(f"guarded_{cell}", 0) for row in rows):
             found.append(
-                f"{plural(count, 'update')} left no path through the {cell} cell, and the guard restored one, which is"
+                f"{plural(count, 'update')} left no path through the {cell_name(cell)}, and the guard restored one, which is"
                 " not in the published method. A smaller strength of the penalty, or --no-guard, avoids it."
             )
     if stopped := last.get("stopped_nodes", 0):
@@ -288,7 +288,7 @@ def _skip_warnings(row: Mapping[str, Any]) -> list[str]:
         paths, skips = row[f"paths_{cell}"], row[f"skips_{cell}"]
         if paths and skips > paths / 2:
             found.append(
-                f"{skips} of the {plural(paths, 'path')} of the {cell} cell"
+                f"{skips} of the {plural(paths, 'path')} of the {cell_name(cell)}"
                 f" {'is a skip connection' if skips == 1 else 'are skip connections'}: the search may have collapsed, as such"
                 " cells usually train to a low accuracy."
             )
@@ -302,18 +302,21 @@ def _cell_warnings(genotype: AnyGenotype, space: Space | None) -> list[str]:
         paths, active = genotype.paths(cell), genotype.active_nodes(cell)
         if not genotype.output_nodes(cell):
             lacks = "paths" if not paths else f"path into node {genotype.layout.outputs[-1]}, its output"
-            found.append(f"The {cell} cell has no {lacks}, and cannot be trained: a smaller strength of the penalty keeps some.")
+            found.append(
+                f"The {cell_name(cell)} has no {lacks}, and cannot be trained: a smaller strength of the penalty keeps some."
+            )
             continue
         possible = sum(path.operation != "none" for path in space.paths(cell)) if space else 0
         if possible and len(paths) > possible / 2:
             found.append(
-                f"{len(paths)} of the {possible} possible paths of the {cell} cell are left: the search ended before it"
+                f"{len(paths)} of the {possible} possible paths of the {cell_name(cell)} are left: the search ended before it"
                 " had chosen. More epochs, or a larger strength of the penalty, leave fewer."
             )
         missing = [str(node) for node in genotype.layout.nodes if node not in active]
         if missing and not genotype.layout.last:
+            nodes = f"{'node' if len(missing) == 1 else 'nodes'} {', '.join(missing)}"
             found.append(
-                f"The {cell} cell has no path into {'node' if len(missing) == 1 else 'nodes'} {', '.join(missing)}: its output"
+                f"The {cell_name(cell)} has no path into {nodes}: its output"
                 f" has {len(active)} of {len(genotype.layout.nodes)} nodes, and the trained network is smaller."
             )
     return found
@@ -330,7 +333,7 @@ def _results(
     facts = {}
     for cell in genotype.layout.cells:
         nodes = ", ".join(map(str, genotype.active_nodes(cell))) or "none"
-        facts[f"{cell} cell"] = f"{plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
+        facts[f"{cell_name(cell)}"] = f"{plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
     for key, what in (("accuracy", "accuracy"), ("perplexity", "perplexity")):
         if f"valid_{key}" in row:
             whole, alone = row[f"valid_{key}"], row.get(f"restricted_{key}")

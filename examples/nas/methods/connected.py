@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..space.genotype import AnyGenotype
+from ..space.genotype import AnyGenotype, cell_name
 
 
 def check_connected(found: AnyGenotype, strength: float) -> None:
@@ -10,6 +10,6 @@ def check_connected(found: AnyGenotype, strength: float) -> None:
     for cell in found.layout.cells:
         if not found.output_nodes(cell):
             raise ValueError(
-                f"every cell must keep a path from its inputs to its output, but the {cell} cell has none left at strength"
+                f"every cell must keep a path from its inputs to its output, but the {cell_name(cell)} has none left at strength"
                 f" {strength:.3g}: use --guard, --target-paths or a smaller --strength-step"
             )

@@ -38,7 +38,7 @@ from ..nets.torch import cnn, image_networks
 from ..nets.torch.flat import Flat
 from ..nets.torch.operations import frozen_statistics, repeated_noise
 from ..space import spaces
-from ..space.genotype import Genotype
+from ..space.genotype import Genotype, cell_name
 from ..space.genotype import Path as CellPath
 from ..space.spaces import Masks
 from ..train.train_cifar import ImageTraining
@@ -251,7 +251,8 @@ class GSparsitySearch(ImageTraining):
     def finish(self) -> None:
         empty = [cell for cell in self.operations.cells if not self.operations.genotype().output_nodes(cell)]
         if empty:
-            print(f"no operation of the {empty[0]} cell leads to its output: a mu smaller than {self.settings.mu:g} keeps some")
+            zero = f"all operations of the {cell_name(empty[0])} are zero"
+            print(f"{zero}: a mu smaller than {self.settings.mu:g} keeps some")
             return
         print(f"the cut changes logits by {self.cut_changes():g}")
         details = report.Details(size=image_networks.genotype_size, data_dir=self.settings.data_dir)

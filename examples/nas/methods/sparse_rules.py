@@ -12,10 +12,8 @@ from ..space.spaces import Space
 
 def strengths(settings: Any) -> Callable[[int], float]:
     """The strength of the penalty in each epoch, counted from 0."""
-    s = settings
-    if not s.strength:
-        return schedules.linear(s.strength_step)
-    return lambda epoch: s.strength * max(epoch + 1 - s.frozen_epochs, 0) / max(s.epochs - s.frozen_epochs, 1)
+    found: Callable[[int], float] = settings.final_strength if settings.strength else schedules.linear(settings.strength_step)
+    return found
 
 
 def spheres(space: Space, parts: str) -> dict[str, Sphere]:

@@ -12,8 +12,8 @@ The sound rule (`--rule sound`, settings.sparse_supernet.sound) keeps this idea 
 
     A >= 0,  ||A_e||_2 = 1 for each edge e:   the loss does not see the common size of the weights, so it is held fixed, and the
                                               penalty acts on the shares of the paths
-    p = project(prox(A - lr grad)),  A = project(p + min(cap, u) (p - p_before)):   HAPG with one step size for all entries and
-                                              a capped extrapolation
+    q = prox(A - lr grad),  p = project(q),  A = project(q + min(cap, u) (q - p_before)):   HAPG with one step size for all
+                                              entries and a capped extrapolation
     the network weights are trained alone in the first epochs; both gradients come from one pass over each batch, which has not
     been seen before (`levels=1`); every path ends in a batch norm; a weight that has become zero stays zero
 

@@ -14,7 +14,7 @@ import numpy as np
 from . import placement
 from .amounts import plural
 from .files import draft, write_text
-from .genotype import AnyGenotype, Path
+from .genotype import AnyGenotype, Path, cell_name
 from .spaces import Space
 
 matplotlib.use("Agg")
@@ -121,7 +121,7 @@ def _caption(genotype: AnyGenotype, cell: str) -> list[str]:
     """The heading of a cell, and a line about the nodes and inputs that are left out."""
     layout, paths, active = genotype.layout, genotype.paths(cell), genotype.active_nodes(cell)
     counts = (plural(len(paths), "path"), plural(len(_edges(genotype, cell)), "edge"), plural(len(active), "node"))
-    lines = [f"{cell} cell: {counts[0]} on {counts[1]}, into {counts[2]}"]
+    lines = [f"{cell_name(cell)}: {counts[0]} on {counts[1]}, into {counts[2]}"]
     missing = [f"node {node}" for node in layout.nodes if node not in active]
     missing += [
         "input " + NAMES[layout.name][node].replace("input", "").replace("\n", " ").strip()
@@ -267,7 +267,9 @@ def heat_map(space: Space, point: Mapping[str, Any], quantity: str = "architectu
     left = 0.25 + max(_width(name, FONT) for found in names.values() for name in found)
     column, row, head, foot = (0.52 if len(edges) < 20 else 0.42), 0.28, 0.5, 0.75
     heights = [head + row * len(names[cell]) + foot for cell in cells]
-    size = left + column * len(edges) + MARGIN, sum(heights)
+    titles = {cell: _title(space, cell, values[cell], quantity) for cell in cells}
+    wide = max(column * len(edges), *(_width(title, 10) for title in titles.values()))
+    size = left + wide + MARGIN, sum(heights)
     figure = plt.figure(figsize=size)
     for number, cell in enumerate(cells):
         bottom = sum(heights[number + 1 :]) + foot
@@ -278,13 +280,16 @@ def heat_map(space: Space, point: Mapping[str, Any], quantity: str = "architectu
         for path, weight in zip(space.paths(cell), values[cell]):
             grid[names[cell].index(path.operation), edges.index((path.node, path.source))] = weight
         _table(axis, grid, _shades(grid, limit, signed), signed)
-        zeros = int((grid == 0).sum())
         axis.set_yticks(range(len(names[cell])), names[cell], fontsize=FONT)
-        axis.set_title(
-            f"{cell} cell, {quantity}: {int(np.isfinite(grid).sum()) - zeros} nonzero, {zeros} exactly 0", loc="left", fontsize=10
-        )
+        axis.set_title(titles[cell], loc="left", fontsize=10)
         _edge_labels(axis, space)
     return figure
+
+
+def _title(space: Space, cell: str, values: np.ndarray, quantity: str) -> str:
+    """The heading of a table of weights, with the numbers of those that are zero and not."""
+    zeros = int((values == 0).sum())
+    return f"{cell_name(cell)}, {quantity}: {len(values) - zeros} nonzero, {zeros} exactly 0"
 
 
 def _shades(grid: np.ndarray, limit: float, signed: bool) -> np.ndarray:

@@ -94,6 +94,11 @@ NASBENCH201 = Layout(
 CELLS, NODES = CONVOLUTIONAL.cells, CONVOLUTIONAL.nodes
 
 
+def cell_name(cell: str) -> str:
+    """The name of a cell in a text: normal cell, reduce cell, recurrent cell, cell."""
+    return cell if cell == "cell" else f"{cell} cell"
+
+
 class Path(NamedTuple):
     """One operation from `source` into `node`."""
 

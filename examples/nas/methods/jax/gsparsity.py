@@ -30,7 +30,7 @@ from ...engine.jax.devices import Devices, first_process
 from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, all_finite, launch
 from ...nets.jax import cnn, image_networks
 from ...space import spaces
-from ...space.genotype import AnyGenotype
+from ...space.genotype import AnyGenotype, cell_name
 from ...space.spaces import Masks
 from ..group_sparsity import (
     GatedGroup,
@@ -300,7 +300,8 @@ class GSparsitySearch(Run):
         genotype = self.genotype_at(norms)
         empty = [cell for cell in self.operations.cells if not genotype.output_nodes(cell)]
         if empty:
-            print(f"no operation of the {empty[0]} cell leads to its output: a mu smaller than {self.settings.mu:g} keeps some")
+            zero = f"all operations of the {cell_name(empty[0])} are zero"
+            print(f"{zero}: a mu smaller than {self.settings.mu:g} keeps some")
             return
         if self.devices.world == 1:
             print(f"the cut changes logits by {self.cut_changes(genotype):g}")

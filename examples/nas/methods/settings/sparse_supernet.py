@@ -47,10 +47,10 @@ class PenaltySettings(CheckedSettings):
     """Weight up to which a path is removed from the genotype; None: 1e-3 for adam, whose weights are never 0, and 0 for the
     others. The paper names 1e-3 for the digits and no threshold for searches."""
     strength: float = 0.0
-    """Strength of the penalty in the last epoch, to which it grows linearly from 0 after the frozen epochs; 0: it grows by
+    """Strength of the penalty in the last epoch, to which it grows linearly from 0 after the warm-up; 0: it grows by
     --strength-step with each epoch instead, as published."""
-    frozen_epochs: int = 0
-    """Number of first epochs in which only the network weights are trained."""
+    warmup: float = 0.0
+    """Share of the epochs, the first ones, in which only the network weights are trained."""
     nonnegative: bool = False
     """Constrain the architecture weights to be >= 0."""
     hold_norm: Literal["none", "edge", "node", "cell"] = "none"
@@ -69,13 +69,23 @@ class PenaltySettings(CheckedSettings):
         for name in ("l1_ratio", "cut", "cap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        check(self, amounts=("strength_step", "target_paths", "probe_every", "strength", "frozen_epochs"))
+        check(self, amounts=("strength_step", "target_paths", "probe_every", "strength"), shares=("warmup",))
         if self.threshold is not None:
             check(self, amounts=("threshold",))
         if self.optimizer != "adamhapg" and self.metric != "median":
             raise ValueError(f"metric belongs to adamhapg, got metric={self.metric!r} with optimizer={self.optimizer!r}")
         if self.optimizer == "adam" and (self.nonnegative or self.hold_norm != "none" or self.cap < 1):
             raise ValueError("nonnegative, hold_norm and cap belong to hapg and adamhapg, got them with optimizer='adam'")
+
+    @property
+    def frozen_epochs(self) -> int:
+        """Number of epochs of the warm-up."""
+        return round(self.warmup * self.epochs)  # type: ignore[attr-defined]
+
+    def final_strength(self, epoch: int) -> float:
+        """The strength that grows to `strength` in the last epoch. epoch: counted from 0."""
+        moved = self.epochs - self.frozen_epochs  # type: ignore[attr-defined]
+        return self.strength * max(epoch + 1 - self.frozen_epochs, 0) / moved
 
     @property
     def hard_threshold(self) -> float:
@@ -126,7 +136,7 @@ def sound(settings: Any) -> Any:
         hold_norm="edge",
         strength=0.15,
         strength_step=0.0,
-        frozen_epochs=round(0.4 * settings.epochs),
+        warmup=0.4,
         probe_every=0,
         target_paths=0,
         levels=1,
