@@ -16,7 +16,7 @@ shared. Shared files import neither of the two:
     data: cifar_files, image_files, image_sets, nats_bench, text
     nets: convolutional, recurrent
     bilevel: early_stopping, outcome
-    methods: connected, edges, frameworks, group_sparsity, recovery, search_method, selection
+    methods: connected, edges, frameworks, group_sparsity, recovery, search_method, selection, sparse_rules
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def reduced(dataset: cifar_files.Dataset, pixels: int) -> cifar_files.Dataset:
         raise ValueError(
             f"pixels must be divisible by 4 and divide the side of square images, got {pixels} for {height}x{width} pixels"
         )
-    train, test = ((averaged(images, height // pixels), labels) for images, labels in (dataset.train, dataset.test))
+    reduce = lambda part: part._replace(images=averaged(part.images, height // pixels))
+    train, test = reduce(dataset.train), reduce(dataset.test)
     counts = [np.bincount(channel.ravel(), minlength=256) for channel in train[0].transpose(1, 0, 2, 3)]
     levels = np.arange(256) / 255
     means = [float((count * levels).sum() / count.sum()) for count in counts]
