@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import shlex
 import signal
@@ -62,7 +63,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
 SPARSE, RANDOM = "sparse_supernet", "random_search"
 SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "threads", "device")  # of random search, too
 PRESET = "nasbench201_small"
-IMPORTS = {"torch": ("nas.methods.registry",), "jax": ("nas.methods.jax.registry", "nas.bilevel.jax.sweep")}
+REGISTRIES = {"torch": "nas.methods.registry", "jax": "nas.methods.jax.registry"}
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,8 @@ def entry(
 
 
 def registry(framework: str) -> Any:
-    if framework == "jax":
-        from nas.methods.jax import registry as of_jax
-
-        return of_jax
-    from nas.methods import registry as of_torch
-
-    return of_torch
+    """The registry of the methods of a library, which is imported only here."""
+    return importlib.import_module(REGISTRIES[framework])
 
 
 def change(text: str) -> tuple[str | None, str, str]:
@@ -200,18 +196,16 @@ def refuse_unused(changes: Sequence[str], chosen: Sequence[Entry]) -> None:
             )
 
 
-def search(method: str, settings: Any, seed: int, out: Path) -> dict[str, Any]:
-    """Search in PyTorch, or continue a search; the program of a worker process."""
-    row = registry("torch").CIFAR[method].search(replace(settings, resume=True), seed, out)
+def search(framework: str, method: str, settings: Any, seed: int, out: Path) -> dict[str, Any]:
+    """Search, or continue a search; the program of a worker process."""
+    row = registry(framework).CIFAR[method].search(replace(settings, resume=True), seed, out)
     return {"rows": [{"seed": seed, "architecture": row["architecture"]}]}
 
 
-def search_jax(method: str, settings: Any, seeds: tuple[int, ...], out: Path) -> dict[str, Any]:
-    """Search with all seeds in one program in JAX; the program of a worker process."""
-    from nas.bilevel.jax import sweep
-
-    found = sweep.sweep(replace(settings, resume=True), seeds, out)
-    return {"rows": [{"seed": seed, "architecture": row["architecture"]} for seed, row in zip(seeds, found, strict=True)]}
+def sweep(framework: str, method: str, settings: Any, seeds: tuple[int, ...], out: Path) -> dict[str, Any]:
+    """Search with all seeds in one program, or continue; the program of a worker process."""
+    found = registry(framework).CIFAR[method].sweep(replace(settings, resume=True), seeds, out)
+    return {"rows": [{name: row[name] for name in ("seed", "architecture")} for row in found]}
 
 
 # -- what is there already --------------------------------------------------------------------------
@@ -277,24 +271,22 @@ class Results:
 # -- running ----------------------------------------------------------------------------------------
 
 
-def jobs_of(entry: Entry, seeds: Sequence[int], out: Path) -> list[tuple[Job, tuple[int, ...]]]:
-    """The jobs for these seeds of an entry: one for each, in JAX one for all."""
+def jobs_of(one: Entry, seeds: Sequence[int], out: Path) -> list[tuple[Job, tuple[int, ...]]]:
+    """The jobs for these seeds of an entry, each with its seeds: one for all where the library has such a program."""
     if not seeds:
         return []
-    if entry.method == RANDOM:
-        from nas_bench_201_random import search as function
-
-        modules: tuple[str, ...] = ("nas_bench_201_random",)
-    else:
-        function = search_jax if entry.framework == "jax" else search
-        modules = IMPORTS[entry.framework]
-    each = [tuple(seeds)] if entry.framework == "jax" else [(seed,) for seed in seeds]
+    whole = one.method != RANDOM and one.framework == "jax" and registry("jax").CIFAR[one.method].sweep is not None
     found = []
-    for own in each:
-        folder = out / entry.key / f"seed-{'-'.join(map(str, own))}"
-        which = own if entry.framework == "jax" else own[0]
-        arguments = (entry.settings, which, folder) if entry.method == RANDOM else (entry.method, entry.settings, which, folder)
-        found.append((Job(f"{entry.title}, seed {' '.join(map(str, own))}", function, arguments, folder, modules), own))
+    for own in [tuple(seeds)] if whole else [(seed,) for seed in seeds]:
+        folder, name = out / one.key / f"seed-{'-'.join(map(str, own))}", f"{one.title}, seed {' '.join(map(str, own))}"
+        if one.method == RANDOM:
+            from nas_bench_201_random import search as search_random
+
+            job = Job(name, search_random, (one.settings, own[0], folder), folder)
+        else:
+            arguments = (one.framework, one.method, one.settings, own if whole else own[0], folder)
+            job = Job(name, sweep if whole else search, arguments, folder, (REGISTRIES[one.framework],))
+        found.append((job, own))
     return found
 
 
@@ -401,7 +393,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="[METHOD.]NAME=VALUE",
         help="settings of the searches, for all methods that have them, or preset=NAME",
     )
-    add("--framework", choices=("torch", "jax"), default="torch", help="jax: all seeds of a method are one program")
+    add(
+        "--framework",
+        choices=("torch", "jax"),
+        default="torch",
+        help="jax: all seeds of a method are one program, but for ista and gsparsity",
+    )
     add(
         "--ablation", action="store_true", help="the sound rule, and each of its switches as in the published rule, one at a time"
     )

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,16 +176,14 @@ def test_random_search_returns_the_best_of_its_cells(bench, command, tmp_path, c
 
 
 def test_in_jax_all_seeds_are_one_program(bench, command, tmp_path, monkeypatch):
-    package = pytest.importorskip("nas.bilevel.jax")
+    of_jax = pytest.importorskip("nas.methods.jax.registry")
     calls = []
 
     def sweep(settings, seeds, out):
         calls.append((settings.optimizer, tuple(seeds), settings.resume))
         return [{"seed": seed, "architecture": ALL_3X3} for seed in seeds]
 
-    fake = SimpleNamespace(sweep=sweep)
-    monkeypatch.setitem(sys.modules, "nas.bilevel.jax.sweep", fake)
-    monkeypatch.setattr(package, "sweep", fake, raising=False)
+    monkeypatch.setitem(of_jax.CIFAR, "sparse_supernet", of_jax.CIFAR["sparse_supernet"]._replace(sweep=sweep))
     options = ["--methods", "hapg", "--rule", "published", "--framework", "jax", "--seeds"]
     assert bench.main([*command, *options, "0", "1"]) == 0
     rows = rows_of(tmp_path / "out" / "runs.csv")
