@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxopt import Groups, NonNegative, SparseGroupLasso, Sphere, schedules
+from proxopt import Groups, NonNegative, SparseGroupLasso
 from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
 from ..bilevel.host_copy import HostCopy
@@ -38,6 +38,7 @@ from ..engine.settings import cosine
 from ..space.genotype import AnyGenotype
 from ..space.spaces import Masks, Space, Weights
 from .connected import check_connected
+from .sparse_rules import spheres, strengths
 
 BETAS = (0.5, 0.999)  # of Adam and AdamHAPG
 
@@ -61,8 +62,7 @@ class SparseSupernet:
             start = [self.spheres[cell].project(a) for cell, a in zip(self.cells, start)]
         self.parameters = [nn.Parameter(a.to(device)) for a in start]
         self.lr = settings.arch_lr if settings.arch_lr is not None else settings.usual_lr[settings.optimizer]
-        self.strength_of = settings.final_strength if settings.strength else schedules.linear(settings.strength_step)
-        self.strength = 0.0
+        self.strength_of, self.strength = strengths(settings), 0.0
         self.penalties = {cell: self._penalty(cell) for cell in self.cells}
         self.optimizer = self._optimizer()
         self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
@@ -238,14 +238,6 @@ class SparseSupernet:
             guard.count.copy_(count)
         self.is_final, self.waits = state["rests"], state.get("waits", False)
         self._masks = self._copied = None
-
-
-def spheres(space: Space, parts: str) -> dict[str, Sphere]:
-    """By cell the sets of architecture weights whose norm is held: those of each edge, of each node, or of the cell."""
-    if parts == "none":
-        return {}
-    labels = {"edge": space.edges, "node": space.nodes, "cell": lambda cell: [0] * len(space.paths(cell))}[parts]
-    return {cell: Sphere(Groups.labels(labels(cell))) for cell in space.layout.cells}
 
 
 class Guard:

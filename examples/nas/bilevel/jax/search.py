@@ -10,7 +10,7 @@ import numpy as np
 
 from ...engine.jax.devices import Devices
 from ...engine.jax.run import ARCHITECTURE, Run, all_finite
-from ...space.spaces import Masks, Space
+from ...space.spaces import Masks, Space, discrete
 from ..outcome import Outcome
 from ..settings import BilevelSettings
 from .method import Method
@@ -63,22 +63,33 @@ class BilevelSearch(Outcome, Run):
 
     def train_step(self, batch: Any) -> None:
         place = self.place(batch)
+        if self.settings.levels == 1:
+            probes = not self.frozen and self.method.needs_zeroed_paths(self.step)
+            options = {"probes": probes, "moves": not self.frozen, "nodes": self.nodes}
+            self.search = self.steps.joint(self.search, self.data, place, **options)
+            if not self.frozen:
+                self._after_step()
+            return
         if not self.frozen:
             probes = self.method.needs_zeroed_paths(self.step)
             self.search = self.steps.architecture(self.search, self.data, place, probes=probes, nodes=self.nodes)
-            changed = self.method.after_step(self.search.method)
-            if changed is not self.search.method:
-                self.search = self.search._replace(method=self.devices.replicate(changed))
+            self._after_step()
         self.search = self.steps.weights(self.search, self.data, place, nodes=self.nodes)
+
+    def _after_step(self) -> None:
+        """Update what needs the host after an architecture step."""
+        changed = self.method.after_step(self.search.method)
+        if changed is not self.search.method:
+            self.search = self.search._replace(method=self.devices.replicate(changed))
 
     def end_epoch(self) -> dict[str, Any]:
         trained, state = self.means(), self.search.method
         variables = jax.tree.leaves(self.method.variables(state))
         largest = max(float(abs(np.asarray(v)).max()) for v in variables)
         self.check_finite("train", trained[0], largest)
-        genotype = self.method.genotype(state)
-        weights = on_host(self.method.weights(self.method.variables(state), state))
-        point, masks = on_host(self.method.point(state)), self.space.masks(genotype)
+        point = on_host(self.method.point(state))
+        genotype = discrete(self.space, self.method.genotype(state), point)
+        weights, masks = on_host(self.method.weights(self.method.variables(state), state)), self.space.masks(genotype)
         flags = on_host(self.method.is_active(state))
         active = {cell: tuple(found.tolist()) for cell, found in flags.items()}
         valid = restricted = self.measured(weights, active)

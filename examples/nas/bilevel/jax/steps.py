@@ -1,5 +1,5 @@
-"""The two steps of a bilevel search as compiled functions of a state: architecture on a validation batch, weights on a training
-batch.
+"""The steps of a search as compiled functions of a state: architecture on a validation batch and network weights on a training
+batch, or both on one batch.
 
 Data stay on the devices, and a step receives the place of its batch in them, so that nothing passes between host and devices but
 numbers. Paths of weight 0 are left out of weight steps, and of architecture steps that do not probe them.
@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from ...data import image_sets
 from ...data import jax as images
 from ...data.jax import Pixels
 from ...engine.jax.devices import Devices
@@ -46,7 +47,10 @@ class SearchState(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a step is in the run: numbers, none of which changes the compiled program."""
+    """Where a step is in the run: numbers, none of which changes the compiled program.
+
+    epoch, number: of its batch; of images the pass through them, and the number in this pass.
+    """
 
     epoch: Any
     number: Any
@@ -59,6 +63,7 @@ class BilevelSteps:
 
     Args:
       graph: the supernet without its parameters, from `nnx.split`.
+      devices: those that share each batch.
     """
 
     clips_inner_step = False  # whether the gradient of the step to w' (second order) is clipped, as those of weight steps
@@ -71,6 +76,7 @@ class BilevelSteps:
         compiled = partial(jax.jit, donate_argnames="state", out_shardings=devices.replicated)
         self.architecture = compiled(self._architecture, static_argnames=("probes", "nodes"))
         self.weights = compiled(self._weights, static_argnames="nodes")
+        self.joint = compiled(self._joint, static_argnames=("probes", "moves", "nodes"))
 
     # -- defined by subclasses ----------------------------------------------------------------
 
@@ -152,18 +158,46 @@ class BilevelSteps:
         """
         method = self.method
         is_active = method.is_active(state.method)
-        variables = method.variables(state.method)
         # some methods clip the gradients of their variables, the sum of both steps, together with those of the weights
         together = getattr(method, "clips_together", False)
-
-        def loss(params: Any, variables: Any) -> tuple[Array, Any]:
-            weights = method.weights(variables, state.method)
-            return self.training_loss(nnx.merge(self.graph, params), weights, batch, is_active, nodes)
-
-        grads, found = jax.grad(loss, argnums=(0, 1) if together else (0,), has_aux=True)(state.params, variables)
+        grads, found = self._training_gradients(state, batch, is_active, nodes, together)
         if together:
             grads = grads[0], jax.tree.map(jnp.add, grads[1], method.last_gradient(state.method))
         (grads, *_), _ = gradients.clipped(grads, self.settings.clip)
+        return self.after_weights(self._sgd_step(state, grads, batch, lr, is_active), found)
+
+    def joint_step(
+        self, state: SearchState, batch: Any, lr: Array, probes: bool = True, moves: bool = True, nodes: Nodes = None
+    ) -> SearchState:
+        """Take a weight step and an architecture step with the gradients of one pass over a batch.
+
+        Args:
+          probes, nodes: as in `architecture_step`.
+          moves: whether the architecture takes a step too.
+        """
+        is_active = self.method.is_active(state.method)
+        computed = is_active
+        if probes and moves:
+            computed = self.probed(is_active) or jax.tree.map(jnp.ones_like, is_active)
+        (grads, *of_variables), found = self._training_gradients(state, batch, computed, nodes, moves)
+        grads, _ = gradients.clipped(grads, self.settings.clip)
+        state = self.after_weights(self._sgd_step(state, grads, batch, lr, computed), found)
+        if not moves:
+            return state
+        return state._replace(method=self.method.update(self.clipped(of_variables[0]), state.method))
+
+    def _training_gradients(self, state: SearchState, batch: Any, flags: Weights, nodes: Nodes, both: bool) -> tuple[Any, Any]:
+        """The gradients of the training loss in the network weights, and in the variables if `both`; and what the loss found."""
+
+        def loss(params: Any, variables: Any) -> tuple[Array, Any]:
+            weights = self.method.weights(variables, state.method)
+            return self.training_loss(nnx.merge(self.graph, params), weights, batch, flags, nodes)
+
+        variables = self.method.variables(state.method)
+        return jax.grad(loss, argnums=(0, 1) if both else (0,), has_aux=True)(state.params, variables)
+
+    def _sgd_step(self, state: SearchState, grads: Any, batch: Any, lr: Array, is_active: Weights) -> SearchState:
+        """The state after a step of SGD. Weights of paths that are not active do not change."""
         direction, momentum = self.sgd.update(grads, state.momentum, state.params)
         rate = self.rate(batch, lr)
         stepped = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)
@@ -171,8 +205,7 @@ class BilevelSteps:
         keep = lambda new, old: jax.tree.map(lambda flag, n, o: jnp.where(flag, n, o), trained, new, old)
         decay, trace = momentum
         trace = trace._replace(trace=keep(trace.trace, state.momentum[1].trace))
-        state = state._replace(params=keep(stepped, state.params), momentum=(decay, trace))
-        return self.after_weights(state, found)
+        return state._replace(params=keep(stepped, state.params), momentum=(decay, trace))
 
     # -- compiled -----------------------------------------------------------------------------
 
@@ -189,9 +222,13 @@ class BilevelSteps:
         train, _ = self.batches(state, data, place)
         return self.weight_step(state, train, place.lr, nodes)
 
+    def _joint(self, state: SearchState, data: Any, place: Place, probes: bool, moves: bool, nodes: Nodes = None) -> SearchState:
+        train, _ = self.batches(state, data, place)
+        return self.joint_step(state, train, place.lr, probes, moves, nodes)
+
 
 class CifarData(NamedTuple):
-    """The two halves of the images, and the order of each in this epoch."""
+    """The two parts of the images, and the order of each in this pass."""
 
     train: Pixels
     valid: Pixels
@@ -208,10 +245,11 @@ class CifarSteps(BilevelSteps):
 
     def batches(self, state: SearchState, data: CifarData, place: Place) -> tuple[Any, Any]:
         key = jax.random.fold_in(jax.random.fold_in(place.key, place.epoch), place.number)
+        padding = image_sets.crop_padding(self.settings.pixels)
 
         def draw(pixels: Pixels, order: Array, stream: int) -> tuple[Array, Array, Array]:
             crops, noise = jax.random.split(jax.random.fold_in(key, stream))
-            found = images.augmented(pixels, order, place.number, self.settings.batch, crops)
+            found = images.augmented(pixels, order, place.number, self.settings.batch, crops, padding)
             return (*self.devices.split(found), noise)
 
         return draw(data.train, data.train_order, TRAIN), draw(data.valid, data.valid_order, VALID)

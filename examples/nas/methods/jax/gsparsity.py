@@ -24,13 +24,13 @@ import proxopt_jax
 from ...bilevel.jax import gradients
 from ...data import image_sets
 from ...data import jax as images
-from ...data.jax import EVALUATED, Pixels, epoch_order, mean_measures
+from ...data.jax import EVALUATED, Passes, Pixels, epoch_order, mean_measures
 from ...engine import report, results
 from ...engine.jax.devices import Devices, first_process
 from ...engine.jax.run import BATCH, EVALUATION, NETWORK, ORDER, Run, all_finite, launch
-from ...nets.jax import cnn
+from ...nets.jax import cnn, image_networks
 from ...space import spaces
-from ...space.genotype import CELLS, Genotype
+from ...space.genotype import AnyGenotype, cell_name
 from ...space.spaces import Masks
 from ..group_sparsity import (
     GatedGroup,
@@ -59,15 +59,16 @@ class SearchState(NamedTuple):
 class OperationGroups:
     """The groups of a supernet, and steps on them. Everything here is a pure function of a `SearchState`."""
 
-    def __init__(self, net: cnn.Supernet, settings: GSparsitySettings):
+    def __init__(self, net: Any, settings: GSparsitySettings):
         self.settings, self.net, self.space = settings, net, net.space
+        self.cells = net.space.layout.cells
         self.graph, params = nnx.split(net, nnx.Param)
-        self.count = {cell: net.kinds.count(cell) for cell in CELLS}
+        self.count = {cell: net.kinds.count(cell) for cell in self.cells}
         vectors, rest = cnn.split_paths(net, params)
         self.names: dict[Key, str] = {}
         self.sizes: dict[Key, tuple[int, int]] = {}  # of the weights, and of the gates
         groups = {}
-        for cell in CELLS:
+        for cell in self.cells:
             for path in (p for p in net.space.paths(cell) if p.operation != "none"):
                 vector = vectors.get((cell, path), jnp.zeros(0, jnp.float32))
                 gates = self.count[cell] if path.operation in GATED else 0
@@ -94,7 +95,7 @@ class OperationGroups:
     def start(self) -> SearchState:
         groups, rest = self.first
         state = self.optimizer(self.settings.lr).init({"groups": groups, "rest": rest})
-        flags = {cell: jnp.array([(cell, path) in self.names for path in self.space.paths(cell)]) for cell in CELLS}
+        flags = {cell: jnp.array([(cell, path) in self.names for path in self.space.paths(cell)]) for cell in self.cells}
         return SearchState(groups, rest, state, flags, jnp.zeros(3, jnp.float32))
 
     def logits(self, state: SearchState, pixels: Array, key: Array, flags: Mapping[str, Any]) -> Array:
@@ -103,7 +104,7 @@ class OperationGroups:
         rest = {name: state.rest[joined] for joined, name in self.rest_names.items()}
         net = nnx.merge(self.graph, cnn.join_paths(self.net, vectors, rest))
         weights = {}
-        for cell in CELLS:
+        for cell in self.cells:
             columns = [
                 state.groups[self.names[cell, path]][self.sizes[cell, path][0] :]
                 if (cell, path) in self.names and self.sizes[cell, path][1]
@@ -136,9 +137,10 @@ class OperationGroups:
     def batch_step(
         self, devices: Devices, state: SearchState, pixels: Pixels, order: Array, number: Array, lr: Array, key: Array
     ) -> SearchState:
-        """Take a step on batch `number` of an epoch. key: of the epoch."""
+        """Take a step on batch `number` of a pass. order, key: of the pass."""
         crops, noise = jax.random.split(jax.random.fold_in(key, number))
-        found = images.augmented(pixels, order, number, self.settings.batch, crops)
+        padding = image_sets.crop_padding(self.settings.pixels)
+        found = images.augmented(pixels, order, number, self.settings.batch, crops, padding)
         return self.step(state, (*devices.split(found), noise), lr)
 
     def evaluated(self, devices: Devices, state: SearchState, pixels: Pixels, part: Any, key: Array, flags: Any) -> Array:
@@ -162,7 +164,7 @@ class OperationGroups:
         A cell that would lose its last connection keeps all its groups. points: the norms at the prox point.
         """
         small = {key for key, norm in self.norms(state).items() if points[key] == 0 and norm < self.settings.vanish}
-        return self.without(state, droppable(self.names, small))
+        return self.without(state, droppable(self.names, small, self.space.kind))
 
     def without(self, state: SearchState, keys: Sequence[Key]) -> SearchState:
         """The state in which these groups are 0, with what the optimizer keeps of them, and are not computed."""
@@ -191,17 +193,16 @@ class GSparsitySearch(Run):
     def __init__(self, settings: GSparsitySettings, seed: int, out: Path, devices: Devices) -> None:
         super().__init__(settings, seed, out, devices)
         devices.check_divisible("batch", settings.batch)
-        dataset = devices.first_then_others(lambda: image_sets.read_images(settings.data, settings.data_dir))
+        dataset = devices.first_then_others(lambda: image_sets.read_images(settings.data, settings.data_dir, settings.pixels))
         self.dataset = dataset
         parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
         self.train, self.valid = (devices.replicate(Pixels.of(part, dataset.mean, dataset.std)) for part in parts)
         if not 0 < settings.batch <= len(self.train.labels):
             raise ValueError(f"batch must lie in [1, {len(self.train.labels)}], the number of images, got {settings.batch}")
         self.space = spaces.get_space(settings.space)
-        dtype = jnp.bfloat16 if settings.amp else jnp.float32
         rngs = nnx.Rngs(self.keys[NETWORK])
-        sizes = (settings.channels, settings.layers, dataset.classes)
-        net = cnn.Supernet(self.space, *sizes, rngs=rngs, dtype=dtype, image_channels=len(dataset.mean))
+        net = image_networks.supernet(self.space, settings, dataset.classes, len(dataset.mean), rngs)
+        self.passes, self.drawn = Passes(len(self.train.labels), settings.batch, settings.epoch_steps), -1
         self.operations = OperationGroups(net, settings)
         self.search = devices.replicate(self.operations.start())
         self.order = jax.jit(epoch_order, static_argnums=1, out_shardings=devices.replicated)
@@ -220,18 +221,17 @@ class GSparsitySearch(Run):
         return sum(leaf.size for leaf in jax.tree.leaves((self.search.groups, self.search.rest)))
 
     def __len__(self) -> int:
-        return len(self.train.labels) // self.settings.batch
-
-    def begin_epoch(self) -> None:
-        self.epoch_key, key = (jax.random.fold_in(self.keys[stream], self.epoch) for stream in (BATCH, ORDER))
-        self.epoch_order = self.order(key, len(self.train.labels))
+        return len(self.passes)
 
     def batches(self) -> Iterator[int]:
         return iter(range(self.step, len(self)))
 
     def train_step(self, batch: int) -> None:
-        lr = np.float32(self.settings.rate(self.epoch))
-        place = self.epoch_order, np.int32(batch), lr, self.epoch_key
+        through, number = self.passes.place(self.epoch, batch)
+        if through != self.drawn:
+            self.key, of_order = (jax.random.fold_in(self.keys[stream], through) for stream in (BATCH, ORDER))
+            self.data_order, self.drawn = self.order(of_order, len(self.train.labels)), through
+        place = self.data_order, np.int32(number), np.float32(self.settings.rate(self.epoch)), self.key
         self.search = self.weights(self.search, self.train, *place)
 
     def end_epoch(self) -> dict[str, Any]:
@@ -241,13 +241,13 @@ class GSparsitySearch(Run):
         self.search = self.search._replace(sums=self.devices.replicate(np.zeros(3, np.float32)))
         at_point = operations.at_prox_point(self.search)
         norms = operations.norms(at_point)
-        genotype, point = genotype_of(norms, self.settings.cut), shares(self.space, norms, operations.initial)
+        genotype, point = self.genotype_at(norms), shares(self.space, norms, operations.initial)
         sizes = {key: sum(operations.sizes[key]) for key in norms}
         regulariser = sum(n / math.sqrt(sizes[key]) for key, n in operations.norms(self.search).items())
         valid_loss, valid_accuracy = self.measured(self.search, self.search.is_active)
         self.check_finite("valid", valid_loss)
         restricted = (float("nan"), float("nan"))
-        if all(genotype.active_nodes(cell) for cell in CELLS):
+        if all(genotype.output_nodes(cell) for cell in operations.cells):
             restricted = self.measured(at_point, self.space.masks(genotype))
         if self.settings.vanish:
             self.search = self.devices.replicate(operations.drop_zeroed(self.search, norms))
@@ -280,27 +280,33 @@ class GSparsitySearch(Run):
         key = self.keys[EVALUATION]
         return mean_measures(self.valid, lambda part: self.evaluation(state, self.valid, part, key, flags))
 
-    def cut_changes(self, genotype: Genotype) -> float:
+    def genotype_at(self, norms: Mapping[Key, float]) -> Any:
+        """The genotype of these norms at the prox point, without dead ends; in NAS-Bench-201 with one operation on each edge."""
+        found = genotype_of(norms, self.settings.cut, self.space.kind)
+        return spaces.discrete(self.space, found, shares(self.space, norms, self.operations.initial))
+
+    def cut_changes(self, genotype: AnyGenotype) -> float:
         """The largest change of a logit of a validation batch when zero paths are removed, at the prox point."""
         state = self.operations.at_prox_point(self.search)
         pixels = images.normalised(self.valid, self.valid.images[:EVALUATED])
         compute, logits = jax.jit(self.operations.logits), []
-        for masks in ({cell: [True] * len(self.space.paths(cell)) for cell in CELLS}, self.space.masks(genotype)):
+        for masks in ({cell: [True] * len(self.space.paths(cell)) for cell in self.operations.cells}, self.space.masks(genotype)):
             flags = {cell: np.array(mask, bool) for cell, mask in masks.items()}
             logits.append(np.asarray(compute(state, pixels, self.keys[EVALUATION], flags)))
         return float(np.abs(logits[0] - logits[1]).max())
 
     def finish(self) -> None:
         norms = self.operations.norms(self.operations.at_prox_point(self.search))
-        genotype = genotype_of(norms, self.settings.cut)
-        empty = [cell for cell in CELLS if not genotype.active_nodes(cell)]
+        genotype = self.genotype_at(norms)
+        empty = [cell for cell in self.operations.cells if not genotype.output_nodes(cell)]
         if empty:
-            print(f"all operations of the {empty[0]} cell are zero: a mu smaller than {self.settings.mu:g} keeps some")
+            zero = f"all operations of the {cell_name(empty[0])} are zero"
+            print(f"{zero}: a mu smaller than {self.settings.mu:g} keeps some")
             return
         if self.devices.world == 1:
             print(f"the cut changes logits by {self.cut_changes(genotype):g}")
         point = shares(self.space, norms, self.operations.initial)
-        details = report.Details(size=cnn.genotype_size, data_dir=self.settings.data_dir)
+        details = report.Details(size=image_networks.genotype_size, data_dir=self.settings.data_dir)
         self.size = results.write_report(self.out, "gsparsity", self.rows, point, self.space, self.identity(), details)
 
     def result(self) -> dict[str, Any]:
@@ -320,4 +326,4 @@ def search(settings: GSparsitySettings, seed: int, out: Path) -> dict[str, Any]:
     """Search with one mu, or find the mu with the wanted size by bisection; return the last row."""
     run = lambda own, folder: launch(partial(GSparsitySearch, own, seed, folder), own, folder)
     description = {"command": GSparsitySearch.command, "framework": "jax", "method": "gsparsity", "seed": seed}
-    return search_or_bisect(settings, out, run, cnn.genotype_size, first_process, description)
+    return search_or_bisect(settings, out, run, image_networks.genotype_size, first_process, description)

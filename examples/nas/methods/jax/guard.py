@@ -22,6 +22,7 @@ class Guard:
         self.into = np.array([p.node for p in paths])[None] == self.nodes[:, None]  # (nodes, paths)
         self.into &= np.array([p.operation != "none" for p in paths])
         numbers = range(max(layout.nodes) + 1)
+        self.is_output = np.isin(self.nodes, layout.outputs)
         self.is_input = np.array([n in layout.inputs for n in numbers])
         self.row = np.array([layout.nodes.index(n) if n in layout.nodes else 0 for n in numbers])  # of a node in `nodes`
 
@@ -37,7 +38,7 @@ class Guard:
     def backbone(self, point: Array) -> Array:
         """Flags of the strongest route: the strongest path into the strongest node, then into its source, up to an input."""
         reachable = self.reachable(point)
-        norms = jnp.sqrt(jnp.where(reachable, point * point, 0).sum(1))
+        norms = jnp.where(self.is_output, jnp.sqrt(jnp.where(reachable, point * point, 0).sum(1)), -1)
         best = jnp.where(reachable, jnp.abs(point), -1).argmax(1)  # of each node
         chosen = reachable & (jnp.arange(len(point)) == best[:, None])
 
@@ -51,8 +52,8 @@ class Guard:
         return lax.fori_loop(0, len(self.nodes), follow, (jnp.zeros(point.shape, bool), strongest))[0]
 
     def connects(self, point: Array) -> Array:
-        """Whether a nonzero path leads from an input to a node."""
-        return self.reachable(point).any()
+        """Whether a nonzero path leads from an input to a node of the output."""
+        return self.reachable(point)[self.is_output].any()
 
     def __call__(self, search: Array, point: Array, before: Array) -> tuple[Array, Array, Array]:
         """Return both points, with the strongest route of `before`, the last prox point, if `point` is not connected.

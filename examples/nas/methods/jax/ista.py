@@ -53,7 +53,7 @@ class Ista:
         self.optimizer = adam(settings.arch_lr, 0.5, settings.arch_decay)
 
     def init(self, key: Array) -> IstaState:
-        s, nodes = self.settings, len(self.space.layout.nodes)
+        s, nodes, many = self.settings, len(self.space.layout.nodes), recovery.kept(self.space, self.settings.sparsity)
         keys = dict(zip(self.cells, jax.random.split(key, len(self.cells))))
         variables = {cell: 1e-3 * jax.random.normal(k, (nodes, s.rows)) for cell, k in keys.items()}
         zeros = lambda *shape: {cell: jnp.zeros(shape) for cell in self.cells}
@@ -62,9 +62,9 @@ class Ista:
             optimizer=self.optimizer.init(variables),
             matrices={cell: self._matrices(cell, jax.random.fold_in(k, 1)) for cell, k in keys.items()},
             codes={cell: [jnp.zeros(len(own)) for own in self.members[cell]] for cell in self.cells},
-            support={cell: jnp.zeros((nodes, s.sparsity), jnp.int32) for cell in self.cells},
-            values=zeros(nodes, s.sparsity),
-            columns=zeros(nodes, s.sparsity, s.rows),
+            support={cell: jnp.zeros((nodes, many), jnp.int32) for cell in self.cells},
+            values=zeros(nodes, many),
+            columns=zeros(nodes, many, s.rows),
             gap=jnp.zeros(()),
             moved=jnp.zeros(()),
             distance=jnp.zeros(()),
@@ -96,10 +96,11 @@ class Ista:
         variables, matrices, last = (in_double(tree) for tree in (state.variables, state.matrices, state.codes))
         codes, gap = recovery.solve(matrices, variables, self.settings.strength)
         distances = recovery.distances(codes, last)
-        found = {
-            cell: recovery.support(self.members[cell], codes[cell], matrices[cell], variables[cell], self.settings.sparsity)
-            for cell in self.cells
-        }
+        edges = {cell: recovery.edges_of(self.space, cell) for cell in self.cells}
+        supported = lambda c: recovery.support(
+            self.members[c], codes[c], matrices[c], variables[c], self.settings.sparsity, edges[c]
+        )
+        found = {cell: supported(cell) for cell in self.cells}
         new = {
             "codes": codes,
             "support": {cell: f.paths for cell, f in found.items()},
@@ -125,7 +126,9 @@ class Ista:
             residual = b - (columns * z[..., None]).sum(1)
             w = z + (columns * residual[:, None]).sum(2)  # sums, as a TPU rounds the factors of products to bfloat16
             empty = jnp.zeros(len(self.space.paths(cell)), w.dtype)
-            out[cell] = empty.at[state.support[cell].ravel()].set(w.ravel(), unique_indices=True)
+            at = empty.at[state.support[cell].ravel()]
+            # in NAS-Bench-201 a node may repeat a path, with the weight 0
+            out[cell] = at.add(w.ravel()) if self.space.layout.last else at.set(w.ravel(), unique_indices=True)
         return out
 
     def is_active(self, state: IstaState) -> dict[str, Array]:

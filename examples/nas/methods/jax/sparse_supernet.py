@@ -14,12 +14,13 @@ import optax
 from jax import Array
 
 import proxopt_jax
-from proxopt import Groups, SparseGroupLasso, schedules
+from proxopt import Groups, NonNegative, SparseGroupLasso
 
 from ...engine.settings import cosine
 from ...space.genotype import AnyGenotype
 from ...space.spaces import Masks, Space
 from ..connected import check_connected
+from ..sparse_rules import spheres, strengths
 from .darts import adam
 from .guard import Guard
 from .numbers import shortest
@@ -28,7 +29,8 @@ from .numbers import shortest
 class SparseState(NamedTuple):
     """arch: the architecture weights at the search point A, a vector for each cell. optimizer: with the prox point.
 
-    strength, lr: of this epoch. frozen: whether the architecture is final. guarded: the restorations by the guard in this epoch.
+    strength, lr: of this epoch. frozen: whether the architecture is final. waits: whether its first step is still to come.
+    guarded: the restorations by the guard in this epoch.
     """
 
     arch: dict[str, Array]
@@ -36,6 +38,7 @@ class SparseState(NamedTuple):
     strength: Array
     lr: Array
     frozen: Array
+    waits: Array
     guarded: dict[str, Array]
 
 
@@ -48,39 +51,46 @@ class SparseSupernet:
         self.space, self.settings, self.cells = space, settings, space.layout.cells
         s = settings
         self.lr = s.arch_lr if s.arch_lr is not None else s.usual_lr[s.optimizer]
-        self.strength = schedules.linear(s.strength_step)
+        self.strength, self.spheres = strengths(s), spheres(space, s.hold_norm)
         metric = s.metric if s.optimizer == "adamhapg" else None
-        of_nodes: dict[Any, SparseGroupLasso] = {}  # cells with equal groups share a penalty, and are updated as one array
+        of_nodes: dict[Any, SparseGroupLasso | NonNegative] = {}  # cells with equal groups share a penalty, and one update
         for cell in self.cells:
             nodes = tuple(space.nodes(cell))
-            of_nodes.setdefault(nodes, SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(nodes), metric=metric))
+            penalty = SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(nodes), metric=metric)
+            of_nodes.setdefault(nodes, NonNegative(penalty) if s.nonnegative else penalty)
         self.penalties = {cell: of_nodes[tuple(space.nodes(cell))] for cell in self.cells}
         self.guards = {cell: Guard(space, cell) for cell in self.cells}
 
     def _optimizer(self, lr: Any, strength: Any) -> Any:
         if self.settings.optimizer == "adam":
             return adam(self.lr, 0.5, 0.0)
-        # as published, without a cap on the momentum
         make = proxopt_jax.adam_hapg if self.settings.optimizer == "adamhapg" else proxopt_jax.hapg
-        return make(lr, self.penalties, extrapolation="nesterov", strength=strength)
+        cap: Any = self.settings.cap if self.settings.cap < 1 else "nesterov"
+        found = make(lr, self.penalties, extrapolation=cap, strength=strength)
+        return proxopt_jax.projected(found, self.spheres) if self.spheres else found
 
     def init(self, key: Array) -> SparseState:
         keys = jax.random.split(key, len(self.cells))
         start = lambda cell, key: self.settings.init + 1e-3 * jax.random.normal(key, (len(self.space.paths(cell)),))
         arch = {cell: start(cell, key) for cell, key in zip(self.cells, keys)}
+        if self.spheres:
+            arch = {cell: self.spheres[cell].project(a) for cell, a in arch.items()}
         number = lambda value: jnp.asarray(value, arch[self.cells[0]].dtype)
         optimizer = self._optimizer(self.lr, 0.0).init(arch)
-        return SparseState(arch, optimizer, number(0), number(self.lr), jnp.asarray(False), self._none_guarded())
+        flags = {"frozen": jnp.asarray(False), "waits": jnp.asarray(self.settings.frozen_epochs > 0)}
+        return SparseState(arch, optimizer, number(0), number(self.lr), **flags, guarded=self._none_guarded())
 
     def _none_guarded(self) -> dict[str, Array]:
         return {cell: jnp.zeros((), jnp.int32) for cell in self.cells}
 
     def begin_epoch(self, state: SparseState, epoch: int) -> SparseState:
         lr = self.lr
-        if self.settings.optimizer == "hapg":
+        if self.settings.optimizer == "hapg" and not self.settings.constant_arch_lr:
             lr *= cosine(epoch / self.settings.epochs)
         number = lambda value: jnp.asarray(value, state.lr.dtype)
-        return state._replace(strength=number(self.strength(epoch)), lr=number(lr), guarded=self._none_guarded())
+        waits = jnp.asarray(epoch < self.settings.frozen_epochs)
+        numbers = {"strength": number(self.strength(epoch)), "lr": number(lr)}
+        return state._replace(**numbers, waits=waits, guarded=self._none_guarded())
 
     def after_step(self, state: SparseState) -> SparseState:
         if not self.settings.guard:
@@ -98,7 +108,8 @@ class SparseSupernet:
         return {cell: a != 0 for cell, a in state.arch.items()}
 
     def needs_zeroed_paths(self, step: int) -> bool:
-        return step % self.settings.probe_every == 0
+        every = self.settings.probe_every
+        return every > 0 and step % every == 0
 
     def update(self, grads: dict[str, Array], state: SparseState) -> SparseState:
         adam = self.settings.optimizer == "adam"
@@ -109,6 +120,9 @@ class SparseSupernet:
         new = state._replace(arch=optax.apply_updates(state.arch, moved), optimizer=optimizer)
         if self.settings.guard and not adam:
             new = self._guarded(new, self.point(state))
+        if not self.settings.probe_every and not adam:  # extrapolation would make the search point of a new zero nonzero
+            point = self.point(new)
+            new = new._replace(arch={cell: jnp.where(point[cell] == 0, 0, a) for cell, a in new.arch.items()})
         if self.settings.target_paths:
             point = self.point(new)
             kept = {cell: self._kept(cell, p)[0] for cell, p in point.items()}
@@ -116,7 +130,7 @@ class SparseSupernet:
             final = {cell: jnp.where(kept[cell], p, 0) if adam else p for cell, p in point.items()}
             arch = {cell: jnp.where(frozen, final[cell], a) for cell, a in new.arch.items()}
             new = new._replace(arch=arch, frozen=frozen)
-        return jax.tree.map(lambda old, new: jnp.where(state.frozen, old, new), state, new)
+        return jax.tree.map(lambda old, new: jnp.where(state.frozen | state.waits, old, new), state, new)
 
     def _guarded(self, state: SparseState, before: dict[str, Array]) -> SparseState:
         """The state in which every cell is connected. before: the last prox point."""
@@ -140,7 +154,7 @@ class SparseSupernet:
         return {cell: np.asarray(self._kept(cell, p)[0]).tolist() for cell, p in self.point(state).items()}
 
     def is_frozen(self, state: SparseState) -> bool:
-        return bool(state.frozen)
+        return bool(state.frozen | state.waits)
 
     def genotype(self, state: SparseState) -> AnyGenotype:
         found = self.space.genotype(self.masks(state)).clean()

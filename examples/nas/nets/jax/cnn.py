@@ -33,6 +33,7 @@ from ...space.genotype import CELLS, NODES, Genotype, Path
 from ...space.spaces import Masks, Space, Weights
 from ..convolutional import cell_kinds
 from .convolution_kernels import convolve_p
+from .dense_convolution import dense_p
 from .operations import (
     BatchNorm,
     ConvNorm,
@@ -658,4 +659,6 @@ def _macs(jaxpr: Any) -> int:
             total += math.prod(outputs) * math.prod(shapes[1]) // features
         elif equation.primitive is convolve_p:
             total += math.prod(outputs) * shapes[1][1] ** 2
+        elif equation.primitive is dense_p:
+            total += math.prod(outputs) * math.prod(shapes[1][1:4])
     return total

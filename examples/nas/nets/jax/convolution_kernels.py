@@ -10,6 +10,7 @@ Pools are linear once it is known which pixel of each window is the largest; a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, mlir
+from jax.interpreters import ad, batching, mlir
 
 IMAGE = ("NHWC", "HWIO", "NHWC")
 
@@ -287,11 +288,21 @@ def _define_linear(made: Primitive, transposed: Primitive, function: Any) -> Non
         found = ad.Zero(x.aval) if type(ct) is ad.Zero else transposed.bind(ct, *others, **geometry)
         return [found, *[None] * len(others)]
 
+    def batch(arrays: Any, axes: Any, **geometry: Any) -> tuple[Array, int]:  # any number of leading axes is allowed
+        return made.bind(*in_front(arrays, axes), **geometry), 0
+
     made.def_abstract_eval(shape)
     made.def_impl(lambda *arrays, **geometry: jax.jit(partial(made.bind, **geometry))(*arrays))
     mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
+    batching.primitive_batchers[made] = batch
     ad.primitive_jvps[made] = jvp
     ad.primitive_transposes[made] = transpose
+
+
+def in_front(arrays: Sequence[Array], axes: Sequence[int | None]) -> list[Array]:
+    """The arrays of a batching rule with the mapped axis in front; one without it is repeated."""
+    size = next(a.shape[axis] for a, axis in zip(arrays, axes) if axis is not None)
+    return [jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes)]
 
 
 select_p = _linear_pair("select", _select, _unselect)
