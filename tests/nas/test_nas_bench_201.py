@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,14 +189,14 @@ def test_runs_that_fail_are_named_and_tried_again(bench, command, tmp_path, caps
 
 
 def test_in_jax_all_seeds_are_one_program(bench, command, tmp_path, monkeypatch):
-    of_jax = pytest.importorskip("nas.methods.jax.registry")
     calls = []
 
     def sweep(settings, seeds, out):
         calls.append((settings.optimizer, tuple(seeds), settings.resume))
         return [{"seed": seed, "architecture": ALL_3X3} for seed in seeds]
 
-    monkeypatch.setitem(of_jax.CIFAR, "sparse_supernet", of_jax.CIFAR["sparse_supernet"]._replace(sweep=sweep))
+    method = bench.registry("torch").CIFAR["sparse_supernet"]._replace(sweep=sweep)
+    monkeypatch.setattr(bench, "registry", lambda framework: SimpleNamespace(CIFAR={"sparse_supernet": method}))
     options = ["--methods", "hapg", "--rule", "published", "--framework", "jax", "--seeds"]
     assert bench.main([*command, *options, "0", "1"]) == 0
     rows = rows_of(tmp_path / "out" / "runs.csv")
