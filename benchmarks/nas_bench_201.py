@@ -5,8 +5,8 @@
 Every method searches with every seed, as by `examples/nas_cifar10.py` with the options that are printed first, in --jobs worker
 processes, of one thread each in PyTorch. For every run as it ends: the accuracy of its cell on CIFAR-10, CIFAR-100 and
 ImageNet16-120 in the table, its rank among all 15 625 cells, its percentile among all and among the cells with as many
-parameters, and CPU seconds. At the end a summary with baselines, and a picture. Written to --out: runs.csv, summary.csv, summary.txt,
-nas_bench_201.png, and a folder for each run. Finished runs there are not repeated, and interrupted ones are resumed;
+parameters, and CPU seconds. At the end a summary with baselines, and a picture. Written to --out: runs.csv, summary.csv,
+summary.txt, nas_bench_201.png, and a folder for each run. Finished runs there are not repeated, and interrupted ones are resumed;
 --only-summary makes the table and the picture from runs.csv alone.
 
 Baselines that are run: random_search, which trains --cells random cells by the network and data of the search, each for the same
