@@ -3,11 +3,11 @@
     python benchmarks/nas_bench_201.py --table nats_bench.csv --data-dir data
 
 Every method searches with every seed, as by `examples/nas_cifar10.py` with the options that are printed first, in --jobs worker
-processes of one thread each. For every run as it ends: the accuracy of its cell on CIFAR-10, CIFAR-100 and ImageNet16-120 in the
-table, its rank among all 15 625 cells, its percentile among all and among the cells with as many parameters, and CPU seconds. At
-the end a summary with baselines, and a picture. Written to --out: runs.csv, summary.csv, summary.txt, nas_bench_201.png, and a
-folder for each run. Finished runs there are not repeated, and interrupted ones are resumed; --only-summary makes the table and
-the picture from runs.csv alone.
+processes, of one thread each in PyTorch. For every run as it ends: the accuracy of its cell on CIFAR-10, CIFAR-100 and
+ImageNet16-120 in the table, its rank among all 15 625 cells, its percentile among all and among the cells with as many
+parameters, and CPU seconds. At the end a summary with baselines, and a picture. Written to --out: runs.csv, summary.csv,
+summary.txt, nas_bench_201.png, and a folder for each run. Finished runs there are not repeated, and interrupted ones are resumed;
+--only-summary makes the table and the picture from runs.csv alone.
 
 Baselines that are run: random_search, which trains --cells random cells by the network and data of the search, each for the same
 share of --cost CPU seconds, and returns the one with the best accuracy on held-out images. Baselines for free: a random cell, the
@@ -61,7 +61,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
     "optimizer": ("optimizer", "arch_lr", "constant_arch_lr", "metric"),
 }
 SPARSE, RANDOM = "sparse_supernet", "random_search"
-SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "threads", "device")  # of random search, too
+SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "device")  # of random search, too
 PRESET = "nasbench201_small"
 REGISTRIES = {"torch": "nas.methods.registry", "jax": "nas.methods.jax.registry"}
 
@@ -351,7 +351,7 @@ def random_entry(args: argparse.Namespace, chosen: Sequence[Entry], like: Entry,
     if cost is None:
         raise SystemExit(f"error: {RANDOM} needs --cost, as there are no searches whose cost it could take")
     shared = {name: getattr(like.settings, name) for name in SIZES}
-    settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost, "held_out": args.held_out})
+    settings = RandomSearchSettings(**{**shared, "cells": args.cells, "cost": cost, "held_out": args.held_out, "threads": 1})
     return Entry(RANDOM, f"best of {args.cells} random cells, trained", RANDOM, "torch", (), settings)
 
 
@@ -405,7 +405,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cells", type=int, default=8, help="number of random cells of random_search, and of which the largest is taken")
     add("--held-out", type=int, default=2000, help="number of images on which random_search compares its cells")
     add("--cost", type=float, help="CPU seconds of a random_search; default: the median of the searches")
-    add("--jobs", type=int, default=2, help="number of worker processes, of one thread each")
+    add("--jobs", type=int, default=2, help="number of worker processes")
     add("--only-summary", action="store_true", help="run nothing")
     add("--out", type=Path, default=Path("runs/nas_bench_201"))
     return found
@@ -431,7 +431,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_and_summarise(args: argparse.Namespace, results: Results) -> int:
-    changes = [f"data_dir={args.data_dir}", "threads=1", "checkpoint_minutes=1", "device=cpu", *args.set]
+    threads = ["threads=1"] if args.framework == "torch" else []  # JAX has no such setting
+    changes = [f"data_dir={args.data_dir}", "checkpoint_minutes=1", "device=cpu", *threads, *args.set]
     names = [name for name in dict.fromkeys(args.methods) if name != RANDOM]
     chosen = ablation(args.framework, changes) if args.ablation else entries(names, args.rule, args.framework, changes)
     like = entry("hapg", "published", args.framework, changes)  # for the network and data of random search
@@ -444,10 +445,12 @@ def run_and_summarise(args: argparse.Namespace, results: Results) -> int:
         print(f"{last.title}: {', '.join(f'{name} {value}' for name, value in last.settings.plain().items())}")
         failed += run_all([last], args.seeds, results, args.jobs)
         chosen = [*chosen, last]
-    keys = [one.key for one in chosen] if args.ablation else None
-    summarise(results, keys, args.cells, "ablation_" if args.ablation else "")
     if failed:
         print(f"{failed} runs failed; the same command tries them again")
+    if failed and not results.rows:
+        return 1
+    keys = [one.key for one in chosen] if args.ablation else None
+    summarise(results, keys, args.cells, "ablation_" if args.ablation else "")
     return int(failed > 0)
 
 

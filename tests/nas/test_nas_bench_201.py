@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,15 +176,27 @@ def test_random_search_returns_the_best_of_its_cells(bench, command, tmp_path, c
     assert row["architecture"] == max(trials, key=lambda t: t["accuracy"])["architecture"]
 
 
+def test_runs_that_fail_are_named_and_tried_again(bench, command, tmp_path, capsys, monkeypatch):
+    fails = lambda jobs, workers: ((job, Done(None, "the train loss must be finite")) for job in jobs)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "run", fails)
+        assert bench.main([*command, "--methods", "ista", "--seeds", "0", "7"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed: ISTA-NAS, seed 7: the train loss must be finite (see " in printed and "2 runs failed" in printed
+    monkeypatch.setattr(bench, "search", lambda *args: {"rows": [{"seed": args[3], "architecture": ONE_1X1}]})
+    assert bench.main([*command, "--methods", "ista", "--seeds", "0", "7"]) == 0
+    assert [row["seed"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["0", "7"]
+
+
 def test_in_jax_all_seeds_are_one_program(bench, command, tmp_path, monkeypatch):
-    of_jax = pytest.importorskip("nas.methods.jax.registry")
     calls = []
 
     def sweep(settings, seeds, out):
         calls.append((settings.optimizer, tuple(seeds), settings.resume))
         return [{"seed": seed, "architecture": ALL_3X3} for seed in seeds]
 
-    monkeypatch.setitem(of_jax.CIFAR, "sparse_supernet", of_jax.CIFAR["sparse_supernet"]._replace(sweep=sweep))
+    method = bench.registry("torch").CIFAR["sparse_supernet"]._replace(sweep=sweep)
+    monkeypatch.setattr(bench, "registry", lambda framework: SimpleNamespace(CIFAR={"sparse_supernet": method}))
     options = ["--methods", "hapg", "--rule", "published", "--framework", "jax", "--seeds"]
     assert bench.main([*command, *options, "0", "1"]) == 0
     rows = rows_of(tmp_path / "out" / "runs.csv")
