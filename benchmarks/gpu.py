@@ -82,6 +82,10 @@ FOUND_CELL = (
     (r"^\w+: (\d+ paths into \d+ nodes)", "{0}"),
     (r"^perplexity of the supernet (\S+), of its nonzero paths alone (\S+)", "perplexity {0}, nonzero paths alone {1}"),
 )
+FULL = (
+    (r"^supernet of .*: (\S+ s a step), (\S+ s an epoch of \d+ steps, \d+ MiB)$", "{0}, {1}"),
+    (r"^search of (.*): supernet (\S+ %), .* alone (\S+ %), (\d+ paths), cell (\S+)$", "{0}: {3}, {1}, nonzero paths {2}; {4}"),
+)
 TRAINED = ((r"^(validation accuracy \S+ %|perplexity: validation \S+, test \S+)", "{0}"),)
 ABLATION = (
     (r"the dense network reaches (\S+ ± \S+ %)", "dense {0}"),
@@ -269,6 +273,15 @@ PARTS = (
         dry=DRY_STEPS,
         patterns=STEP,
         devices=("gpu",),
+    ),
+    Part(
+        name="nasbench201",
+        words=("benchmarks/nas_bench_201_full.py",),
+        more=(*IMAGES, "--seconds", "{seconds}"),
+        dry=("--seconds", "15", "--images", "24", "--valid-images", "8", "--batch", "8", "--channels", "2", "--layers", "3"),
+        share=0.4,
+        patterns=FULL,
+        keeps=("search.csv",),
     ),
     # the other commands
     Part(

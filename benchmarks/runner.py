@@ -45,7 +45,7 @@ class Part:
     Args:
       name: for --only, and for file names.
       words: the command line after `python`, as a user types it and as the table shows it.
-      more: further options; {data}, {out}, {device} and {workers} are filled in.
+      more: further options; {data}, {out}, {device}, {seconds} and {workers} are filled in.
       dry: options for a small run, in place of the same options in `words` and `more`.
       share: the largest share of the remaining time that it may take.
       patterns: (pattern, form) pairs. A line of output that matches the pattern is reported as the form, filled with its groups.
@@ -103,10 +103,10 @@ class Place:
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
-    def words(self, part: Part) -> list[str]:
-        """Those of a part, filled in."""
+    def words(self, part: Part, seconds: float = 0.0) -> list[str]:
+        """Those of a part, filled in. seconds: that it may take."""
         words, dry = (*part.words, *part.more), part.dry if self.dry else ()
-        known = {"data": self.data, "out": self.folder(part), "device": DEVICES[self.device]}
+        known = {"data": self.data, "out": self.folder(part), "device": DEVICES[self.device], "seconds": f"{seconds:.0f}"}
         workers = ["-n", str(min(8, os.cpu_count() or 1))] if find("xdist") and not self.dry else []
         filled: list[str] = []
         for word in (*without(words, dry), *dry):
@@ -266,7 +266,7 @@ def host_peak() -> float:
 
 def run(part: Part, place: Place, seconds: float) -> Iterator[dict[str, Any]]:
     """The rows of a part, each as soon as it is known."""
-    words, log, report = place.words(part), place.out / f"{part.file}.log", place.work / f"{part.file}.json"
+    words, log, report = place.words(part, seconds), place.out / f"{part.file}.log", place.work / f"{part.file}.json"
     shutil.rmtree(place.folder(part), ignore_errors=True)
     place.folder(part).mkdir(parents=True)
     report.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
-"""Compare a recurrent cell with random cells, the published one and an LSTM, all of one size and with the same training:
+"""Compare recurrent cells with random cells, the published one and an LSTM, all of one size and with the same training:
 
     python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
 
-Each random cell has as many nodes and paths as the given one, and no dead ends. The LSTM and the published cell DARTS_V2 have the
-width with the closest number of parameters. Every network is trained with every seed, for a number of epochs fixed in advance.
-Writes text_against_others.csv to --out and prints all results; finished trainings there are not repeated, and interrupted ones
-are resumed.
+Each random cell has as many nodes and paths as the given one, and no dead ends; with --same-edges also as many paths on each
+edge, so that only the operations are drawn. The LSTM and the published cell DARTS_V2 have the width whose number of parameters is
+closest to that of the first given cell. Every network is trained with every seed, for a number of epochs fixed in advance. Writes
+text_against_others.csv to --out and prints all results; finished trainings there are not repeated, and interrupted ones are
+resumed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
 from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
-from nas_against_random import alike
+from nas_against_random import alike, entrants, pairs
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
 
@@ -46,8 +47,9 @@ def of_size(wanted: int, cell: RecurrentGenotype | None, words: int, settings: T
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genotype", required=True, help="a file that a search wrote, or a published name")
-    parser.add_argument("--random", type=int, default=3, help="how many random cells")
+    parser.add_argument("--genotype", required=True, nargs="+", help="files that searches wrote, or published names")
+    parser.add_argument("--random", type=int, default=3, help="how many random cells for each")
+    parser.add_argument("--same-edges", action="store_true", help="draw operations only: as many paths on each edge")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", choices=TEXT_TRAIN_PRESETS, default="small")
     parser.add_argument("--data-dir", type=Path)
@@ -59,16 +61,17 @@ def main(argv: list[str] | None = None) -> None:
     chosen = {k: v for k in CHOICES if (v := getattr(args, k)) is not None}
     settings = replace(TEXT_TRAIN_PRESETS[args.preset], data_dir=args.data_dir, threads=args.threads, resume=True, **chosen)
     words = len(text.load_corpus(args.data_dir).vocabulary)
-    found = load_genotype(args.genotype, RecurrentGenotype).clean()
-    wanted = size(found, words, settings)
-    entrants: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {"searched": (found, settings)}
-    space = spaces.get_space("recurrent", RecurrentGenotype)
-    for i in range(args.random):
-        entrants[f"random {i}"] = alike(found, space, lambda g: size(g, words, settings), i, same_nodes=True), settings
+    cells = [load_genotype(name, RecurrentGenotype).clean() for name in args.genotype]
+    wanted = size(cells[0], words, settings)
+    space, counted = spaces.get_space("recurrent", RecurrentGenotype), lambda g: size(g, words, settings)
+    draw = lambda found, i: alike(found, space, counted, i, same_nodes=True, same_edges=args.same_edges)
+    competing: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {
+        name: (cell, settings) for name, cell in entrants(cells, args.random, draw).items()
+    }
     for name, cell in (("LSTM", None), ("DARTS_V2", load_genotype("DARTS_V2", RecurrentGenotype))):
-        entrants[name] = cell, of_size(wanted, cell, words, settings)
+        competing[name] = cell, of_size(wanted, cell, words, settings)
     rows = []
-    for name, (cell, own) in entrants.items():
+    for name, (cell, own) in competing.items():
         for seed in args.seeds:
             out = args.out / name.replace(" ", "-") / f"seed-{seed}"
             make = lambda processes, device, c=cell, s=seed, o=out, own=own: train_text.TextTraining(
@@ -81,13 +84,14 @@ def main(argv: list[str] | None = None) -> None:
             rows.append({"cell": name, "hidden": own.hidden, "parameters": size(cell, words, own), "seed": seed, **measured})
     write_csv(args.out / "text_against_others.csv", rows)
     print(f"{'cell':10}{'width':>6}{'parameters':>12}   test perplexity, mean ± standard deviation, each seed")
-    for name in entrants:
+    for name in competing:
         own_rows = [r for r in rows if r["cell"] == name]
         each = [r["test_perplexity"] for r in own_rows]
         spread = statistics.stdev(each) if len(each) > 1 else 0.0
         listed = ", ".join(f"{p:.1f}" for p in each)
         head = f"{name:10}{own_rows[0]['hidden']:>6}{own_rows[0]['parameters']:>12}"
         print(f"{head}   {statistics.mean(each):.1f} ± {spread:.1f}   ({listed})")
+    print(pairs(rows, "cell", "test_perplexity", -1))
     print(f"written: {args.out}/text_against_others.csv")
 
 

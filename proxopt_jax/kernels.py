@@ -60,6 +60,9 @@ class Fused:
 
     def prox(self, x: Any, step: Any) -> Any:
         """The prox of the penalty. Steps for each entry must all be positive, or all 0, as those of Adam are."""
+        inner = declared.on_positive_part(self.penalty)
+        if inner is not None:
+            return Fused(inner).prox(jax.tree.map(lambda a: jnp.where(a <= 0, jnp.zeros_like(a), a), x), step)
         form = _form(self.penalty, x)
         if form is None or jnp.ndim(step) not in (0, x.ndim):
             return self.penalty.prox(x, step)

@@ -138,6 +138,7 @@ def prox_(penalty: ProxOperator | None, z: Tensor, step: float) -> None:
     """Replace z by its prox, for a number as step."""
     if penalty is None:
         return
+    penalty = _at_positive_part(penalty, z)
     form = _form(penalty, z)
     if form is None:
         z.copy_(penalty.prox(z, step))
@@ -153,7 +154,7 @@ def prox_(penalty: ProxOperator | None, z: Tensor, step: float) -> None:
 
 def metric_prox_(penalty: ProxOperator, z: Tensor, h: Tensor, scale: float, metric: str) -> None:
     """Replace z by its prox with the step ``scale * h`` for a tensor h > 0, which is overwritten."""
-    penalty = declared.with_metric(penalty, metric)
+    penalty = _at_positive_part(declared.with_metric(penalty, metric), z)
     form = _form(penalty, z)
     if form is None:
         z.copy_(penalty.prox(z, h.mul_(scale)))
@@ -166,6 +167,15 @@ def metric_prox_(penalty: ProxOperator, z: Tensor, h: Tensor, scale: float, metr
         shrink(z, h, bound * scale, axes)
     elif l1 > 0:
         z.add_(0.0)  # turns -0 into 0
+
+
+def _at_positive_part(penalty: ProxOperator, z: Tensor) -> ProxOperator:
+    """The penalty that a nonnegative one takes at max(z, 0), which replaces z then; any other as it is."""
+    inner = declared.on_positive_part(penalty)
+    if inner is None:
+        return penalty
+    z.clamp_(min=0).add_(0.0)  # turns -0 into 0
+    return inner
 
 
 def _median_shrink_(z: Tensor, h: Tensor, bound: float, axes: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace
 from own_penalty import GroupLog, Log
 
-from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, Penalty, Shrinkage, SparseGroupLasso
+from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, NonNegative, Penalty, Shrinkage, SparseGroupLasso
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,5 +67,6 @@ ROWS = [
     Row("GroupLog joint", GroupLog(0.2, groups=Groups.labels([[0, 1, 0, 2], [1, 2]])), ((4, 3), (2,)), array_step=False),
     Row("Nested with an outer GroupLog", Nested(L1(0.1), GroupLog(0.2, groups=COLUMNS)), array_step=False),
     Row("SquareRootGroup", SquareRootGroup(0.3, groups=COLUMNS)),
+    Row("NonNegative", NonNegative(SparseGroupLasso(0.2, 0.4, COLUMNS))),
     Row("Ridge", Ridge(0.5)),
 ]

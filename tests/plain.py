@@ -103,6 +103,31 @@ def metric_shrink(x: np.ndarray, steps: np.ndarray, t: float) -> np.ndarray:
     return x * (r / (r + steps * t))
 
 
+def sphere(x: np.ndarray, sets: Sets, radius: float) -> np.ndarray:
+    """Each set of entries at the L2 norm ``radius``, zero sets as they are."""
+    out = x.copy()
+    for members in sets:
+        norm = np.linalg.norm(x[members])
+        if norm > 0:
+            out[members] = radius * x[members] / norm
+    return out
+
+
+def capped_hapg(
+    start: np.ndarray, gradient: Any, steps: int, lr: float, cap: float, l1: float, bound: float, sets: Sets, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """HAPG with capped extrapolation for l1 ||z||_1 + bound sum ||z_set||_2 over z >= 0, both points on spheres: (A, p)."""
+    search, point = start, start
+    for t in range(1, steps + 1):
+        z = soft(np.maximum(search - lr * gradient(search), 0), lr * l1)
+        new = z.copy()
+        for members in sets:
+            new[members] = shrink(z[members], lr * bound)
+        search = new + min(cap, max(0, (t - 2) / (t + 1))) * (new - point)
+        search, point = sphere(search, sets, radius), sphere(new, sets, radius)
+    return search, point
+
+
 class Case(NamedTuple):
     name: str
     groups: Groups | None

@@ -40,6 +40,11 @@ def levels(operator: Any) -> list[Any]:
     return [level for part in parts if callable(getattr(part, "prox", None)) for level in levels(part)] or [operator]
 
 
+def on_positive_part(operator: Any) -> ProxOperator | None:
+    """The operator whose prox at max(x, 0) is its prox at x, if it declares one."""
+    return getattr(operator, "on_positive_part", None)
+
+
 def with_metric(operator: ProxOperator, default: str) -> ProxOperator:
     """The operator, with `default` where it leaves its metric to the caller."""
     found: ProxOperator = call(operator, "with_metric", default, default=operator)

@@ -99,6 +99,11 @@ class NonNegative(Penalty):
         return self.penalty.elementwise
 
     @property
+    def on_positive_part(self) -> Penalty:
+        """The penalty whose prox at max(x, 0) is the prox of this one at x."""
+        return self.penalty
+
+    @property
     def groups(self) -> Groups | None:
         """Those of the inner penalty."""
         return getattr(self.penalty, "groups", None)

@@ -299,6 +299,7 @@ class _Problems:
         gap = self._gap(x, penalty)
         if gap is not None:
             size = xp.where(value + penalty < self.smallest_objective, self.smallest_objective, value + penalty)
+            size = xp.where(size < math.inf, size, 1.0)  # at a point outside the domain of the penalty, where the gap is infinite
             relative = gap / xp.where(size <= self.tiny, self.tiny, size)
             return "gap", xp.where(self.resolved, relative, math.nan)
         return "residual", self._residual(x, gradient, step, trusted)

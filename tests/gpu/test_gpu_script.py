@@ -123,6 +123,12 @@ SAID = {
         "FAILED tests/gpu/test_gpu.py::test_x[a] - AssertionError\n======= 1 failed, 164 passed in 71.20s (0:01:11) =======",
         "failed: tests/gpu/test_gpu.py::test_x[a]; 1 failed, 164 passed in 71.20s (0:01:11)",
     ),
+    "nasbench201": (
+        "supernet of 16 channels, 17 layers, batch 64, sound rule: 0.1 s a step, 78.1 s an epoch of 781 steps, 2048 MiB\n"
+        "search of 2000 steps, 2.6 epochs, in 200 s: supernet 60.00 %, its nonzero paths alone 58.10 %, 7 paths, cell |none~0|+|",
+        "0.1 s a step, 78.1 s an epoch of 781 steps, 2048 MiB; "
+        "2000 steps, 2.6 epochs, in 200 s: 7 paths, 60.00 %, nonzero paths 58.10 %; |none~0|+|",
+    ),
     "prune_operations": (
         "        mu  threshold   pruned   before    after    change  retrained\n"
         "       0.5          0    58.2%   25.80%   25.80%         0     33.90%\n"

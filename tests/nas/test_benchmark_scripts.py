@@ -119,6 +119,24 @@ def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, ca
     assert "random 0" in capsys.readouterr().out
 
 
+def test_several_genotypes_have_random_ones_of_their_own():
+    import nas_against_random as script
+    from nas.space.spaces import get_space
+
+    genotypes = [load_genotype(name).clean() for name in ("PC_DARTS", "DARTS_V2")]
+    edges = lambda g: [sorted((p.node, p.source) for p in g.paths(cell)) for cell in ("normal", "reduce")]
+    count = lambda g: len(g.paths("normal"))
+    draw = lambda found, i: script.alike(found, get_space("darts"), count, i, draws=3, same_edges=True)
+    found = script.entrants(genotypes, 2, draw)
+    assert list(found) == ["searched 0", "random 0.0", "random 0.1", "searched 1", "random 1.0", "random 1.1"]
+    for name in ("random 0.0", "random 0.1", "random 1.0"):
+        assert edges(found[name]) == edges(found[script.opponent(name)]) and found[name] != found[script.opponent(name)]
+    results = {"searched 0": 0.5, "random 0.0": 0.4, "random 0.1": 0.6, "searched 1": 0.7, "random 1.0": 0.7, "random 1.1": 0.6}
+    rows = [{"genotype": name, "seed": 0, "accuracy": accuracy} for name, accuracy in results.items()]
+    assert script.pairs(rows, "genotype", "accuracy", 1).endswith("2 of 4 pairs")
+    assert script.pairs(rows, "genotype", "accuracy", -1).endswith("1 of 4 pairs"), "equal ones are no better"
+
+
 def test_the_loss_free_curves_are_printed_and_drawn(tmp_path, capsys):
     import gsparsity_loss_free
 

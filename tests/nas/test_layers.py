@@ -21,7 +21,7 @@ WITHOUT_TORCH = [
             *("lock", "resume", "signals"),
         )
     ),
-    *(f"nas.data.{name}" for name in ("cifar_files", "image_files", "image_sets", "text")),
+    *(f"nas.data.{name}" for name in ("cifar_files", "image_files", "image_sets", "nats_bench", "text")),
     *("nas.bilevel.outcome", "nas.methods.connected", "nas.methods.group_sparsity", "nas.methods.frameworks"),
     "nas.methods.selection",
 ]

@@ -11,7 +11,7 @@ import train_cifar10
 from nas.bilevel.settings import CifarSearchSettings
 from nas.data import cifar, cifar_files, image_sets
 from nas.engine.distributed import WHOLE_BATCH, Share
-from nas.methods import recovery, registry
+from nas.methods import pc_darts, recovery, registry
 from nas.methods.edges import strongest_genotype
 from nas.methods.settings import darts, gsparsity, ista, sparse_supernet
 from nas.methods.sparse_supernet import Guard
@@ -203,6 +203,19 @@ def test_a_cell_without_a_way_to_its_output_is_zero():
     assert weights.grad is None and net.classifier.bias.grad is not None
 
 
+@pytest.mark.parametrize("probability", [0.9, torch.tensor(0.9)])
+def test_drop_path_acts_in_training_mode_only(probability):
+    torch.manual_seed(0)
+    net, images = nasbench201.Supernet(SPACE, 2, 3), torch.randn(4, 3, 8, 8)
+    for mode, equal in ((True, False), (False, True)):
+        net.train(mode)
+        net.drop_path = 0.0
+        with frozen_statistics(net):
+            whole = net(images)
+            net.drop_path = probability
+            assert torch.equal(net(images), whole) == equal
+
+
 def test_each_path_has_parameters_of_its_own():
     net = nasbench201.Supernet(SPACE, 4, 8)
     found = net.path_parameters()
@@ -232,6 +245,8 @@ def published_size(text: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("text", "parameters", "macs"),  # in millions, as the benchmark prints them
     [
+        # printed in issue 36 of github.com/D-X-Y/NATS-Bench
+        ("|skip_connect~0|+|none~0|nor_conv_3x3~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|", 0.802426, 113.95),
         (ALL_3X3, 1.531546, 220.12),
         ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|", 1.288506, 184.73),
         ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|", 1.073466, 153.27),
@@ -259,6 +274,17 @@ def test_settings_of_other_spaces_are_refused():
         image_networks.supernet(get_space("cherry"), CifarSearchSettings(transition="patch"), 10, 3)
 
 
+def test_operations_of_pc_darts_see_a_quarter():
+    torch.manual_seed(0)
+    space = get_space("nasbench201")
+    cell = pc_darts.OneInputCell(space.paths("cell"), 8, False).double()
+    x, weights = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.rand(30, dtype=torch.float64)
+    active = [path == Path(3, 0, "skip_connect") for path in space.paths("cell")]
+    found = cell(x, weights, active).view(2, 2, 4, 4, 4).transpose(1, 2).reshape(x.shape)  # before the channels are interleaved
+    skip, beta = weights[active.index(True)], weights[15:20].sum()
+    torch.testing.assert_close(found, torch.cat([skip * x[:, :2], beta * x[:, 2:]], 1))
+
+
 # data
 
 
@@ -266,7 +292,7 @@ def test_images_are_reduced_by_averaging():
     pixels = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
     assert image_sets.averaged(pixels, 2).tolist() == [[[[3, 5], [11, 13]]]]  # 2.5, 4.5, 10.5, 12.5 are rounded upwards
     drawn = np.random.default_rng(0).integers(0, 256, (9, 2, 16, 16), np.uint8)
-    part = (drawn, np.zeros(9, np.int64))
+    part = cifar_files.Images(drawn, np.zeros(9, np.int64))
     data = cifar_files.Dataset("x", part, part, 3, (0.1, 0.2), (0.3, 0.4))
     small = image_sets.reduced(data, 4)
     means = np.round(drawn.reshape(9, 2, 4, 4, 4, 4).mean((3, 5)) + 1e-9).astype(np.uint8)
@@ -340,13 +366,16 @@ def test_the_guard_keeps_a_way_to_the_output():
     "words",
     [
         "darts --order second",
+        "pc_darts --channels 4 --frozen-epochs 1",
         "ista --space nasbench201 --recover-every 2",
         "gsparsity",
         "sparse_supernet --optimizer hapg --strength-step 5",
     ],
 )
 def test_every_method_ends_in_a_cell_of_one_operation_an_edge(words, images, tmp_path):
-    (row,) = nas_cifar10.main(["--method", *words.split(), *TINY, "--data-dir", str(images), "--out", str(tmp_path)])
+    method, *options = words.split()
+    folders = ["--data-dir", str(images), "--out", str(tmp_path)]
+    (row,) = nas_cifar10.main(["--method", method, *TINY, *folders, *options])
     cell = load_genotype(tmp_path / "genotype.json", CellGenotype)
     assert row["architecture"] == cell.to_string() == rows_of(tmp_path / "search.csv")[-1]["architecture"]
     assert json.loads((tmp_path / "result.json").read_text())["architecture"] == row["architecture"]
@@ -393,7 +422,6 @@ def test_a_string_is_trained(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--method pc_darts --preset small --space nasbench201", "space must have cells of DARTS for this method"),
         ("--method ista --one-stage --preset small --space nasbench201_nonzero", "for a one-stage search"),
         ("--method ista --preset small --space nasbench201_nonzero", "sparsity must be 1 in nasbench201_nonzero"),
         ("--method darts --preset small --space cherry --transition patch", "transition belongs to the space nasbench201"),
@@ -406,7 +434,13 @@ def test_what_does_not_fit_the_space_is_refused_in_one_line(words, message, imag
 
 
 def test_every_method_has_the_two_presets():
-    for presets in (darts.CIFAR_PRESETS, ista.CIFAR_PRESETS, gsparsity.CIFAR_PRESETS, sparse_supernet.CIFAR_PRESETS):
+    for presets in (
+        darts.CIFAR_PRESETS,
+        darts.PARTIAL_PRESETS,
+        ista.CIFAR_PRESETS,
+        gsparsity.CIFAR_PRESETS,
+        sparse_supernet.CIFAR_PRESETS,
+    ):
         assert {"nasbench201", "nasbench201_small"} <= set(presets)
         published = presets["nasbench201"]
         assert (published.channels, published.layers, published.epochs, published.pixels) == (16, 17, 50, 0)

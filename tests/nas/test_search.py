@@ -161,7 +161,7 @@ def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, place):
         (["--seeds"], "--seeds must name at least one seed, got none"),
         (["--l1-ratio", "3"], r"l1_ratio must lie in \[0, 1\], got 3.0"),
         (["--order", "secnd"], "--order must be one of first, second, got 'secnd'; did you mean second"),
-        (["--preset", "smal"], "--preset must be one of paper, small, got 'smal'; did you mean small"),
+        (["--preset", "smal"], "--preset must be one of paper, small, .*, got 'smal'; did you mean small"),
         (["--device", "cuds"], "--device must be one of auto, cpu, cuda, gpu, tpu, got 'cuds'; did you mean cuda"),
         (["--data", "folde"], "--data must be one of cifar10, cifar100, folder, got 'folde'; did you mean folder"),
         (["--space", "dart"], "unknown convolutional space 'dart'; did you mean 'darts'"),

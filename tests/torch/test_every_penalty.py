@@ -129,7 +129,7 @@ def test_reports_and_strengths(row):
     params, param_groups = entries_of(row, copies=1)
     optimizer = ProxSGD(param_groups, lr=0.05)
     for p in params:
-        p.grad = torch.ones_like(p)
+        p.grad = -torch.ones_like(p)  # a positive gradient is no reason for a nonnegative entry to grow
     optimizer.step()
     rows = sparsity_report(optimizer).rows
     assert rows[0].groups == (None if row.penalty.partition is None else row.penalty.partition.count(params))

@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import distributed, nn
 from torch_cases import Foreign
 
-from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso
+from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, NonNegative, SparseGroupLasso, Sphere
 from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD, groups, sparsity_report
 
 WORLD = 2
@@ -42,7 +42,9 @@ SUPPORTED = {  # on every sharding that splits evenly
     "rows": SparseGroupLasso(0.5, groups=ROWS, metric="support"),
     "whole": SparseGroupLasso(0.5, metric="exact"),
     "nested": Nested(L1(0.2), GroupL2(0.2, ROWS, metric="support"), GroupL2(0.2, metric="support")),
+    "nonnegative": NonNegative(SparseGroupLasso(0.2, groups=ROWS, metric="support")),
 }
+PROJECTIONS = {"l1": torch.relu, "rows": Sphere(ROWS), "whole": Sphere(radius=2.0), "nonnegative": Sphere(COLUMNS)}
 LABELS = GroupL2(0.5, Groups.labels([0, 1, 0, 1]))
 # optimizer, penalty, shape, sharded axis, joint, a part of the message
 REFUSED = {
@@ -104,7 +106,13 @@ class Rank:
             param_groups, slopes = [], []
             for name, shape, axis in cases:
                 start, scale, target = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
-                param_groups.append({"params": [nn.Parameter(shard(start, axis))], "penalty": SUPPORTED[name]})
+                param_groups.append(
+                    {
+                        "params": [nn.Parameter(shard(start, axis))],
+                        "penalty": SUPPORTED[name],
+                        "projection": PROJECTIONS.get(name),
+                    }
+                )
                 slopes.append((shard(scale.abs() + 0.1, axis), shard(target, axis)))
             optimizer = make(param_groups)
             for _ in range(STEPS):
@@ -128,6 +136,15 @@ class Rank:
             late = message(optimizer.step)
             found[name] = (early, late, bool((free == 1).all()) and bool((p.full_tensor() == 1).all()))
         return found
+
+    def check_projections(self):
+        """The messages for projections that are refused."""
+        labels, uneven = Sphere(Groups.labels([0, 1, 0, 1])), (5, 6)
+        cases = [((4, 6), labels, False), ((4, 6), Sphere(), True), (uneven, Sphere(COLUMNS), False)]
+        return [
+            message(HAPG, [{"params": [self.shard(torch.ones(shape), 0)], "projection": projection, "joint": joint}])
+            for shape, projection, joint in cases
+        ]
 
     def check_gradients(self):
         """One rank has a NaN, in its shard or in a parameter that is not sharded; a replicated and a partial gradient."""
@@ -393,3 +410,10 @@ def test_sharding_after_the_construction_is_noticed(ranks):
 def test_reports_count_whole_tensors(ranks):
     for found in (r["check_report"] for r in ranks):
         assert found == [("5x4", 18, 20), (18, 5, 2), ("5x4", 18, 20), ("5x4", 18, 20)]
+
+
+def test_projections_are_refused_where_torch_would_fail_later(ranks):
+    for messages in (rank["check_projections"] for rank in ranks):
+        parts = ("a projection with Groups.labels", "in a joint group with a projection", "the unevenly sharded axis 0")
+        for found, part in zip(messages, parts):
+            assert part in found, found

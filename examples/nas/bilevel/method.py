@@ -16,8 +16,8 @@ class Method(Protocol):
 
     name: of the method, on the command line and in checkpoints. parameters: the architecture variables.
 
-    A method may also have `supernet`, a class of supernets of its own for images, and `clips_together`: whether the gradients of
-    its parameters count in the norm that clips those of the network weights.
+    A method may also have `supernets`, classes of supernets of its own for images, by the kind of genotype, and
+    `clips_together`: whether the gradients of its parameters count in the norm that clips those of the network weights.
 
     A method that reads values of its last update from the device may define `begin_step()`, which is called before each step and
     before an evaluation: what the update has sent to the host has then arrived, or arrives while the device is busy.

@@ -57,7 +57,7 @@ class CifarSearch(BilevelSearch):
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, *sizes)
         self.train_batches = drawn(self.train_set, TRAIN)
         self.valid_batches = drawn(self.valid_set, VALID) if settings.levels == 2 else self.train_batches
-        own = getattr(method, "supernet", None)  # some methods have one of their own
+        own = getattr(method, "supernets", {}).get(space.kind)  # some methods have one of their own
         self.prepare(image_networks.supernet(space, settings, dataset.classes, len(dataset.mean), own), CifarSteps)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.steps.sgd, settings.epochs, settings.lr_min)
 

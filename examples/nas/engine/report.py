@@ -333,7 +333,9 @@ def _results(
     facts = {}
     for cell in genotype.layout.cells:
         nodes = ", ".join(map(str, genotype.active_nodes(cell))) or "none"
-        facts[f"{cell_name(cell)}"] = f"{plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
+        facts[cell_name(cell)] = f"{plural(len(genotype.paths(cell)), 'path')}, into nodes: {nodes}"
+    if isinstance(genotype, CellGenotype):
+        facts["architecture"] = genotype.to_string()
     for key, what in (("accuracy", "accuracy"), ("perplexity", "perplexity")):
         if f"valid_{key}" in row:
             whole, alone = row[f"valid_{key}"], row.get(f"restricted_{key}")

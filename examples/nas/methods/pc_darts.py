@@ -5,7 +5,7 @@
 p is the softmax of the logits of an edge, beta the softmax over the edges into a node; at stride 2 the rest passes a 2x2 max
 pool. The channels of the quarters are then interleaved. Logits and edge logits are trained by Adam after `frozen_epochs` epochs.
 The weight of a path is beta p_o, so that beta is the sum over the paths of its edge; the genotype keeps the two strongest edges
-of each node, as in DARTS.
+of each node, as in DARTS. In NAS-Bench-201 all edges stay, as in DARTS there.
 
 Source: Xu, Xie, Zhang, Chen, Qi, Tian, Xiong, "PC-DARTS", ICLR 2020, and its code, from which the settings are. The architecture
 batches are a permutation of the validation half in each epoch, where the published code draws them with replacement.
@@ -13,15 +13,15 @@ batches are a permutation of the validation half in each epoch, where the publis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nets.torch import cnn
-from ..space.genotype import NODES
+from ..nets.torch import cnn, nasbench201
+from ..space.genotype import NODES, AnyGenotype, CellGenotype, Genotype, Path
 from ..space.spaces import Space, Weights
 from .darts import Darts, edge_softmax
 from .settings.darts import PartialSettings
@@ -97,6 +97,32 @@ class PartialCell(cnn.MixedCell):
         return shuffled(torch.cat([mixed, rest], 1))  # type: ignore[list-item]
 
 
+class PartialCellSupernet(nasbench201.Supernet):
+    """The supernet of PC-DARTS for NAS-Bench-201. weights: beta p_o of each path, zero operations included."""
+
+    def make_cell(self, *sizes: Any) -> OneInputCell:
+        return OneInputCell(*sizes)
+
+
+class OneInputCell(nasbench201.MixedCell):
+    """A cell of NAS-Bench-201 in which the operations see a quarter of the channels."""
+
+    def __init__(self, paths: Sequence[Path], channels: int, path_norm: bool) -> None:
+        super().__init__(paths, channels // SHARE, path_norm)
+        self.edges: dict[tuple[int, int], list[int]] = {}  # for each edge the indices of its paths
+        for i, path in enumerate(self.paths):
+            self.edges.setdefault((path.node, path.source), []).append(i)
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x[:, : self.channels].contiguous(memory_format=torch.channels_last)
+
+    def edge(self, x: Tensor, edge: tuple[int, int], parts: list[Tensor], weights: Tensor | None) -> list[Tensor]:
+        rest = x[:, self.channels :]
+        if weights is not None:
+            rest = rest * torch.stack([weights[i] for i in self.edges[edge]]).sum().to(x.dtype)
+        return [shuffled(torch.cat([cnn.total(parts), rest], 1))]
+
+
 def shuffled(x: Tensor) -> Tensor:
     """Interleave the quarters of the channels."""
     n, channels, height, width = x.shape
@@ -108,7 +134,7 @@ class PartialDarts(Darts):
     """PC-DARTS. parameters: the logits of the paths and those of the edges, a vector of each for each cell."""
 
     name = "pc_darts"
-    supernet = PartialSupernet
+    supernets: ClassVar[Mapping[type[AnyGenotype], Any]] = {Genotype: PartialSupernet, CellGenotype: PartialCellSupernet}
 
     def __init__(self, space: Space, settings: PartialSettings, device: torch.device) -> None:
         super().__init__(space, settings, device)

@@ -89,12 +89,12 @@ def cells(
     return figure
 
 
-def _wrapped(text: str, width: float) -> list[str]:
-    """The lines of a title of this width in inches."""
+def _wrapped(text: str, width: float, size: float = FONT + 2, bold: bool = True) -> list[str]:
+    """The lines of a title of this width in inches. size: of its letters, in points."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and 1.15 * _width(longer, FONT + 2) <= width:  # bold letters are wider
+        if lines and (1.15 if bold else 1.0) * _width(longer, size) <= width:  # bold letters are wider
             lines[-1] = longer
         else:
             lines.append(word)
@@ -265,10 +265,11 @@ def heat_map(space: Space, point: Mapping[str, Any], quantity: str = "architectu
     signed = any((v < 0).any() for v in values.values())
     names = {cell: list(dict.fromkeys(path.operation for path in space.paths(cell))) for cell in cells}
     left = 0.25 + max(_width(name, FONT) for found in names.values() for name in found)
-    column, row, head, foot = (0.52 if len(edges) < 20 else 0.42), 0.28, 0.5, 0.75
-    heights = [head + row * len(names[cell]) + foot for cell in cells]
-    titles = {cell: _title(space, cell, values[cell], quantity) for cell in cells}
-    wide = max(column * len(edges), *(_width(title, 10) for title in titles.values()))
+    column, row, foot = (0.52 if len(edges) < 20 else 0.42), 0.28, 0.75
+    wide = max(column * len(edges), 4.0)
+    titles = {cell: _wrapped(_title(space, cell, values[cell], quantity), wide, 10, bold=False) for cell in cells}
+    heads = [0.33 + 0.17 * len(titles[cell]) for cell in cells]
+    heights = [head + row * len(names[cell]) + foot for head, cell in zip(heads, cells)]
     size = left + wide + MARGIN, sum(heights)
     figure = plt.figure(figsize=size)
     for number, cell in enumerate(cells):
@@ -281,7 +282,7 @@ def heat_map(space: Space, point: Mapping[str, Any], quantity: str = "architectu
             grid[names[cell].index(path.operation), edges.index((path.node, path.source))] = weight
         _table(axis, grid, _shades(grid, limit, signed), signed)
         axis.set_yticks(range(len(names[cell])), names[cell], fontsize=FONT)
-        axis.set_title(titles[cell], loc="left", fontsize=10)
+        axis.set_title("\n".join(titles[cell]), loc="left", fontsize=10)
         _edge_labels(axis, space)
     return figure
 

@@ -183,7 +183,9 @@ class ImageTraining(Run):
         self.data, self.validation = self.prepared.batches, self.prepared.validation
         self.image_channels = self.prepared.channels
         self.net = self.build(self.prepared.classes).to(device)
-        self.net.drop_path = torch.zeros((), device=device)
+        # without drop path, networks of DARTS draw masks of ones all the same: earlier runs did, and must resume
+        draws = settings.drop_path > 0 or not isinstance(self.net, (nasbench201.Network, nasbench201.Supernet))
+        self.net.drop_path = torch.zeros((), device=device) if draws else 0.0
         self.params = list(self.net.parameters())
         options = {"momentum": settings.momentum, "nesterov": settings.nesterov, "weight_decay": settings.weight_decay}
         self.sgd = torch.optim.SGD(self.params, settings.lr, foreach=True, **options)
@@ -208,7 +210,8 @@ class ImageTraining(Run):
     def begin_epoch(self) -> None:
         s = self.settings
         self.sgd.param_groups[0]["lr"] = s.rate(self.epoch)
-        self.net.drop_path.fill_(s.drop_path * self.epoch / s.epochs)
+        if isinstance(self.net.drop_path, Tensor):
+            self.net.drop_path.fill_(s.drop_path * self.epoch / s.epochs)
         self.net.train()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -94,6 +94,7 @@ CIFAR_PRESETS = {
         mu=0.05,
         weighting="initial_norm",
     ),
+    # mu of the published code on NAS-Bench-201
     "nasbench201": GSparsitySettings(space="nasbench201_nonzero", layers=17, mu=200.0, epochs=50),
     "nasbench201_small": GSparsitySettings(
         space="nasbench201_nonzero",

@@ -9,17 +9,15 @@ from ...space.spaces import Space
 from . import cnn, nasbench201
 
 
-def supernet(space: Space, settings: Any, classes: int, image_channels: int, own: type[cnn.Supernet] | None = None) -> Any:
+def supernet(space: Space, settings: Any, classes: int, image_channels: int, own: Any = None) -> Any:
     """The supernet of a search in this space.
 
-    own: the class of a method that has one of its own, for cells of DARTS. ValueError for other cells, and for settings of them.
+    own: the class of a method that has one of its own. ValueError for a setting of another space.
     """
     sizes = (settings.channels, settings.layers, classes)
     norm = getattr(settings, "path_norm", False)
     if space.kind is CellGenotype:
-        if own is not None:
-            raise ValueError(f"space must have cells of DARTS for this method, got {space.name!r}")
-        return nasbench201.Supernet(space, *sizes, image_channels, norm, settings.transition)
+        return (own or nasbench201.Supernet)(space, *sizes, image_channels, norm, settings.transition)
     if settings.transition != "residual":
         raise ValueError(f"transition belongs to the space nasbench201, got {settings.transition!r} with {space.name!r}")
     return (own or cnn.Supernet)(space, *sizes, image_channels=image_channels, path_norm=norm)

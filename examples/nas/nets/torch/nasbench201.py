@@ -16,7 +16,7 @@ Source: Dong, Yang, "NAS-Bench-201: Extending the scope of reproducible neural a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,25 @@ Transition = Literal["residual", "patch"]
 
 
 class Supernet(nn.Module):
-    """A network with all paths of a space in every cell: node = sum over its paths of weight * operation(source).
+    r"""A network with all paths of a space in every cell.
 
-    Every path has parameters of its own, but all active paths with the same source and kernel size are computed by one
-    convolution and one batch norm, whose scale holds the weights of the paths.
+    .. math:: x_j = \sum_{(i, o) \to j} w_{ijo} \, o(x_i)
+
+    The weights of a call are a vector in the order of ``space.paths("cell")`` for all cells, or a matrix (cells, paths); None:
+    all are 1. Every path has parameters of its own, but the active paths with the same source and kernel size are computed by
+    one convolution and one batch norm, whose scale holds their weights. Batch norms of paths have no scale and shift otherwise;
+    all others have both.
 
     Args:
-      weights (of a call): a vector in the order of `space.paths("cell")` for all cells, or a matrix (cells, paths); None: all 1.
-      path_norm: every path ends in a batch norm without scale and shift, and its weight is the scale of that norm. False, as
-        published: convolutions only; skips and pools are multiplied by their weights.
+      path_norm: whether all paths end in a batch norm, with their weight as its scale. False, as published: only convolutions do;
+        skips and pools are multiplied by their weights.
       transition: the layers between stages. "residual": the published residual blocks of stride 2. "patch": a convolution of
         disjoint patches of 2x2 pixels and a batch norm, so that only the cells combine neighbouring pixels otherwise.
-      drop_path: the attribute, in training mode: a number acts on the sum of the operations of each edge, a tensor on each
-        operation.
+      drop_path: the probability in training mode; searches set the attribute. A number acts on the sum of the operations of each
+        edge, a tensor on each operation.
+
+    Raises:
+      ValueError: too few layers for a cell.
     """
 
     def __init__(
@@ -69,12 +75,16 @@ class Supernet(nn.Module):
         made: list[nn.Module] = []
         width = channels
         for kind in self.kinds:
-            made.append(MixedCell(space.paths("cell"), width, path_norm) if kind == "cell" else TRANSITIONS[transition](width))
+            cell = (space.paths("cell"), width, path_norm)
+            made.append(self.make_cell(*cell) if kind == "cell" else TRANSITIONS[transition](width))
             width *= 1 if kind == "cell" else 2
         self.cells = nn.ModuleList(made)
         self.norm = BatchNorm(width)
         self.classifier = nn.Linear(width, classes)
         self.to(memory_format=torch.channels_last)
+
+    def make_cell(self, *sizes: Any) -> MixedCell:
+        return MixedCell(*sizes)
 
     def forward(self, images: Tensor, weights: Weights | None = None, active: Masks | None = None) -> Tensor:
         """Return the logits (N, classes) of images (N, image_channels, H, W), H and W divisible by 4.
@@ -160,20 +170,31 @@ class MixedCell(nn.Module):
             found = x if source == 0 else self._sum(terms[source], drop_path)
             if found is None:
                 continue
-            rectified = None
+            rectified, seen = None, self.seen(found)
+            results: dict[int, list[Tensor]] = {}  # by node
             for (start, name), members in self.groups.items():
                 own = tuple(i for i in members if i in computed) if start == source else ()
                 if not own:
                     continue
                 if name in KERNELS:
-                    rectified = F.relu(found) if rectified is None else rectified
+                    rectified = F.relu(seen) if rectified is None else rectified
                     parts = self._convolved(rectified, name, source, own, scales)
                 else:
-                    parts = self._plain(found, name, source, own, weights)
+                    parts = self._plain(seen, name, source, own, weights)
                 for i, part in zip(own, parts):
-                    terms[self.paths[i].node].setdefault(source, []).append(part)
+                    results.setdefault(self.paths[i].node, []).append(part)
+            for node, parts in results.items():
+                terms[node][source] = self.edge(found, (node, source), parts, weights)
         out = self._sum(terms[CellGenotype.layout.nodes[-1]], drop_path)
         return torch.zeros_like(x) if out is None else out
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The part of a source that the operations see: all of it."""
+        return x
+
+    def edge(self, x: Tensor, edge: tuple[int, int], parts: list[Tensor], weights: Tensor | None) -> list[Tensor]:
+        """The terms of a node from the results of the operations of an edge (node, source): the same. x: the source."""
+        return parts
 
     def _convolved(
         self, rectified: Tensor, name: str, source: int, own: tuple[int, ...], scales: Tensor | None
