@@ -60,6 +60,7 @@ class SparseSupernet:
             of_nodes.setdefault(nodes, NonNegative(penalty) if s.nonnegative else penalty)
         self.penalties = {cell: of_nodes[tuple(space.nodes(cell))] for cell in self.cells}
         self.guards = {cell: Guard(space, cell) for cell in self.cells}
+        self._kept = jax.jit(self._kept_of, static_argnums=0)  # loops outside of jit would be compiled in every call
 
     def _optimizer(self, lr: Any, strength: Any) -> Any:
         if self.settings.optimizer == "adam":
@@ -142,7 +143,7 @@ class SparseSupernet:
     def point(self, state: SparseState) -> dict[str, Array]:
         return state.arch if self.settings.optimizer == "adam" else state.optimizer.point
 
-    def _kept(self, cell: str, point: Array) -> tuple[Array, Array]:
+    def _kept_of(self, cell: str, point: Array) -> tuple[Array, Array]:
         """Flags of the paths in the genotype, and whether it is the guard that keeps them."""
         s, guard = self.settings, self.guards[cell]
         kept = jnp.abs(point) > jnp.maximum(s.cut * jnp.abs(point).max(), s.hard_threshold)
