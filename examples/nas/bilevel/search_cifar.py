@@ -52,7 +52,7 @@ class CifarSearch(BilevelSearch):
             parts = image_sets.search_halves(dataset, settings.images, settings.batch)
         self.train_set, self.valid_set = (part.to(device) for part in parts)
         self.plain = cifar.Augment(dataset.mean, dataset.std)
-        augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels))
+        augment = cifar.Augment(dataset.mean, dataset.std, image_sets.crop_padding(settings.pixels, settings.augment))
         sizes = (processes.share, settings.epoch_steps)
         drawn = lambda part, stream: cifar.Batches(part, settings.batch, seed, augment, stream, *sizes)
         self.train_batches = drawn(self.train_set, TRAIN)

@@ -53,8 +53,13 @@ def averaged(images: np.ndarray, factor: int) -> np.ndarray:
     return ((total + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
-def crop_padding(pixels: int) -> int:
-    """The padding of random crops: 4 pixels, as published, and in proportion for images reduced to `pixels`."""
+def crop_padding(pixels: int, augment: bool = True) -> int:
+    """The padding of random crops: 4 pixels, as published, and in proportion for images reduced to `pixels`.
+
+    augment: False gives 0, with which images are neither cropped nor flipped.
+    """
+    if not augment:
+        return 0
     return max(pixels // 8, 1) if pixels else 4
 
 

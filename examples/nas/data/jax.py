@@ -52,10 +52,12 @@ def epoch_order(key: Array, count: int) -> Array:
 def augmented(pixels: Pixels, order: Array, number: Array, batch: int, key: Array, padding: int = PADDING) -> tuple[Array, Array]:
     """Batch `number` of a pass: random crops of the padded images, half of them flipped, normalised.
 
-    order: of the images in this pass. key: of the batch, for crops and flips.
+    order: of the images in this pass. key: of the batch, for crops and flips. padding: 0 for neither crops nor flips.
     """
     which = jax.lax.dynamic_slice_in_dim(order, number * batch, batch)
     images = pixels.images[which]
+    if not padding:
+        return normalised(pixels, images), pixels.labels[which]
     _, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     of_top, of_left, of_flip = jax.random.split(key, 3)

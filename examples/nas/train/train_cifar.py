@@ -114,13 +114,13 @@ def prepare_data(
     if isinstance(settings, ImageNetTrainSettings):
         return _large_images(settings, seed, device, processes)
     share = processes.share
-    pixels = getattr(settings, "pixels", 0)  # of searches only
+    pixels, augmented = getattr(settings, "pixels", 0), getattr(settings, "augment", True)  # of searches only
     dataset = cifar.load_images(settings.data, settings.data_dir, pixels)
     refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
     statistics = statistics or (dataset.mean, dataset.std)
-    augment = cifar.Augment(*statistics, image_sets.crop_padding(pixels), settings.cutout)
+    augment = cifar.Augment(*statistics, image_sets.crop_padding(pixels, augmented), settings.cutout)
     plain = cifar.Augment(*statistics)
     batches = cifar.Batches(train, settings.batch, seed, augment, 0, share, getattr(settings, "epoch_steps", 0))
     check = lambda: cifar.evaluation_batches(valid, plain, share=share)

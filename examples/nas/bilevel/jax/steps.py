@@ -245,7 +245,7 @@ class CifarSteps(BilevelSteps):
 
     def batches(self, state: SearchState, data: CifarData, place: Place) -> tuple[Any, Any]:
         key = jax.random.fold_in(jax.random.fold_in(place.key, place.epoch), place.number)
-        padding = image_sets.crop_padding(self.settings.pixels)
+        padding = image_sets.crop_padding(self.settings.pixels, self.settings.augment)
 
         def draw(pixels: Pixels, order: Array, stream: int) -> tuple[Array, Array, Array]:
             crops, noise = jax.random.split(jax.random.fold_in(key, stream))

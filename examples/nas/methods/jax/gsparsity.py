@@ -139,7 +139,7 @@ class OperationGroups:
     ) -> SearchState:
         """Take a step on batch `number` of a pass. order, key: of the pass."""
         crops, noise = jax.random.split(jax.random.fold_in(key, number))
-        padding = image_sets.crop_padding(self.settings.pixels)
+        padding = image_sets.crop_padding(self.settings.pixels, self.settings.augment)
         found = images.augmented(pixels, order, number, self.settings.batch, crops, padding)
         return self.step(state, (*devices.split(found), noise), lr)
 

@@ -89,6 +89,6 @@ PARTIAL_PRESETS = {
     "paper": PartialSettings(),
     "small": small_cifar(PartialSettings, arch_lr=3e-3, lr=0.025, frozen_epochs=3),
     "nasbench201": PartialSettings(space="nasbench201", layers=17),
-    "nasbench201_small": small_nasbench201(PartialSettings, space="nasbench201", arch_lr=3e-3, lr=0.025, frozen_epochs=3),
+    "nasbench201_small": small_nasbench201(PartialSettings, space="nasbench201", arch_lr=3e-3, lr=0.025, frozen_epochs=6),
 }
 TEXT_PRESETS = {"paper": DartsTextSettings(), "small": small_text(DartsTextSettings, arch_lr=1e-2)}

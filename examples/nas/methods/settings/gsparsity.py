@@ -36,6 +36,8 @@ class GSparsitySettings(ImageTrainSettings):
     share of its initial value."""
     pixels: int = 0
     """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
+    augment: bool = True
+    """Crop and flip the training images at random."""
     transition: Literal["residual", "patch"] = "residual"
     """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
     patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
@@ -101,14 +103,15 @@ CIFAR_PRESETS = {
         channels=8,
         layers=5,
         pixels=16,
+        augment=False,
         transition="patch",
-        epochs=10,
-        epoch_steps=60,
+        epochs=20,
+        epoch_steps=50,
         valid_images=1000,
         lr=0.02,
         lr_min=0.02,
         tau="direct",
-        mu=0.1,
+        mu=0.06,
         weighting="initial_norm",
     ),
 }
