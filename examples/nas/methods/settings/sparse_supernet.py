@@ -122,23 +122,27 @@ class SparseSupernetTextSettings(PenaltySettings, TextSearchSettings):
 def sound(settings: Any) -> Any:
     """The settings with the sound rule of the architecture steps in place of the published one (see `methods.sparse_supernet`).
 
-    Settings of images or of text; the size of the search is kept.
+    Settings of images or of text; the size of the search is kept. Where a cell has one operation on each edge, the norm of each
+    edge is held; elsewhere that of the cell, so that edges and nodes compete. Where a preset searches on few images, every epoch
+    has as many others.
     """
-    own: dict[str, Any] = {"path_norm": True} if isinstance(settings, CifarSearchSettings) else {}
+    own: dict[str, Any] = {"hold_norm": "cell", "arch_lr": 1e-3, "strength": 0.5}
+    if isinstance(settings, CifarSearchSettings):
+        own["path_norm"] = True
+        if settings.space.startswith("nasbench201"):
+            own |= {"hold_norm": "edge", "arch_lr": 0.02, "strength": 0.15}
+        elif settings.images < 50_000:
+            own |= {"images": 50_000, "epoch_steps": settings.images // settings.batch, "valid_images": 2000}
     return replace(
         settings,
         optimizer="hapg",
-        arch_lr=0.02,
         constant_arch_lr=True,
         cap=0.9,
         metric="median",
         nonnegative=True,
-        hold_norm="edge",
-        strength=0.15,
         strength_step=0.0,
         warmup=0.4,
         probe_every=0,
-        target_paths=0,
         levels=1,
         order="first",
         **own,
