@@ -16,7 +16,7 @@ Source: Dong, Yang, "NAS-Bench-201: Extending the scope of reproducible neural a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,10 @@ from torch.nn import functional as F
 
 from ...space.genotype import CellGenotype, Path
 from ...space.spaces import Masks, Space, Weights
-from ..convolutional import cell_kinds
+from ..nasbench201 import KERNELS, PUBLISHED, Transition, layer_kinds
 from .cnn import conv3x3, drop, network_size, total
 from .convolution_kernels import mean_of_pixels
 from .operations import BatchNorm
-
-KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
-PUBLISHED = {"channels": 16, "layers": 17}  # the size of all networks of the benchmark
-
-Transition = Literal["residual", "patch"]
 
 
 class Supernet(nn.Module):
@@ -120,14 +115,6 @@ class Supernet(nn.Module):
             ("cell", path): [p for cell in searched for p in cell.operation(i).parameters()]
             for i, path in enumerate(self.space.paths("cell"))
         }
-
-
-def layer_kinds(layers: int) -> list[str]:
-    """The kind of each layer: a searched "cell", or "reduce", a transition to the next stage."""
-    kinds = ["cell" if kind == "normal" else kind for kind in cell_kinds(layers)]
-    if "cell" not in kinds:
-        raise ValueError(f"layers must be at least 3, two transitions and one cell, got {layers}")
-    return kinds
 
 
 class MixedCell(nn.Module):
