@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..engine.settings import RunSettings, check
+from ..engine.settings import CheckedSettings, RunSettings, check
 from ..train.settings import LanguageSettings
 
 HESSIANS = ("difference", "exact")
@@ -35,8 +35,8 @@ class BilevelSettings(RunSettings):
     automatic differentiation."""
     levels: Literal[1, 2] = 2
     """2: network weights on one part of the data and the architecture on another, as published. 1: both on all data, from the
-    gradients of one pass over each batch; with --order first. In the first epoch no batch has been seen before, so that the
-    architecture gradient is that of new data, as with two levels."""
+    gradients of one pass over each batch; with --order first. In the first pass through the data no batch has been seen before,
+    so that the architecture gradient is that of new data, as with two levels."""
     pick_below: int = 0
     """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
     number of paths; 0: the last epoch."""
@@ -51,7 +51,25 @@ class BilevelSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class CifarSearchSettings(BilevelSettings):
+class ImageProxySettings(CheckedSettings):
+    """Settings of all searches on images that make a smaller problem of them, which is quicker to search on."""
+
+    pixels: int = 0
+    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
+    transition: Literal["residual", "patch"] = "residual"
+    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
+    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
+    epoch_steps: int = 0
+    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
+    other, so that every image is seen once before any is seen again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, amounts=("pixels", "epoch_steps"))
+
+
+@dataclass(frozen=True)
+class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     """Settings of bilevel searches on images. The defaults are the published ones (CIFAR-10, 50 epochs, batch 64)."""
 
     out: Path = Path("runs/nas_cifar10")
@@ -85,14 +103,6 @@ class CifarSearchSettings(BilevelSettings):
     from none to all over the epochs; 0: no cutout."""
     amp: bool = False
     """Compute the network in bfloat16, which is faster on GPUs; weights, architecture and prox stay in float32."""
-    pixels: int = 0
-    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
-    transition: Literal["residual", "patch"] = "residual"
-    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
-    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
-    epoch_steps: int = 0
-    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
-    other, so that every image is seen once before any is seen again."""
     valid_images: int = 0
     """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
     a tenth of the images, on which no step is taken."""
@@ -102,7 +112,7 @@ class CifarSearchSettings(BilevelSettings):
         check(
             self,
             counts=("images", "channels", "layers"),
-            amounts=("lr_min", "momentum", "cutout", "pixels", "epoch_steps", "valid_images"),
+            amounts=("lr_min", "momentum", "cutout", "valid_images"),
             shares=("drop_path",),
         )
         if self.images // 2 < self.batch:
