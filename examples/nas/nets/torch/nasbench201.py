@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ...space.genotype import CellGenotype, Path
 from ...space.spaces import Masks, Space, Weights
-from ..nasbench201 import KERNELS, PUBLISHED, Transition, layer_kinds
+from ..nasbench201 import KERNELS, LAST, PUBLISHED, Transition, layer_kinds, read_paths
 from .cnn import conv3x3, drop, network_size, total
 from .convolution_kernels import mean_of_pixels
 from .operations import BatchNorm
@@ -150,7 +150,7 @@ class MixedCell(nn.Module):
         self, x: Tensor, weights: Tensor | None, active: Sequence[bool] | None, drop_path: float | Tensor = 0.0
     ) -> Tensor:
         """Return node 3. weights: of the paths, (paths,)."""
-        computed = read_paths(self.paths, active)
+        computed = {i for i, read in enumerate(read_paths(self.paths, active)) if read}
         scales = None if weights is None else weights[:, None].expand(-1, self.channels)
         terms: dict[int, dict[int, list[Tensor]]] = {node: {} for node in CellGenotype.layout.nodes}  # by node and source
         for source in (0, *CellGenotype.layout.nodes[:-1]):
@@ -172,7 +172,7 @@ class MixedCell(nn.Module):
                     results.setdefault(self.paths[i].node, []).append(part)
             for node, parts in results.items():
                 terms[node][source] = self.edge(found, (node, source), parts, weights)
-        out = self._sum(terms[CellGenotype.layout.nodes[-1]], drop_path)
+        out = self._sum(terms[LAST], drop_path)
         return torch.zeros_like(x) if out is None else out
 
     def seen(self, x: Tensor) -> Tensor:
@@ -208,19 +208,6 @@ class MixedCell(nn.Module):
         else:
             parts = [drop(y, drop_path) if self.training else y for edge in edges.values() for y in edge]
         return total(parts) if parts else None
-
-
-def read_paths(paths: Sequence[Path], active: Sequence[bool] | None) -> set[int]:
-    """The indices of the active paths of a cell that lie on a way from its input to its output."""
-    used = {i for i, path in enumerate(paths) if path.operation != "none" and (active is None or active[i])}
-    reached, read = {0}, {CellGenotype.layout.nodes[-1]}
-    for i in sorted(used, key=lambda i: paths[i].node):
-        if paths[i].source in reached:
-            reached.add(paths[i].node)
-    for i in sorted(used, key=lambda i: -paths[i].node):
-        if paths[i].node in read:
-            read.add(paths[i].source)
-    return {i for i in used if paths[i].source in reached and paths[i].node in read}
 
 
 class PathNorm(BatchNorm):
@@ -297,7 +284,7 @@ class Cell(nn.Module):
             if self.training:
                 terms = [y if isinstance(op, nn.Identity) else drop(y, drop_path) for y, (_, op) in zip(terms, into)]
             nodes[node] = total(terms) if terms else torch.zeros_like(x)
-        return nodes[CellGenotype.layout.nodes[-1]]
+        return nodes[LAST]
 
 
 class Network(nn.Module):
