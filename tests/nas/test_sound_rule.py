@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nas.bilevel.steps import CifarSteps
+from nas.engine import report
 from nas.engine.resume import expand
 from nas.methods.settings import sparse_supernet as settings_of
 from nas.methods.settings.darts import DartsSettings
@@ -143,9 +144,12 @@ def test_each_change_of_the_rule_is_a_setting_of_its_own():
         replace(SETTINGS, optimizer="adam")
 
 
-def test_one_level_is_refused_where_two_are_needed():
+def test_one_level_is_refused_where_two_are_needed_and_named_in_reports():
     with pytest.raises(ValueError, match=r"levels must be 2 with early_stop, .* got 1"):
         DartsSettings(levels=1, order="first", early_stop=True)
+    with pytest.raises(ValueError, match="valid_images must be at most half of the 200 images, got 150"):
+        DartsSettings(images=200, valid_images=150)
+    assert report.evaluation("darts", SPACE, {"levels": 1}) == "held-out training images"
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -34,9 +34,9 @@ class BilevelSettings(RunSettings):
     """How second order gets its second derivatives: from a central difference of gradients, as published, or exactly, by
     automatic differentiation."""
     levels: Literal[1, 2] = 2
-    """2: network weights on one part of the data and the architecture on another, as published. 1: both on all data, from the
-    gradients of one pass over each batch; with --order first. In the first pass through the data no batch has been seen before,
-    so that the architecture gradient is that of new data, as with two levels."""
+    """2: network weights on one part of the data and the architecture on another, as published. 1: both on the same data, from
+    the gradients of one pass over each batch; with --order first. In the first pass through the data no batch has been seen
+    before, so that the architecture gradient is that of new data, as with two levels."""
     pick_below: int = 0
     """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
     number of paths; 0: the last epoch."""
@@ -83,8 +83,8 @@ class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     data_dir: Path = Path("data")
     """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 50_000
-    """Number of training images to use: the first half for the network weights, the second for the architecture. Of a folder with
-    fewer images all are used."""
+    """Number of training images to use: the first half for the network weights, the second for the architecture; with --levels 1
+    all but the last ones, those of --valid-images, for both. Of a folder with fewer images all are used."""
     channels: int = 16
     """Number of channels of the first cell; each reduction cell doubles it."""
     layers: int = 8
@@ -99,7 +99,7 @@ class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     drop_path: float = 0.0
     """Probability of drop path on the sum of the operations of each edge, reached linearly from 0 over the epochs."""
     cutout: int = 0
-    """Side of the square that is masked in images of both halves (cutout), in pixels; the share of masked images grows linearly
+    """Side of the square that is masked in the images of all steps (cutout), in pixels; the share of masked images grows linearly
     from none to all over the epochs; 0: no cutout."""
     amp: bool = False
     """Compute the network in bfloat16, which is faster on GPUs; weights, architecture and prox stay in float32."""
@@ -117,6 +117,8 @@ class CifarSearchSettings(ImageProxySettings, BilevelSettings):
         )
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
+        if self.levels == 2 and self.valid_images > self.images // 2:
+            raise ValueError(f"valid_images must be at most half of the {self.images} images, got {self.valid_images}")
 
     def schedules(self) -> list[str]:
         lr = [f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else []
