@@ -1,15 +1,16 @@
 """Search for an architecture on images: python examples/nas_cifar10.py --method sparse_supernet --preset small --data-dir data
 
-Methods: sparse_supernet (SparseNAS), ista (ISTA-NAS, which can search and train in one run, --one-stage), gsparsity (which can
-find the strength of the penalty for a wanted size, --want-paths or --want-parameters), darts (with --early-stop DARTS-ES),
-pc_darts. Presets: paper (the default, for a GPU), small (for a laptop), and others of some methods. examples/PUBLISHED.md has the
-commands for the tables and figures of the papers. All other options are settings, most of which depend on the method.
+Methods: sparse_supernet (SparseNAS; with --rule sound by architecture steps that are not in the paper), ista (ISTA-NAS, which can
+search and train in one run, --one-stage), gsparsity (which can find the strength of the penalty for a wanted size, --want-paths
+or --want-parameters), darts (with --early-stop DARTS-ES), pc_darts. Presets: paper (the default, for a GPU), small (for a
+laptop), and others of some methods. examples/PUBLISHED.md has the commands for the tables and figures of the papers. All other
+options are settings, most of which depend on the method.
 
-Data: CIFAR-10 or CIFAR-100, or own images of one size with sides divisible by 4, with `--data folder --data-dir DIR`. Their
-files lie in DIR/train/CLASS, and those to validate trainings in DIR/val/CLASS; without a folder val, a tenth of train is kept for
-them. Two halves of train are for the weights and for the architecture; gsparsity and --one-stage train on all of it, and are
-evaluated on val. Images are grey, coloured, with transparency, or arrays (H, W, C) of bytes with any number of channels in .npy
-files.
+Data: CIFAR-10 or CIFAR-100, or own images of one size with sides divisible by 4, with `--data folder --data-dir DIR`. Their files
+lie in DIR/train/CLASS, and those to validate trainings in DIR/val/CLASS; without a folder val, a tenth of train is kept for them.
+Two halves of train are for the weights and for the architecture, with --levels 1 all but a tenth is for both; gsparsity and
+--one-stage train on all of it, and are evaluated on val. Images are grey, coloured, with transparency, or arrays (H, W, C) of
+bytes with any number of channels in .npy files.
 
 With --space nasbench201 the result is a cell of NAS-Bench-201, with one operation on each edge; its published string is the
 column architecture. --preset nasbench201 is the published network, nasbench201_small a proxy that needs a few minutes.

@@ -1,8 +1,9 @@
 """Search for a recurrent cell on text: python examples/nas_ptb.py --preset small --data-dir data/ptb
 
-Methods: sparse_supernet (SparseNAS; with --optimizer hapg it diverges, which is why the paper uses AdamHAPG on text), darts,
-ista. Presets: paper (the default, for a GPU) and small (for a laptop). All other options are settings, most of which depend on
-the method. The folder --data-dir contains Penn Treebank or other text; without it the text is the documentation of Python.
+Methods: sparse_supernet (SparseNAS; as published it diverges with --optimizer hapg, which is why the paper uses AdamHAPG on text;
+with --rule sound by architecture steps that are not in the paper), darts, ista. Presets: paper (the default, for a GPU) and small
+(for a laptop). All other options are settings, most of which depend on the method. The folder --data-dir contains Penn Treebank
+or other text; without it the text is the documentation of Python.
 
 Before the first step the run prints what it will compute, and after a few steps the time and memory that it needs. Results in
 --out: genotype.json, report.html, cells.svg, weights.png, search.csv, and a checkpoint from which --resume continues an

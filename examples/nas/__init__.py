@@ -14,7 +14,7 @@ shared. Shared files import neither of the two:
     space, and all files and folders named settings
     engine: bisection, command_line, console, curves, lock, log, loop, report, results, resume, selection, signals
     data: cifar_files, image_files, image_sets, nats_bench, text
-    nets: convolutional, recurrent
+    nets: convolutional, nasbench201, recurrent
     bilevel: early_stopping, outcome
     methods: connected, edges, frameworks, group_sparsity, recovery, search_method, selection, sparse_rules
 """

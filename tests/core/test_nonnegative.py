@@ -161,7 +161,7 @@ def test_a_wrong_declaration_of_moduli_is_found():
         check_prox(Wrong(1.0), np.array([1.0, -2.0, 0.3]), 0.5)
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("name", ["numpy", "torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_solvers_certify_solutions_by_a_gap(name):
     rng = np.random.default_rng(0)
     A, b = rng.normal(size=(30, 8)), rng.normal(size=30)

@@ -34,6 +34,8 @@ from nas_cases import TINY_JAX
 from nas_jax_cases import _kernel, gradient, module_leaves, value
 from torch.nn import functional as F
 
+from proxopt import Groups, Sphere
+
 NONZERO = get_space("nasbench201_nonzero")
 FEW = everywhere("few", ("skip_connect", "nor_conv_1x1"), kind=CellGenotype)  # operations that are quick to compile
 # compilation takes most of the time of these tests
@@ -320,8 +322,13 @@ def test_a_cell_is_connected_if_a_path_leads_to_node_3():
     found = guard.Guard(NONZERO, "cell")
     at = lambda *wanted: jnp.array([float(path[:2] in wanted) for path in paths])
     assert not found.connects(at((1, 0), (2, 1))) and found.connects(at((3, 0)))
-    kept = {paths[i][:2] for i in np.flatnonzero(found.backbone(at((1, 0), (3, 1), (2, 0))))}
+    before = at((1, 0), (3, 1), (2, 0))
+    kept = {paths[i][:2] for i in np.flatnonzero(found.backbone(before))}
     assert kept == {(1, 0), (3, 1)}
+    held = guard.Guard(NONZERO, "cell", Sphere(Groups.labels(NONZERO.edges("cell")), radius=2.0))
+    search, point, restored = held(jnp.zeros(len(paths)), jnp.zeros(len(paths)), before)
+    assert restored and sorted(point[point != 0].tolist()) == [2.0, 2.0]
+    np.testing.assert_array_equal(search, point)
 
 
 def test_ista_keeps_one_path_on_each_edge():

@@ -23,7 +23,7 @@ WITHOUT_TORCH = [
     ),
     *(f"nas.data.{name}" for name in ("cifar_files", "image_files", "image_sets", "nats_bench", "text")),
     *("nas.bilevel.outcome", "nas.methods.connected", "nas.methods.group_sparsity", "nas.methods.frameworks"),
-    "nas.methods.selection",
+    *("nas.methods.selection", "nas.methods.sparse_rules", "nas.nets.nasbench201"),
 ]
 
 

@@ -208,7 +208,7 @@ def test_dead_paths_can_be_probed_now_and_then():
     [
         ({"l1_ratio": 2.0}, r"l1_ratio must lie in \[0, 1\], got 2.0"),
         ({"strength_step": -1.0}, "strength_step must be finite and >= 0, got -1"),
-        ({"probe_every": 0}, "probe_every must be >= 1, got 0"),
+        ({"probe_every": -1}, "probe_every must be finite and >= 0, got -1"),
         ({"optimizer": "hapg", "metric": "exact"}, "metric belongs to adamhapg"),
         ({"optimizer": "adam", "threshold": -1.0}, "threshold must be finite and >= 0, got -1.0"),
         ({"epochs": 0}, "epochs must be >= 1, got 0"),

@@ -1,4 +1,4 @@
-"""Bilevel search of convolutional cells: network weights on one half of the training images, architecture on the other.
+"""Search of convolutional cells: network weights on one half of the training images, architecture on the other, or both on all.
 
 row = launch(partial(CifarSearch, Darts, settings, 0, out), settings, out)
 """
@@ -103,7 +103,7 @@ class CifarSearch(BilevelSearch):
 
     @torch.no_grad()
     def evaluate(self, weights: Any, active: Masks | None) -> tuple[float, float]:
-        """Compute loss and accuracy of the supernet on the validation half, or the first `valid_images` of it.
+        """Compute loss and accuracy of the supernet on the validation images, or the first `valid_images` of them.
 
         Batch norms use the statistics of each batch of 500: running statistics lag behind a changing architecture.
         """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..engine.settings import RunSettings, check
+from ..engine.settings import CheckedSettings, RunSettings, check
 from ..train.settings import LanguageSettings
 
 HESSIANS = ("difference", "exact")
@@ -34,9 +34,9 @@ class BilevelSettings(RunSettings):
     """How second order gets its second derivatives: from a central difference of gradients, as published, or exactly, by
     automatic differentiation."""
     levels: Literal[1, 2] = 2
-    """2: network weights on one part of the data and the architecture on another, as published. 1: both on all data, from the
-    gradients of one pass over each batch; with --order first. In the first epoch no batch has been seen before, so that the
-    architecture gradient is that of new data, as with two levels."""
+    """2: network weights on one part of the data and the architecture on another, as published. 1: both on the same data, from
+    the gradients of one pass over each batch; with --order first. In the first pass through the data no batch has been seen
+    before, so that the architecture gradient is that of new data, as with two levels."""
     pick_below: int = 0
     """The result is the epoch with the best accuracy (or perplexity) of the nonzero paths alone, among those with at most this
     number of paths; 0: the last epoch."""
@@ -51,7 +51,27 @@ class BilevelSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class CifarSearchSettings(BilevelSettings):
+class ImageProxySettings(CheckedSettings):
+    """Settings of all searches on images that make a smaller problem of them, which is quicker to search on."""
+
+    pixels: int = 0
+    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
+    augment: bool = True
+    """Crop and flip the training images at random."""
+    transition: Literal["residual", "patch"] = "residual"
+    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
+    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
+    epoch_steps: int = 0
+    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
+    other, so that every image is seen once before any is seen again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, amounts=("pixels", "epoch_steps"))
+
+
+@dataclass(frozen=True)
+class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     """Settings of bilevel searches on images. The defaults are the published ones (CIFAR-10, 50 epochs, batch 64)."""
 
     out: Path = Path("runs/nas_cifar10")
@@ -65,8 +85,8 @@ class CifarSearchSettings(BilevelSettings):
     data_dir: Path = Path("data")
     """Folder of the data set; CIFAR is downloaded to it if it is missing."""
     images: int = 50_000
-    """Number of training images to use: the first half for the network weights, the second for the architecture. Of a folder with
-    fewer images all are used."""
+    """Number of training images to use: the first half for the network weights, the second for the architecture; with --levels 1
+    all but the last ones, those of --valid-images, for both. Of a folder with fewer images all are used."""
     channels: int = 16
     """Number of channels of the first cell; each reduction cell doubles it."""
     layers: int = 8
@@ -81,20 +101,10 @@ class CifarSearchSettings(BilevelSettings):
     drop_path: float = 0.0
     """Probability of drop path on the sum of the operations of each edge, reached linearly from 0 over the epochs."""
     cutout: int = 0
-    """Side of the square that is masked in images of both halves (cutout), in pixels; the share of masked images grows linearly
+    """Side of the square that is masked in the images of all steps (cutout), in pixels; the share of masked images grows linearly
     from none to all over the epochs; 0: no cutout."""
     amp: bool = False
     """Compute the network in bfloat16, which is faster on GPUs; weights, architecture and prox stay in float32."""
-    pixels: int = 0
-    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
-    augment: bool = True
-    """Crop and flip the training images at random."""
-    transition: Literal["residual", "patch"] = "residual"
-    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
-    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
-    epoch_steps: int = 0
-    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
-    other, so that every image is seen once before any is seen again."""
     valid_images: int = 0
     """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
     a tenth of the images, on which no step is taken."""
@@ -104,11 +114,13 @@ class CifarSearchSettings(BilevelSettings):
         check(
             self,
             counts=("images", "channels", "layers"),
-            amounts=("lr_min", "momentum", "cutout", "pixels", "epoch_steps", "valid_images"),
+            amounts=("lr_min", "momentum", "cutout", "valid_images"),
             shares=("drop_path",),
         )
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
+        if self.levels == 2 and self.valid_images > self.images // 2:
+            raise ValueError(f"valid_images must be at most half of the {self.images} images, got {self.valid_images}")
 
     def schedules(self) -> list[str]:
         lr = [f"lr from {self.lr:g} to {self.lr_min:g}"] if self.lr != self.lr_min else []

@@ -79,8 +79,7 @@ class BilevelSteps:
 
     def weights(self, batch: Any) -> None:
         """Take a weight step. Paths of architecture weight 0 are not computed, and their weights do not change."""
-        # some methods clip the gradients of their parameters, accumulated over both steps, together with those of the weights
-        together = self.method.parameters if getattr(self.method, "clips_together", False) else []
+        together = self._clipped_together()  # gradients that are accumulated over both steps
         self._backward(batch, self.method.active_paths(), bool(together))
         self._weight_step(together)
 
@@ -95,11 +94,16 @@ class BilevelSteps:
         for p in method.parameters:
             p.grad = None
         self._backward(batch, self.architecture_paths(number) if moves else method.active_paths(), moves)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in method.parameters]
-        self._weight_step([])
+        # copies, as the weight step may clip the originals
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in method.parameters]
+        self._weight_step(self._clipped_together())
         if moves:
             self.processes.average(grads)
             method.update(self.clipped(grads))
+
+    def _clipped_together(self) -> Sequence[Tensor]:
+        """The parameters of the method whose gradients count in the norm that clips those of the network weights."""
+        return self.method.parameters if getattr(self.method, "clips_together", False) else []
 
     def _backward(self, batch: Any, active: Masks | None, architecture: bool) -> None:
         """Compute the gradients of the network weights, and of the architecture if that is set."""

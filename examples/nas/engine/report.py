@@ -135,7 +135,7 @@ def write(
         _facts(_results(genotype, rows, row, size, evaluated)),
         f"<h2>Cells</h2>{drawn['cells']}",
         f"<h2>Training of the result</h2><pre>{html.escape(command)}</pre>",
-        f"<p>{_about_training(out, own_images)}</p>",
+        f"<p>{_about_training(out, genotype, own_images)}</p>",
         f"<h2>{quantity[0].upper()}{quantity[1:]}</h2>{drawn['weights']}",
         f"<h2>Epochs</h2>{drawn['curves']}{_table(rows, row, evaluated)}",
         f"<h2>Genotype</h2><pre>{html.escape(genotype.to_json())}</pre>",
@@ -165,9 +165,11 @@ def _figure(text: str, width: float) -> str:
     return f'<div class="scroll" style="--least: {72 * width:.0f}px">{text[text.index("<svg") :]}</div>'
 
 
-def _about_training(out: Path, own_images: bool) -> str:
-    recipe = "This is the published recipe, for a GPU; add <code>--preset small</code> for a short training on a CPU."
-    if own_images:
+def _about_training(out: Path, genotype: AnyGenotype, own_images: bool) -> str:
+    of_benchmark = isinstance(genotype, CellGenotype)
+    small = "use <code>--preset nasbench201_small</code>" if of_benchmark else "add <code>--preset small</code>"
+    recipe = f"This is the published recipe, for a GPU; {small} for a short training on a CPU."
+    if own_images and not of_benchmark:  # networks of the benchmark have no auxiliary head
         recipe += " Add <code>--auxiliary 0</code> unless the sides of the images are 32, 36 or 40 pixels."
     if (out / "network.pt").exists():
         return f"The search has trained network.pt; the command trains the genotype from new weights. {recipe}"
@@ -178,7 +180,9 @@ def evaluation(method: str, space: Space, settings: Mapping[str, Any]) -> str:
     """The data on which a search by this method is evaluated."""
     if space.layout.name == "recurrent":
         return "validation text"
-    return evaluation_images(settings) if method in ON_ALL_IMAGES else "validation half"
+    if method in ON_ALL_IMAGES:
+        return evaluation_images(settings)
+    return "held-out training images" if settings.get("levels") == 1 else "validation half"
 
 
 def evaluation_images(settings: Mapping[str, Any]) -> str:

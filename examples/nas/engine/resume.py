@@ -21,6 +21,7 @@ NAME = "settings.json"
 # what a file has besides options: it describes the run, and follows from the options or from the data
 DESCRIPTION = ("command", "seed", "processes", "devices", "architecture", "text", "images_md5", "statistics", "out", "resume")
 SELECTION = ("framework", "method", "one_stage", "imagenet")  # options that select the settings
+DEFAULTS = ("preset", "rule")  # options that set all others
 EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", "workers", "seeds")  # change no result
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
@@ -87,8 +88,9 @@ def resume_command(out: Path, argv: Sequence[str], environment: Mapping[str, str
 def _from_files(words: list[str], given: set[str], command: str, out: Path) -> list[str]:
     """The options that are not given, from the file that one of the options names. Removes --config from the words."""
     if (file := _value(words, "config")) is not None:
-        if "preset" in given:
-            raise ValueError("--config and --preset exclude each other: the file has the value of every setting")
+        for name in DEFAULTS:
+            if name in given:
+                raise ValueError(f"--config and --{name} exclude each other: the file has the value of every setting")
         words[:] = _without(words, "config")
         return _options(words, given, _read_options(Path(file), command))
     elsewhere = "out" not in given and {"method", "one_stage"} & given  # whose default folder may be another
@@ -109,7 +111,7 @@ def _from_files(words: list[str], given: set[str], command: str, out: Path) -> l
         found = _read_options(there, command)
         if there.parent == out and "seed" in found:
             found["seeds"] = [found["seed"]]
-        return _options(words, given, found, (*EXECUTION, *SELECTION) if "preset" in given else None)
+        return _options(words, given, found, (*EXECUTION, *SELECTION) if given & {*DEFAULTS} else None)
     if "resume" in given and given <= {"resume", "out"} and not _has_checkpoint(out):
         raise FileNotFoundError(f"{out} contains no run to resume: neither {NAME} nor a checkpoint")
     return []

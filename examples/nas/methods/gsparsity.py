@@ -181,11 +181,10 @@ class GSparsitySearch(ImageTraining):
 
     def build(self, classes: int) -> Any:
         s, space = self.settings, spaces.get_space(self.settings.space)
-        if s.auxiliary:
-            if space.kind is not Genotype:
-                raise ValueError(f"auxiliary must be 0 in {s.space}, whose networks have no auxiliary head, got {s.auxiliary:g}")
-            return cnn.Supernet(space, s.channels, s.layers, classes, auxiliary=True, image_channels=self.image_channels)
-        return image_networks.supernet(space, s, classes, self.image_channels)
+        if s.auxiliary and space.kind is not Genotype:
+            raise ValueError(f"auxiliary must be 0 in {s.space}, whose networks have no auxiliary head, got {s.auxiliary:g}")
+        own = partial(cnn.Supernet, auxiliary=True) if s.auxiliary else None
+        return image_networks.supernet(space, s, classes, self.image_channels, own)
 
     def title(self) -> str:
         return f"gsparsity, {super().title()}"

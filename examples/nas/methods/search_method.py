@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 RULES = ("published", "sound")
 RULE_HELP = """Rule of the architecture steps, for --method sparse_supernet. published: as in the paper. sound: with changes by
-which the search sees the shares of the paths and not their common size. Each is a setting below: path-norm, hold-norm,
-nonnegative, warmup, levels, optimizer, constant-arch-lr, cap, probe-every, strength."""
+which the search sees the shares of the paths and not their common size. Each is a setting below: path-norm (of images),
+hold-norm, nonnegative, warmup, levels, optimizer, constant-arch-lr, cap, probe-every, strength."""
 
 
 class SearchMethod(NamedTuple):

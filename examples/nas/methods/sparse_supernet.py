@@ -14,8 +14,9 @@ The sound rule (`--rule sound`, settings.sparse_supernet.sound) keeps this idea 
                                               penalty acts on the shares of the paths
     q = prox(A - lr grad),  p = project(q),  A = project(q + min(cap, u) (q - p_before)):   HAPG with one step size for all
                                               entries and a capped extrapolation
-    the network weights are trained alone in the first epochs; both gradients come from one pass over each batch, which has not
-    been seen before (`levels=1`); every path ends in a batch norm; a weight that has become zero stays zero
+    the network weights are trained alone in the first epochs; both gradients come from one pass over each batch (`levels=1`),
+    which is new data in the first pass through the images; every path ends in a batch norm; a weight that has become zero stays
+    zero, and is removed from A without rescaling the others
 
 Not in the paper: the guard, which keeps every cell connected (see `Guard`). The columns guarded_... of the table count its
 interventions in each epoch; with `guard=False` a search ends with an error as soon as a cell has no path left.
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxopt import Groups, NonNegative, SparseGroupLasso
+from proxopt import Groups, NonNegative, SparseGroupLasso, Sphere
 from proxopt_torch import HAPG, AdamHAPG, ProximalOptimizer
 
 from ..bilevel.host_copy import HostCopy
@@ -65,7 +66,7 @@ class SparseSupernet:
         self.strength_of, self.strength = strengths(settings), 0.0
         self.penalties = {cell: self._penalty(cell) for cell in self.cells}
         self.optimizer = self._optimizer()
-        self.guards = {cell: Guard(space, cell, device) for cell in self.cells}
+        self.guards = {cell: Guard(space, cell, device, self.spheres.get(cell)) for cell in self.cells}
         self.is_final = self.waits = False
         self._lags = device.type != "cpu"
         self._masks: Masks | None = None  # on an accelerator: of the search point, as last read
@@ -244,13 +245,15 @@ class Guard:
     """Keeps a cell connected: if no path from an input is left after a prox step, its strongest route is restored.
 
     Batch norms make the loss independent of the common scale of all weights, so a growing strength can zero a whole cell.
-    Everything is computed on the device, without waiting for values on the host. count: the number of restorations.
+    Everything is computed on the device, without waiting for values on the host. sphere: where norms are held, the weights of the
+    restored route have them too. count: the number of restorations.
     """
 
-    def __init__(self, space: Space, cell: str, device: torch.device) -> None:
+    def __init__(self, space: Space, cell: str, device: torch.device, sphere: Sphere | None = None) -> None:
         paths = space.paths(cell)
         into = lambda values: torch.tensor(values, device=device)
         self.nodes, self.inputs, self.outputs = space.layout.nodes, space.layout.inputs, space.layout.outputs
+        self.sphere = sphere
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.node = {n: into([p.node == n and p.operation != "none" for p in paths]) for n in self.nodes}
         self.source = {n: into([p.source == n for p in paths]) for n in (*self.inputs, *self.nodes)}
@@ -288,6 +291,8 @@ class Guard:
         connected = self.connects(point)
         self.count += ~connected
         repaired = torch.where(self.backbone(before), before, 0)
+        if self.sphere is not None:
+            repaired = self.sphere.project(repaired)
         search.copy_(torch.where(connected, search, repaired))
         point.copy_(torch.where(connected, point, repaired))
 

@@ -79,6 +79,8 @@ class ImageTrainSettings(RunSettings):
             ),
             shares=("drop_path", "smoothing", "hold_out"),
         )
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"momentum must be > 0 with nesterov, got {self.momentum}")
 
     def schedules(self) -> list[str]:
         # the exponential schedule has no end that the epochs determine

@@ -179,12 +179,13 @@ class BilevelSteps:
         computed = is_active
         if probes and moves:
             computed = self.probed(is_active) or jax.tree.map(jnp.ones_like, is_active)
-        (grads, *of_variables), found = self._training_gradients(state, batch, computed, nodes, moves)
-        grads, _ = gradients.clipped(grads, self.settings.clip)
+        both, found = self._training_gradients(state, batch, computed, nodes, moves)
+        counted = both if getattr(self.method, "clips_together", False) else both[:1]
+        (grads, *_), _ = gradients.clipped(counted, self.settings.clip)
         state = self.after_weights(self._sgd_step(state, grads, batch, lr, computed), found)
         if not moves:
             return state
-        return state._replace(method=self.method.update(self.clipped(of_variables[0]), state.method))
+        return state._replace(method=self.method.update(self.clipped(both[1]), state.method))
 
     def _training_gradients(self, state: SearchState, batch: Any, flags: Weights, nodes: Nodes, both: bool) -> tuple[Any, Any]:
         """The gradients of the training loss in the network weights, and in the variables if `both`; and what the loss found."""

@@ -6,17 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from proxopt import Sphere
+
 from ...space.spaces import Space
 
 
 class Guard:
     """Keeps a cell connected: if no path from an input is left after a prox step, its strongest route is restored.
 
-    Batch norms make the loss independent of the common scale of all weights, so a growing strength can zero a whole cell.
+    Batch norms make the loss independent of the common scale of all weights, so a growing strength can zero a whole cell. sphere:
+    where norms are held, the weights of the restored route have them too.
     """
 
-    def __init__(self, space: Space, cell: str) -> None:
-        paths, layout = space.paths(cell), space.layout
+    def __init__(self, space: Space, cell: str, sphere: Sphere | None = None) -> None:
+        paths, layout, self.sphere = space.paths(cell), space.layout, sphere
         self.nodes = np.array(layout.nodes)
         self.source = np.array([p.source for p in paths])
         self.into = np.array([p.node for p in paths])[None] == self.nodes[:, None]  # (nodes, paths)
@@ -62,4 +65,6 @@ class Guard:
         """
         connected = self.connects(point)
         repaired = jnp.where(self.backbone(before), before, 0)
+        if self.sphere is not None:
+            repaired = self.sphere.project(repaired)
         return jnp.where(connected, search, repaired), jnp.where(connected, point, repaired), ~connected

@@ -59,7 +59,7 @@ class SparseSupernet:
             penalty = SparseGroupLasso(0.0, s.l1_ratio, Groups.labels(nodes), metric=metric)
             of_nodes.setdefault(nodes, NonNegative(penalty) if s.nonnegative else penalty)
         self.penalties = {cell: of_nodes[tuple(space.nodes(cell))] for cell in self.cells}
-        self.guards = {cell: Guard(space, cell) for cell in self.cells}
+        self.guards = {cell: Guard(space, cell, self.spheres.get(cell)) for cell in self.cells}
         self._kept = jax.jit(self._kept_of, static_argnums=0)  # loops outside of jit would be compiled in every call
 
     def _optimizer(self, lr: Any, strength: Any) -> Any:

@@ -47,6 +47,8 @@ class DartsSettings(LogitSettings, CifarSearchSettings):
         check(self, counts=("eigenvalue_every", "stop_window", "stop_delay", "stop_after"), amounts=("stop_factor",))
         if self.early_stop and self.pick_below:
             raise ValueError(f"pick_below must be 0 with early_stop, which chooses the epoch itself, got {self.pick_below}")
+        if self.early_stop and self.levels == 1:
+            raise ValueError("levels must be 2 with early_stop, which needs the loss on data that train no weights, got 1")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ...bilevel.settings import ImageProxySettings
 from ...engine.settings import check
 from ...train.settings import ImageTrainSettings
 
@@ -14,7 +15,7 @@ Weighting = Literal["inverse_sqrt_size", "none", "sqrt_size", "initial_norm"]
 
 
 @dataclass(frozen=True)
-class GSparsitySettings(ImageTrainSettings):
+class GSparsitySettings(ImageProxySettings, ImageTrainSettings):
     out: Path = Path("runs/nas_cifar10")
     channels: int = 16
     layers: int = 8
@@ -34,16 +35,6 @@ class GSparsitySettings(ImageTrainSettings):
     S1, S2, S3, S4 of Zela et al. (2020), nasbench201 (4 operations and the zero operation) or nasbench201_nonzero (without it).
     Cells of the last two have one operation on each edge: of several, a search writes the one whose norm has kept the largest
     share of its initial value."""
-    pixels: int = 0
-    """Side in pixels to which the images are reduced once, by averaging; 0: as they are. Random crops move in proportion."""
-    augment: bool = True
-    """Crop and flip the training images at random."""
-    transition: Literal["residual", "patch"] = "residual"
-    """Layers between the stages of nasbench201. residual: the published residual blocks. patch: one convolution of disjoint 2x2
-    patches, so that only the cells combine neighbouring pixels otherwise. Other spaces have reduction cells there."""
-    epoch_steps: int = 0
-    """Number of steps of an epoch; 0: one pass through the images. Otherwise epochs go through the shuffled images one after the
-    other, so that every image is seen once before any is seen again."""
     mu: float = 60.0
     """Strength of the penalty (mu)."""
     weighting: Weighting = "inverse_sqrt_size"
@@ -71,7 +62,9 @@ class GSparsitySettings(ImageTrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, amounts=("mu", "vanish", "cut", "pixels", "epoch_steps"), shares=("momentum",))
+        check(self, amounts=("mu", "vanish", "cut"), shares=("momentum",))
+        if self.nesterov:
+            raise ValueError("nesterov must be False for GSparsity, as ProxSGD has no such momentum, got True")
         for name, least in (("want_paths", 0), ("want_parameters", 0), ("bisect_runs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")

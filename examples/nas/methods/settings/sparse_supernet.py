@@ -79,8 +79,9 @@ class PenaltySettings(CheckedSettings):
 
     @property
     def frozen_epochs(self) -> int:
-        """Number of epochs of the warm-up."""
-        return round(self.warmup * self.epochs)  # type: ignore[attr-defined]
+        """Number of epochs of the warm-up, which leaves at least one epoch for the architecture."""
+        epochs: int = self.epochs  # type: ignore[attr-defined]
+        return min(round(self.warmup * epochs), epochs - 1)
 
     def final_strength(self, epoch: int) -> float:
         """The strength that grows to `strength` in the last epoch. epoch: counted from 0."""

@@ -16,7 +16,7 @@ Source: Dong, Yang, "NAS-Bench-201: Extending the scope of reproducible neural a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,10 @@ from torch.nn import functional as F
 
 from ...space.genotype import CellGenotype, Path
 from ...space.spaces import Masks, Space, Weights
-from ..convolutional import cell_kinds
+from ..nasbench201 import KERNELS, LAST, PUBLISHED, Transition, layer_kinds, read_paths
 from .cnn import conv3x3, drop, network_size, total
 from .convolution_kernels import mean_of_pixels
 from .operations import BatchNorm
-
-KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
-PUBLISHED = {"channels": 16, "layers": 17}  # the size of all networks of the benchmark
-
-Transition = Literal["residual", "patch"]
 
 
 class Supernet(nn.Module):
@@ -122,14 +117,6 @@ class Supernet(nn.Module):
         }
 
 
-def layer_kinds(layers: int) -> list[str]:
-    """The kind of each layer: a searched "cell", or "reduce", a transition to the next stage."""
-    kinds = ["cell" if kind == "normal" else kind for kind in cell_kinds(layers)]
-    if "cell" not in kinds:
-        raise ValueError(f"layers must be at least 3, two transitions and one cell, got {layers}")
-    return kinds
-
-
 class MixedCell(nn.Module):
     """A cell of the supernet: parameters path by path, computation by groups of paths with one source.
 
@@ -163,7 +150,7 @@ class MixedCell(nn.Module):
         self, x: Tensor, weights: Tensor | None, active: Sequence[bool] | None, drop_path: float | Tensor = 0.0
     ) -> Tensor:
         """Return node 3. weights: of the paths, (paths,)."""
-        computed = read_paths(self.paths, active)
+        computed = {i for i, read in enumerate(read_paths(self.paths, active)) if read}
         scales = None if weights is None else weights[:, None].expand(-1, self.channels)
         terms: dict[int, dict[int, list[Tensor]]] = {node: {} for node in CellGenotype.layout.nodes}  # by node and source
         for source in (0, *CellGenotype.layout.nodes[:-1]):
@@ -185,7 +172,7 @@ class MixedCell(nn.Module):
                     results.setdefault(self.paths[i].node, []).append(part)
             for node, parts in results.items():
                 terms[node][source] = self.edge(found, (node, source), parts, weights)
-        out = self._sum(terms[CellGenotype.layout.nodes[-1]], drop_path)
+        out = self._sum(terms[LAST], drop_path)
         return torch.zeros_like(x) if out is None else out
 
     def seen(self, x: Tensor) -> Tensor:
@@ -221,19 +208,6 @@ class MixedCell(nn.Module):
         else:
             parts = [drop(y, drop_path) if self.training else y for edge in edges.values() for y in edge]
         return total(parts) if parts else None
-
-
-def read_paths(paths: Sequence[Path], active: Sequence[bool] | None) -> set[int]:
-    """The indices of the active paths of a cell that lie on a way from its input to its output."""
-    used = {i for i, path in enumerate(paths) if path.operation != "none" and (active is None or active[i])}
-    reached, read = {0}, {CellGenotype.layout.nodes[-1]}
-    for i in sorted(used, key=lambda i: paths[i].node):
-        if paths[i].source in reached:
-            reached.add(paths[i].node)
-    for i in sorted(used, key=lambda i: -paths[i].node):
-        if paths[i].node in read:
-            read.add(paths[i].source)
-    return {i for i in used if paths[i].source in reached and paths[i].node in read}
 
 
 class PathNorm(BatchNorm):
@@ -310,7 +284,7 @@ class Cell(nn.Module):
             if self.training:
                 terms = [y if isinstance(op, nn.Identity) else drop(y, drop_path) for y, (_, op) in zip(terms, into)]
             nodes[node] = total(terms) if terms else torch.zeros_like(x)
-        return nodes[CellGenotype.layout.nodes[-1]]
+        return nodes[LAST]
 
 
 class Network(nn.Module):
