@@ -26,6 +26,7 @@ import argparse
 import csv
 import importlib
 import json
+import math
 import shlex
 import signal
 import statistics
@@ -61,7 +62,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
     "optimizer": ("optimizer", "arch_lr", "constant_arch_lr", "metric"),
 }
 SPARSE, RANDOM = "sparse_supernet", "random_search"
-SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "device")  # of random search, too
+SIZES = ("data", "data_dir", "images", "batch", "channels", "layers", "pixels", "transition", "device")  # of random search, too
 PRESET = "nasbench201_small"
 REGISTRIES = {"torch": "nas.methods.registry", "jax": "nas.methods.jax.registry"}
 
@@ -416,9 +417,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if min(args.seeds) < 0 or len({*args.seeds}) < len(args.seeds):
         raise SystemExit(f"error: --seeds must be different numbers >= 0, got {' '.join(map(str, args.seeds))}")
-    for name in ("cells", "jobs"):
+    for name in ("cells", "held_out", "jobs"):
         if getattr(args, name) < 1:
-            raise SystemExit(f"error: --{name} must be >= 1, got {getattr(args, name)}")
+            raise SystemExit(f"error: --{name.replace('_', '-')} must be >= 1, got {getattr(args, name)}")
+    if args.cost is not None and not 0 < args.cost < math.inf:
+        raise SystemExit(f"error: --cost must be finite and > 0, got {args.cost}")
     try:
         table = Table.read(args.table)
         if args.only_summary:
