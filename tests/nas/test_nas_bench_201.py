@@ -268,6 +268,23 @@ def by_size(table, sizes):
     return [[a for a in table.architectures if size(a) == wanted] for wanted in sizes]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("settings.json", b"{", "settings.json must be the settings of this benchmark, but Expecting"),
+        ("settings.json", b"[]", "settings.json must be the settings of this benchmark, but it is no object of objects"),
+        ("runs.csv", b"key,seed\n\xff,0\n", "runs.csv, line 2 is no row of this benchmark"),
+        ("ista/seed-0/found.json", b"{}", "has results of ista, but no settings of them: choose another --out"),
+    ],
+)
+def test_a_damaged_folder_is_named(bench, command, tmp_path, name, content, message):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(SystemExit, match=message):
+        bench.main([*command, "--methods", "ista", "--seeds", "0"])
+
+
 def test_random_search_needs_more_time_than_the_images_take(images, tmp_path):
     from nas_bench_201_random import RandomSearchSettings, search
 
