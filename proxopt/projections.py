@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from proxopt import _arrays, _checks
 from proxopt._arrays import ArrayOrList
 from proxopt.groups import Groups
@@ -46,7 +48,7 @@ class Sphere:
         if not isinstance(self.groups, (Groups, type(None))):
             raise TypeError(f"groups must be a Groups or None, got {self.groups!r}")
         _checks.in_range("radius", self.radius, open_low=True)
-        if isinstance(self.radius, (list, tuple)) or getattr(self.radius, "shape", ()):
+        if np.ndim(self.radius):
             raise TypeError(f"radius must be a number, got {self.radius!r}")
 
     def project(self, x: ArrayOrList) -> Any:

@@ -258,7 +258,7 @@ class ProximalOptimizer(Penalised, Optimizer):
           ValueError: a gradient that is not finite (see ``check_finite``), or a learning rate or strength that is negative.
           RuntimeError: the optimizer is in eval mode, or a gradient is sparse.
 
-        An error, one of a ``"projection"`` too, leaves all parameters and states as they were (not under ``torch.compile`` and
+        An error, one of a ``"projection"`` too, leaves all parameters and states as they were (not under ``torch.compile`` or
         with ``differentiable=True``). For a projection other than ``proxopt.Sphere`` this takes a copy of its group in memory.
         """
         loss = None

@@ -71,7 +71,9 @@ def may_raise(group: ParamGroup) -> bool:
 @contextmanager
 def restoring(states: MutableMapping[Any, State], params: Sequence[Tensor]) -> Iterator[None]:
     """Set these parameters and their states back to what they are now if an error occurs inside."""
-    saved = [] if torch.compiler.is_compiling() else [(p, p.clone(), _saved(states[p]) if p in states else None) for p in params]
+    capturing = any(p.is_cuda for p in params) and torch.cuda.is_current_stream_capturing()
+    recorded = torch.compiler.is_compiling() or capturing  # nothing is computed yet
+    saved = [] if recorded else [(p, p.clone(), _saved(states[p]) if p in states else None) for p in params]
     try:
         yield
     except BaseException:
