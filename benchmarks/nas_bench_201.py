@@ -26,6 +26,7 @@ import argparse
 import csv
 import importlib
 import json
+import math
 import shlex
 import signal
 import statistics
@@ -47,7 +48,7 @@ from nas.space import drawing
 from nas.space.amounts import duration
 from nas.space.files import write_text
 from nas_bench_201_summary import picture, summary, text_table
-from worker_processes import Job, run
+from worker_processes import RESULT, Job, run
 
 SWITCHES = {  # of the sound rule: by name the settings that are as in the published rule without it
     "path_norm": ("path_norm",),
@@ -61,7 +62,7 @@ SWITCHES = {  # of the sound rule: by name the settings that are as in the publi
     "optimizer": ("optimizer", "arch_lr", "constant_arch_lr", "metric"),
 }
 SPARSE, RANDOM = "sparse_supernet", "random_search"
-SIZES = ("data", "data_dir", "batch", "channels", "layers", "pixels", "transition", "device")  # of random search, too
+SIZES = ("data", "data_dir", "images", "batch", "channels", "layers", "pixels", "transition", "device")  # of random search, too
 PRESET = "nasbench201_small"
 REGISTRIES = {"torch": "nas.methods.registry", "jax": "nas.methods.jax.registry"}
 
@@ -220,13 +221,21 @@ class Results:
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         for row in self._read():
             self.rows[row["key"], row["seed"]] = row
-        found = self.settings_file.read_text(encoding="utf-8") if self.settings_file.exists() else "{}"
-        self.settings: dict[str, dict[str, Any]] = json.loads(found)
+        self.settings = self._read_settings()
+
+    def _read_settings(self) -> dict[str, dict[str, Any]]:
+        try:
+            found = json.loads(self.settings_file.read_text(encoding="utf-8")) if self.settings_file.exists() else {}
+            if not isinstance(found, dict) or not all(isinstance(settings, dict) for settings in found.values()):
+                raise ValueError("it is no object of objects")
+        except ValueError as error:
+            raise SystemExit(f"error: {self.settings_file} must be the settings of this benchmark, but {error}") from None
+        return found
 
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self.file.exists():
             return
-        with self.file.open(encoding="utf-8", newline="") as opened:
+        with self.file.open(encoding="utf-8", errors="replace", newline="") as opened:
             reader = csv.DictReader(opened)
             for row in reader:
                 try:
@@ -245,7 +254,8 @@ class Results:
         """Write down the settings of an entry. Ends the program if the folder has results of other settings under its key."""
         plain = json.loads(json.dumps(entry.plain()))
         there = self.settings.get(entry.key)
-        if there is None and any(key == entry.key for key, _ in self.rows):
+        finished = any(key == entry.key for key, _ in self.rows) or any((self.out / entry.key).glob(f"*/{RESULT}"))
+        if there is None and finished:
             raise SystemExit(f"error: {self.out} has results of {entry.key}, but no settings of them: choose another --out")
         if there is not None and there != plain:
             names = [name for name in {**there, **plain} if there.get(name) != plain.get(name)]
@@ -416,9 +426,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if min(args.seeds) < 0 or len({*args.seeds}) < len(args.seeds):
         raise SystemExit(f"error: --seeds must be different numbers >= 0, got {' '.join(map(str, args.seeds))}")
-    for name in ("cells", "jobs"):
+    for name in ("cells", "held_out", "jobs"):
         if getattr(args, name) < 1:
-            raise SystemExit(f"error: --{name} must be >= 1, got {getattr(args, name)}")
+            raise SystemExit(f"error: --{name.replace('_', '-')} must be >= 1, got {getattr(args, name)}")
+    if args.cost is not None and not 0 < args.cost < math.inf:
+        raise SystemExit(f"error: --cost must be finite and > 0, got {args.cost}")
     try:
         table = Table.read(args.table)
         if args.only_summary:

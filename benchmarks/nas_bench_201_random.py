@@ -85,7 +85,10 @@ def search(settings: RandomSearchSettings, seed: int, out: Path) -> dict[str, An
         cells = drawn(settings.cells, seed)
         if len(trials) < len(cells):
             train, held_out, normalise, augment, classes = images_of(settings)
-            seconds = (settings.cost - (time.process_time() - start)) / settings.cells
+            spent = time.process_time() - start
+            if settings.cost <= spent:
+                raise ValueError(f"cost must be more than the {spent:.1f} CPU seconds of reading the images, got {settings.cost}")
+            seconds = (settings.cost - spent) / settings.cells
             for number in range(len(trials), len(cells)):
                 torch.manual_seed(seed)  # all cells start with the same weights, as far as they share them
                 batches = cifar.Batches(train, settings.batch, seed, augment, STREAM)

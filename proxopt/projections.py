@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from proxopt import _arrays, _checks
 from proxopt._arrays import ArrayOrList
 from proxopt.groups import Groups
@@ -29,7 +31,7 @@ class Sphere:
       radius: r, a number > 0.
 
     Raises:
-      TypeError: groups is no ``Groups``.
+      TypeError: groups is no ``Groups``, or radius no number.
       ValueError: radius is not finite and > 0.
 
     >>> import numpy as np
@@ -46,6 +48,8 @@ class Sphere:
         if not isinstance(self.groups, (Groups, type(None))):
             raise TypeError(f"groups must be a Groups or None, got {self.groups!r}")
         _checks.in_range("radius", self.radius, open_low=True)
+        if np.ndim(self.radius):
+            raise TypeError(f"radius must be a number, got {self.radius!r}")
 
     def project(self, x: ArrayOrList) -> Any:
         """Rescale each group to the radius, without overflow or underflow for huge and tiny entries.

@@ -130,6 +130,8 @@ class Projection:
         for r, a in zip(results, xs):
             if jnp.shape(r) != jnp.shape(a):
                 raise ValueError(f"it must return an array of shape {jnp.shape(a)}, got {jnp.shape(r)}")
+            if jnp.iscomplexobj(r) and not jnp.iscomplexobj(a):
+                raise TypeError(f"it must return a real array for one of {a.dtype}, got {jnp.result_type(r)}")
         return list(results) if isinstance(x, list) else results[0]
 
     def _check(self, xs: list[Any]) -> None:

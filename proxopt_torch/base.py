@@ -26,6 +26,7 @@ class _Work(NamedTuple):
 
     group: ParamGroup
     penalty: ProxOperator | None
+    present: list[Entry]  # all of them
     triton: list[Entry]
     batches: list[compiled.Batch]
     stacks: list[tuple[stacks.Stack, Tensor]]
@@ -257,7 +258,8 @@ class ProximalOptimizer(Penalised, Optimizer):
           ValueError: a gradient that is not finite (see ``check_finite``), or a learning rate or strength that is negative.
           RuntimeError: the optimizer is in eval mode, or a gradient is sparse.
 
-        An error leaves all parameters and states as they were.
+        An error, one of a ``"projection"`` too, leaves all parameters and states as they were (not under ``torch.compile`` or
+        with ``differentiable=True``). For a projection other than ``proxopt.Sphere`` this takes a copy of its group in memory.
         """
         loss = None
         if closure is not None:
@@ -267,33 +269,44 @@ class ProximalOptimizer(Penalised, Optimizer):
         ready = [self._ready(group) for group in self.param_groups]
         work = [self._planned(group, penalty, present) for group, (penalty, present) in zip(self.param_groups, ready)]
         by_triton = [triton_steps.Part(part.group, part.penalty, part.triton) for part in work if part.triton]
-        if by_triton:
-            triton_steps.step(self, by_triton)
+        # but for projections of the user: their groups come first, so that no other has to be restored if one raises
+        uncertain = [part for part in work if projections.may_raise(part.group)]
+        changed = [entry for part in uncertain for entry in part.present]
+        changed += [entry for part in by_triton if uncertain for entry in part.entries]
+        with projections.restoring(self.state, [p for entry in changed for p in entry]):
+            if by_triton:
+                triton_steps.step(self, by_triton)
+            for part in uncertain:
+                self._update_group(part)
         for part in work:
-            for batch in part.batches:
-                assert self._method is not None
-                batch.step(self, part.group, self._method(part.group))
-            for stack, grad in part.stacks:
-                stacks.step(self, part.group, part.penalty, stack, grad)
-            for entry in part.alone:
-                self._step_entry(part.group, part.penalty, entry)
-        for group, (_, present) in zip(self.param_groups, ready):
-            if group.get("projection") is not None:
-                for entry in present:
-                    projections.apply(group, entry, [self.state[p] for p in entry])
+            if not projections.may_raise(part.group):
+                self._update_group(part)
         return loss
+
+    def _update_group(self, part: _Work) -> None:
+        """Update what Triton has not updated, and project all parameters."""
+        for batch in part.batches:
+            assert self._method is not None
+            batch.step(self, part.group, self._method(part.group))
+        for stack, grad in part.stacks:
+            stacks.step(self, part.group, part.penalty, stack, grad)
+        for entry in part.alone:
+            self._step_entry(part.group, part.penalty, entry)
+        if part.group.get("projection") is not None:
+            for entry in part.present:
+                projections.apply(part.group, entry, [self.state[p] for p in entry])
 
     def _planned(self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]) -> _Work:
         """Divide the entries with gradients among Triton, batches, stacks and single ones, and check the gradients."""
-        triton, present = triton_steps.split(self, group, penalty, present)
+        triton, rest = triton_steps.split(self, group, penalty, present)
         batches: list[compiled.Batch] = []
         if self._method is not None:
-            batches, present = self._batches(group, penalty, present)
-        stacked, alone = stacks.split(self, group, penalty, present)
+            batches, rest = self._batches(group, penalty, rest)
+        stacked, alone = stacks.split(self, group, penalty, rest)
         grads = [stacks.gather(stack) for stack in stacked]
         others = [p.grad for e in triton + alone for p in e if p.grad is not None]
         self._check_finite(group, grads + [g for batch in batches for g in batch.grads] + others)
-        return _Work(group, penalty, triton, batches, list(zip(stacked, grads)), alone)
+        return _Work(group, penalty, present, triton, batches, list(zip(stacked, grads)), alone)
 
     def _batches(
         self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]

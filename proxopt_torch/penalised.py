@@ -126,7 +126,7 @@ class Penalised:
         # lists in place of generators, which take three times as long for thousands of parameters
         if True in [p.grad.is_sparse for entry in with_gradient for p in entry if p.grad is not None]:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients: use a dense embedding (sparse=False)")
-        projections.check(group.get("projection"), [])  # it may have been assigned since
+        projections.check(group.get("projection"), with_gradient)  # it may have been assigned since
         penalty = self.penalty_of(group)
         sharding.check_step(self, group, penalty)
         return penalty, with_gradient

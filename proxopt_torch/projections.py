@@ -6,7 +6,9 @@ which is compared with that of the optimizer that loads the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -61,6 +63,39 @@ def apply(group: ParamGroup, entry: Entry, states: Sequence[State] = ()) -> None
             state["point"].copy_(value)
 
 
+def may_raise(group: ParamGroup) -> bool:
+    """Whether the projection of a group is a function or an object of the user; a ``Sphere`` is checked before the step."""
+    return not isinstance(group.get("projection"), (Sphere, type(None))) and not group.get("differentiable")
+
+
+@contextmanager
+def restoring(states: MutableMapping[Any, State], params: Sequence[Tensor]) -> Iterator[None]:
+    """Set these parameters and their states back to what they are now if an error occurs inside."""
+    capturing = any(p.is_cuda for p in params) and torch.cuda.is_current_stream_capturing()
+    recorded = torch.compiler.is_compiling() or capturing  # nothing is computed yet
+    saved = [] if recorded else [(p, p.clone(), _saved(states[p]) if p in states else None) for p in params]
+    try:
+        yield
+    except BaseException:
+        for p, value, state in saved:
+            p.copy_(value)
+            if state is None:
+                states.pop(p, None)
+            else:
+                states[p].clear()
+                states[p].update({k: _restored(*pair) for k, pair in state.items()})
+        raise
+
+
+def _saved(state: State) -> dict[str, tuple[Any, Any]]:
+    """Each value of a state, and a copy of it."""
+    return {k: (v, v.clone() if isinstance(v, Tensor) else copy.deepcopy(v)) for k, v in state.items()}
+
+
+def _restored(value: Any, copied: Any) -> Any:
+    return value.copy_(copied) if isinstance(value, Tensor) else copied  # the same tensor: other objects may refer to it
+
+
 def _projected(group: ParamGroup, tensors: list[Tensor]) -> list[Tensor]:
     """The projections of the tensors of an entry, which are one problem in a joint group."""
     project = _function(group["projection"])
@@ -101,5 +136,7 @@ def _check_result(found: Any, tensors: Sequence[Tensor]) -> None:
     for value, t in zip(found, tensors):
         if not isinstance(value, Tensor):
             raise TypeError(f"projection must return a tensor, got a {type(value).__name__}")
+        if value.is_complex() and not t.is_complex():
+            raise TypeError(f"projection must return a real tensor for one of {t.dtype}, got {value.dtype}")
         if value.shape != t.shape:
             raise ValueError(f"projection must return a tensor of shape {tuple(t.shape)}, got {tuple(value.shape)}")

@@ -184,6 +184,9 @@ class Proximal(Penalised, Optimizer):
           ValueError: a gradient that is not finite (see ``check_finite``), a learning rate or strength that is negative, SGD with
             a momentum of 1, or a fused base with parameters that do not fill one block of memory.
           RuntimeError: the optimizer is in eval mode, or a gradient is sparse.
+
+        An error of a ``"projection"`` leaves all parameters and states as they were, as in the other optimizers; for one that is
+        no ``proxopt.Sphere`` all parameters and states are copied before each step.
         """
         # Penalties and steps before the base moves: they belong to the learning rate of this step, and they may raise
         work = [(group, self.penalty_of(group), prox_step(self.base, group)) for group in self.param_groups]
@@ -197,17 +200,20 @@ class Proximal(Penalised, Optimizer):
         base_step: Callable[..., Any] = type(self.base).step
         # torch has wrapped the step so that hooks run around it; the bare one is called, because they run around ours
         base_step = getattr(base_step, "__wrapped__", base_step)
-        if closure is None:
-            self._check_gradients()
-            loss = base_step(self.base)
-        else:
-            loss = base_step(self.base, checked_closure)
-        for group, penalty, step in work:
-            if penalty is not None:
-                self._prox(group, penalty, step)
-            if group.get("projection") is not None:
-                for entry in param_groups.with_gradient(group):
-                    projections.apply(group, entry)
+        # a projection of the user may raise after the step of the base, which is one for all groups
+        uncertain = any(projections.may_raise(group) for group in self.param_groups)
+        with projections.restoring(self.base.state, [p for g in self.param_groups if uncertain for p in g["params"]]):
+            if closure is None:
+                self._check_gradients()
+                loss = base_step(self.base)
+            else:
+                loss = base_step(self.base, checked_closure)
+            for group, penalty, step in work:
+                if penalty is not None:
+                    self._prox(group, penalty, step)
+                if group.get("projection") is not None:
+                    for entry in param_groups.with_gradient(group):
+                        projections.apply(group, entry)
         return loss
 
     def _prox(self, group: ParamGroup, penalty: ProxOperator, step: Step) -> None:

@@ -60,6 +60,9 @@ def test_empty_arrays_and_wrong_arguments():
     assert Sphere().project(np.zeros((0, 3))).shape == (0, 3)
     with pytest.raises(ValueError, match="radius must be finite and > 0, got 0"):
         Sphere(radius=0)
+    for several in ([1.0, 2.0], np.array([1.0, 2.0])):
+        with pytest.raises(TypeError, match="radius must be a number, got"):
+            Sphere(radius=several)
     with pytest.raises(TypeError, match="groups must be a Groups or None, got 3"):
         Sphere(3)
     with pytest.raises(ValueError, match=r"axis of Groups\.along must exist in x with 1 axes, got 1"):

@@ -101,6 +101,7 @@ def test_leaves_may_be_one_problem_and_any_function_serves():
         ([("z", Sphere())], ValueError, "projection pattern must decide at least one leaf, got 'z'"),
         (Sphere(Groups.along(4)), ValueError, "projection must fit params leaf 'w': axis of Groups.along must exist"),
         (jnp.sum, ValueError, r"projection must fit params leaf 'w': it must return an array of shape \(3,\), got \(\)"),
+        (lambda x: x * 1j, TypeError, "projection must fit params leaf 'w': it must return a real array for one of float32"),
         ({"v": None}, ValueError, "projection must be a tree with the structure of params"),
     ],
 )

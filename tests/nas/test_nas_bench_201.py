@@ -229,6 +229,9 @@ def test_the_ablation_takes_back_one_switch_at_a_time(bench):
         ),
         (["--seeds", "1", "1"], "--seeds must be different numbers >= 0, got 1 1"),
         (["--jobs", "0"], "--jobs must be >= 1, got 0"),
+        (["--held-out", "0"], "--held-out must be >= 1, got 0"),
+        (["--cost", "0"], "--cost must be finite and > 0, got 0"),
+        (["--cost", "nan"], "--cost must be finite and > 0, got nan"),
         (["--only-summary"], "runs.csv has no runs to summarise"),
         (["--methods", "random_search"], "random_search needs --cost, as there are no searches"),
     ],
@@ -263,6 +266,31 @@ def test_a_summary_counts_cells_above_the_median_of_their_size(table):
 
 def by_size(table, sizes):
     return [[a for a in table.architectures if size(a) == wanted] for wanted in sizes]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("settings.json", b"{", "settings.json must be the settings of this benchmark, but Expecting"),
+        ("settings.json", b"[]", "settings.json must be the settings of this benchmark, but it is no object of objects"),
+        ("runs.csv", b"key,seed\n\xff,0\n", "runs.csv, line 2 is no row of this benchmark"),
+        ("ista/seed-0/found.json", b"{}", "has results of ista, but no settings of them: choose another --out"),
+    ],
+)
+def test_a_damaged_folder_is_named(bench, command, tmp_path, name, content, message):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(SystemExit, match=message):
+        bench.main([*command, "--methods", "ista", "--seeds", "0"])
+
+
+def test_random_search_needs_more_time_than_the_images_take(images, tmp_path):
+    from nas_bench_201_random import RandomSearchSettings, search
+
+    settings = RandomSearchSettings(cells=1, cost=1e-6, held_out=8, data_dir=images, images=64, batch=8, channels=2, layers=3)
+    with pytest.raises(ValueError, match=r"cost must be more than the \d+\.\d CPU seconds of reading the images, got 1e-06"):
+        search(settings, 0, tmp_path / "out")
 
 
 @pytest.mark.commands

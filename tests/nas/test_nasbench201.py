@@ -49,7 +49,7 @@ def test_a_string_comes_back_as_it_was(text, tmp_path):
     cell = CellGenotype.from_string(text)
     assert cell.to_string() == text
     cell.save(tmp_path / "cell.json")
-    (tmp_path / "cell.txt").write_text(f"{text}\n")
+    (tmp_path / "cell.txt").write_text(f"\ufeff{text}\n", encoding="utf-8")  # with a byte order mark, as editors of Windows write
     for source in (tmp_path / "cell.json", tmp_path / "cell.txt", text):
         assert load_genotype(source, CellGenotype) == load_image_genotype(source) == cell
     assert isinstance(load_image_genotype("DARTS_V2"), Genotype)
@@ -73,6 +73,7 @@ def test_the_paths_of_a_string_are_those_that_it_names():
     [
         ("|nor_conv_3x3~0|", "a cell must be 3 nodes separated by '\\+', got 1"),
         ("|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|", "node 1 must be .* with the sources 0 to 0, got '.nor_conv"),
+        ("|none~\u0660|+|none~0|none~1|+|none~0|none~1|none~2|", "node 1 must be .* with the sources 0 to 0"),
         ("|none~0|+|none~0|+|none~0|none~1|none~2|", "node 2 must be .* with the sources 0 to 1, got '.none~0.'"),
         ("|nor_conv3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", "node 1: unknown operation 'nor_conv3x3'; did you mean 'nor_"),
     ],

@@ -235,3 +235,32 @@ def test_nonnegative_penalties_train_a_model_to_nonnegative_sparse_weights(name)
         assert (w >= 0).all() and (w == 0).any() and (w > 0).any()
         assert (net[2].weight < 0).any()  # without penalty
     assert sparsity_report(optimizer).zeros > 0
+
+
+@every_optimizer
+@pytest.mark.parametrize("penalty", [PENALTY, None, SparseGroupLasso(0.3, groups=ROWS)], ids=["nonnegative", "none", "signed"])
+def test_a_projection_that_fails_leaves_everything_as_it_was(name, penalty):
+    """Parameters, states, and what the optimizer does next; in a group after another, from the first step on."""
+
+    def after(failing):
+        a, b, c = params = weights(3)
+        optimizer = ALL[name]([{"params": [a]}, {"params": [b, c], "projection": own}], penalty=penalty)
+        for _ in range(3):
+            optimizer.param_groups[1]["projection"] = Sphere(ROWS)
+            for wrong in failing:
+                for p in params:
+                    p.grad = torch.ones_like(p)
+                optimizer.param_groups[1]["projection"] = wrong
+                with pytest.raises((ZeroDivisionError, TypeError, ValueError)):
+                    optimizer.step()
+            optimizer.param_groups[1]["projection"] = own
+            run(optimizer, params, 1)
+        return [*params, *(v for state in optimizer.state.values() for v in state.values())]
+
+    own = Sphere(ROWS).project
+    calls = iter(range(10**6))
+    sometimes = lambda x: x / 2 if next(calls) % 2 == 0 else 1 / 0  # the second parameter
+    inplace = lambda x: x.mul_(0).tolist()
+    wrong = [sometimes, inplace, torch.Tensor.sum, lambda x: x.to(torch.complex64), Sphere(Groups.along(4))]
+    for found, expected in zip(after(wrong), after([]), strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))

@@ -223,7 +223,7 @@ class CellGenotype(AnyGenotype):
         known = ("none", *layout.operations)
         paths = []
         for node, part in zip(layout.nodes, nodes):
-            found = re.findall(r"\|(\w+)~(\d)(?=\|)", part)
+            found = re.findall(r"\|(\w+)~([0-9])(?=\|)", part)
             whole = "|" + "".join(f"{operation}~{source}|" for operation, source in found)
             if part != whole or [int(source) for _, source in found] != list(range(node)):
                 raise ValueError(f"node {node} must be |operation~source|...| with the sources 0 to {node - 1}, got {part!r}")
@@ -283,7 +283,7 @@ def load_image_genotype(name_or_path: str | os.PathLike) -> Genotype | CellGenot
     Such a cell is the published string or a file, with JSON or the string. Errors as those of `load_genotype`.
     """
     name = os.fspath(name_or_path)
-    is_cell = _CELL.match(name) or (_is_file(File(name)) and _CELL.match(File(name).read_text("utf-8", errors="replace")))
+    is_cell = _CELL.match(name) or (_is_file(File(name)) and _CELL.match(File(name).read_text("utf-8-sig", errors="replace")))
     return load_genotype(name, CellGenotype if is_cell else Genotype)
 
 
