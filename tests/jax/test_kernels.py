@@ -87,7 +87,7 @@ def test_steps_of_zero_leave_every_entry(metric):
     np.testing.assert_array_equal(jax.jit(kernels.fused(penalty).prox)(x, 0 * step), x)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [pytest.param(m, marks=pytest.mark.slow) if m == "exact" else m for m in METRICS])
 def test_derivatives_are_those_of_the_penalty(metric):
     penalty = SparseGroupLasso(1.5, groups=Groups.along(1), metric=metric)
     with jax_precision():

@@ -76,7 +76,7 @@ def stopped(monkeypatch, main, argv, saves):
         main(argv)
 
 
-@pytest.mark.parametrize("name", ["gsparsity", "text", pytest.param("sparse_supernet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["text", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gsparsity", "sparse_supernet"))])
 def test_what_is_stopped_goes_on_bit_for_bit(name, images, corpus, tmp_path, monkeypatch):
     main, argv, stops = command(name, images, corpus)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
