@@ -16,6 +16,7 @@ from nas.methods.settings.darts import DartsSettings
 from nas.methods.sparse_supernet import SparseSupernet
 from nas.nets.torch import nasbench201
 from nas.nets.torch.operations import frozen_statistics
+from nas.nets.torch.replicas import Replicas
 from nas.space import spaces
 from nas_cases import TINY, TINY_TEXT, same, stopped
 
@@ -186,3 +187,23 @@ def test_a_rule_is_not_mixed_with_the_settings_of_a_file(tmp_path):
 def test_other_methods_have_no_sound_rule(images):
     with pytest.raises(SystemExit, match="--rule sound belongs to --method sparse_supernet"):
         nas_cifar10.main(["--method", "darts", "--rule", "sound", *TINY, "--data-dir", str(images)])
+
+
+def test_replicas_are_trained_as_if_alone_and_the_architecture_by_their_mean():
+    torch.manual_seed(0)
+    nets = [nasbench201.Supernet(SPACE, 2, 3, 10, path_norm=True) for _ in range(2)]
+    both, weights = Replicas(nets), method().weights()["cell"].detach()
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
+
+    def gradients(net, images, labels):
+        a = weights.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(net(images, {"cell": a}), labels)
+        return torch.autograd.grad(loss, [a, *net.parameters()])
+
+    alone = [gradients(net, *part) for net, part in zip(nets, zip(images.split(4), labels.split(4)))]
+    arch, *rest = gradients(both, images, labels)
+    torch.testing.assert_close(arch, (alone[0][0] + alone[1][0]) / 2)
+    for found, wanted in zip(rest, [*alone[0][1:], *alone[1][1:]], strict=True):
+        torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match="batch must be a multiple of the 3 replicas, got 64"):
+        replace(SETTINGS, replicas=3)

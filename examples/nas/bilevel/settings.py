@@ -109,16 +109,23 @@ class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
     a tenth of the images, on which no step is taken."""
 
+    replicas: int = 1
+    """Number of supernets with weights of their own that share the architecture; each computes a part of every batch, whose size
+    must be a multiple. The architecture gradient is their mean, and so depends less on the weights of one supernet. In PyTorch
+    only."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
             self,
-            counts=("images", "channels", "layers"),
+            counts=("images", "channels", "layers", "replicas"),
             amounts=("lr_min", "momentum", "cutout", "valid_images"),
             shares=("drop_path",),
         )
         if self.images // 2 < self.batch:
             raise ValueError(f"images must be at least two batches of {self.batch}, got {self.images}")
+        if self.batch % self.replicas:
+            raise ValueError(f"batch must be a multiple of the {self.replicas} replicas, got {self.batch}")
         if self.levels == 2 and self.valid_images > self.images // 2:
             raise ValueError(f"valid_images must be at most half of the {self.images} images, got {self.valid_images}")
 

@@ -15,8 +15,10 @@ from . import cnn, nasbench201
 def supernet(space: Space, settings: Any, classes: int, image_channels: int, rngs: nnx.Rngs) -> Any:
     """The supernet of a search in this space.
 
-    Raises ValueError for settings that belong to NAS-Bench-201, with cells of another kind.
+    Raises ValueError for settings that belong to NAS-Bench-201, with cells of another kind, and for several replicas.
     """
+    if getattr(settings, "replicas", 1) > 1:
+        raise ValueError(f"replicas must be 1 with --framework jax, got {settings.replicas}")
     dtype = jnp.bfloat16 if settings.amp else jnp.float32
     sizes = (settings.channels, settings.layers, classes)
     norm = getattr(settings, "path_norm", False)

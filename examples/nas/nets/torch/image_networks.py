@@ -7,13 +7,20 @@ from typing import Any
 from ...space.genotype import AnyGenotype, CellGenotype, Genotype
 from ...space.spaces import Space
 from . import cnn, nasbench201
+from .replicas import Replicas
 
 
 def supernet(space: Space, settings: Any, classes: int, image_channels: int, own: Any = None) -> Any:
-    """The supernet of a search in this space.
+    """The supernet of a search in this space, or several (`replicas` of the settings) that share its architecture.
 
     own: the class of a method that has one of its own. ValueError for a setting of another space.
     """
+    made = [_supernet(space, settings, classes, image_channels, own) for _ in range(getattr(settings, "replicas", 1))]
+    return made[0] if len(made) == 1 else Replicas(made)
+
+
+def _supernet(space: Space, settings: Any, classes: int, image_channels: int, own: Any) -> Any:
+    """One supernet. Arguments as those of `supernet`."""
     sizes = (settings.channels, settings.layers, classes)
     norm = getattr(settings, "path_norm", False)
     if space.kind is CellGenotype:
