@@ -158,8 +158,7 @@ def test_every_step_is_a_program_for_tpus(images, corpus, tmp_path):
                 check_program(programs[step], args)
     search = group_search(images, tmp_path)
     search.begin_epoch()
-    place = search.epoch_order, np.int32(0), np.float32(0.1), search.epoch_key
-    check_program(partial(search.operations.batch_step, search.devices), (search.search, search.train, *place))
+    check_program(partial(search.operations.batch_step, search.devices), (search.search, search.train, *search.place(0)))
 
 
 def group_search(images, tmp_path):
@@ -184,7 +183,8 @@ def check_program(step, args):
 def test_every_batch_is_divided_over_the_devices(images, corpus, tmp_path):
     for name, search in searches(images, corpus, tmp_path):
         search.begin_epoch()
-        args = (search.search, search.data, search.place(next(iter(search.batches()))))
+        place = search.place(next(iter(search.batches())))
+        args = (search.search, search.data, place)
         for step in (search.steps._architecture, search.steps._weights):
             own = {"probes": True} if step == search.steps._architecture else {}
             assert "sharding_constraint" in str(jax.make_jaxpr(partial(step, **own))(*args)), name

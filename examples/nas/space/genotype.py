@@ -283,7 +283,9 @@ def load_image_genotype(name_or_path: str | os.PathLike) -> Genotype | CellGenot
     Such a cell is the published string or a file, with JSON or the string. Errors as those of `load_genotype`.
     """
     name = os.fspath(name_or_path)
-    is_cell = _CELL.match(name) or (_is_file(File(name)) and _CELL.match(File(name).read_text("utf-8-sig", errors="replace")))
+    is_cell = _CELL.match(name) or (
+        _is_file(File(name)) and _CELL.match(File(name).read_text(encoding="utf-8-sig", errors="replace"))
+    )
     return load_genotype(name, CellGenotype if is_cell else Genotype)
 
 

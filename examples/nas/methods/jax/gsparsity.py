@@ -226,13 +226,16 @@ class GSparsitySearch(Run):
     def batches(self) -> Iterator[int]:
         return iter(range(self.step, len(self)))
 
-    def train_step(self, batch: int) -> None:
+    def place(self, batch: int) -> tuple[Any, ...]:
+        """The order of the pass that has this batch, its number there, the learning rate, and the key of the pass."""
         through, number = self.passes.place(self.epoch, batch)
         if through != self.drawn:
             self.key, of_order = (jax.random.fold_in(self.keys[stream], through) for stream in (BATCH, ORDER))
             self.data_order, self.drawn = self.order(of_order, len(self.train.labels)), through
-        place = self.data_order, np.int32(number), np.float32(self.settings.rate(self.epoch)), self.key
-        self.search = self.weights(self.search, self.train, *place)
+        return self.data_order, np.int32(number), np.float32(self.settings.rate(self.epoch)), self.key
+
+    def train_step(self, batch: int) -> None:
+        self.search = self.weights(self.search, self.train, *self.place(batch))
 
     def end_epoch(self) -> dict[str, Any]:
         operations = self.operations
