@@ -19,8 +19,8 @@ from nas.space.amounts import grouped
 from nas.space.drawing import plt
 
 ALL_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-SOURCE = "Chen et al., DrNAS, ICLR 2021"  # whose table of results on NAS-Bench-201 lists those of others, too
-PUBLISHED = (  # accuracy on the test images of CIFAR-10 in percent, a mean over searches
+# accuracy on the test images of CIFAR-10 in percent, a mean over searches, as papers on this space cite it; not measured here
+PUBLISHED = (
     ("ENAS", 53.89),
     ("DARTS", 54.30),
     ("RSPS", 87.66),
@@ -49,8 +49,8 @@ LEGEND = f"""\
 Accuracies on test images in percent; they, rank and CPU s are medians over the runs. Ranks are among all {grouped(CELLS)} cells
 by accuracy on CIFAR-10; equal cells share the best rank. of all: rank in percent of the cells; worst: that of the worst run. of
 size: percentile among the cells with as many parameters, by midranks; 0 is best, 50 chance. above size median: runs whose cell
-is better than the median cell of its size, with the one-sided sign test against chance. Published figures are as listed by
-{SOURCE}, for other networks and budgets; their rank is that of a cell with this accuracy."""
+is better than the median cell of its size, with the one-sided sign test against chance. Published figures are as papers
+cite them, for other networks and budgets, not measured here; their rank is that of a cell with this accuracy."""
 
 
 def summary(rows: Sequence[Mapping[str, Any]], table: Table, cells: int = 0) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from proxopt import _arrays
 from proxopt.penalties import declared
+from proxopt.penalties.nonnegative import positive_part
 
 BLOCK = 1 << 17  # entries of each array that are in the cache at once
 SECANT_STEPS = 40  # 17 suffice for steps that spread over 20 decades; usually 3 to 6 are taken
@@ -62,7 +63,7 @@ class Fused:
         """The prox of the penalty. Steps for each entry must all be positive, or all 0, as those of Adam are."""
         inner = declared.on_positive_part(self.penalty)
         if inner is not None:
-            return Fused(inner).prox(jax.tree.map(lambda a: jnp.where(a <= 0, jnp.zeros_like(a), a), x), step)
+            return Fused(inner).prox(jax.tree.map(positive_part, x), step)
         form = _form(self.penalty, x)
         if form is None or jnp.ndim(step) not in (0, x.ndim):
             return self.penalty.prox(x, step)

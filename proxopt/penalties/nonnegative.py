@@ -76,7 +76,7 @@ class NonNegative(Penalty):
         return sum(outside, start=self.penalty._value(xs))
 
     def _prox(self, xs: list[Array], steps: list[Any]) -> list[Array]:
-        found: list[Array] = self.penalty.prox([_positive_part(x) for x in xs], steps)
+        found: list[Array] = self.penalty.prox([positive_part(x) for x in xs], steps)
         return found
 
     # -- declared properties: those of the inner penalty, unless signs matter -------------------
@@ -135,7 +135,7 @@ class NonNegative(Penalty):
 
     def dual(self, c: Array, problems: int = 0) -> tuple[Array, float | Array]:
         # the conjugate of f at c is that of g at max(c, 0): negative entries of c have their supremum at x_i = 0
-        return self.penalty.dual(_positive_part(c), problems)
+        return self.penalty.dual(positive_part(c), problems)
 
     def unpenalised(self, x: Array) -> Array | None:
         return self.penalty.unpenalised(x)
@@ -159,7 +159,7 @@ class NonNegative(Penalty):
         self.penalty._check(xs)
 
 
-def _positive_part(x: Array) -> Array:
+def positive_part(x: Array) -> Array:
     """max(x, 0): +0 where x is -0, and NaN where it is NaN."""
     xp = _arrays.namespace(x)
     return xp.where(x <= 0, xp.zeros_like(x), x)

@@ -108,7 +108,6 @@ class CifarSearchSettings(ImageProxySettings, BilevelSettings):
     valid_images: int = 0
     """Number of images on which the supernet is evaluated after each epoch; 0: the half for the architecture, or with --levels 1
     a tenth of the images, on which no step is taken."""
-
     replicas: int = 1
     """Number of supernets with weights of their own that share the architecture; each computes a part of every batch, whose size
     must be a multiple. The architecture gradient is their mean, and so depends less on the weights of one supernet. In PyTorch
@@ -140,13 +139,12 @@ def small_cifar(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchS
 
 
 def small_nasbench201(settings: type[CifarSearchSettings], **own: Any) -> CifarSearchSettings:
-    """Settings for NAS-Bench-201 in one to three minutes on one core: a cell a stage, reduced images, 1000 steps, first order.
+    """Settings for NAS-Bench-201 in a few minutes on one core: a cell a stage, reduced images, 1000 steps, first order.
 
-    No image is seen twice by the same step, so that random crops and flips would only add noise.
+    Without random crops and flips, as hardly an image is seen more than twice.
     """
     sizes = {"channels": 8, "layers": 5, "pixels": 16, "epochs": 20, "epoch_steps": 50, "valid_images": 1000, "batch": 64}
-    sizes["augment"] = False
-    usual = {"space": "nasbench201_nonzero", "transition": "patch", "order": "first", **sizes}
+    usual = {"space": "nasbench201_nonzero", "transition": "patch", "augment": False, "order": "first", **sizes}
     return settings(**{**usual, **own})
 
 
