@@ -1003,7 +1003,7 @@ def _einsum(flow: Flow, node: fx.Node) -> None:
         return flow.barrier(node, f"{where(node)} is written with '...' or without '->'")
     left, right = equation.split("->")
     terms = left.split(",")
-    letters = sorted(set(left) - {","})
+    letters = list(dict.fromkeys(right + left.replace(",", "")))
     if any(len(set(term)) < len(term) for term in terms):
         return flow.barrier(node, f"{where(node)} takes a diagonal")
     operands = [(x, tuple(letters.index(c) for c in term)) for x, term in zip(parts, terms)]
