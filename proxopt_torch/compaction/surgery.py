@@ -148,9 +148,10 @@ class _Surgery:
         rows = {b: (kept[f"{n}.weight"][0],) for n, b in zip(removal.shifts, shifts) if b not in kept and f"{n}.weight" in kept}
         slicing.cut(small, {**kept, **rows})
         small = layers.refresh(small)
+        norms = self._resize_norms(small, gone)
         choices = Choices(self._changed(small, gone))
         for _ in range(RUNS):
-            sizes = choices.apply()
+            sizes = {**norms, **choices.apply()}
             suspects, reason, number = self._try(small, features)
             if not reason:
                 shifts = {n: slicing.selected(s, {**kept, **rows}.get(n, (None,))) for n, s in shifts.items()}
@@ -198,6 +199,20 @@ class _Surgery:
         if not self.with_inputs:
             return None
         return torch.from_numpy(np.flatnonzero(~np.isin(self.dependencies.inputs, gone)))
+
+    def _resize_norms(self, small: nn.Module, gone: np.ndarray) -> dict[str, int]:
+        """Set the sizes of GroupNorms without weight, which no tensor determines."""
+        out: dict[str, int] = {}
+        modules = dict(small.named_modules(remove_duplicate=False))
+        for view in self.dependencies.views:
+            module = modules.get(view.module)
+            if isinstance(module, nn.GroupNorm) and module.weight is None:
+                new = view.resized(gone)[1]
+                if new != module.num_channels:
+                    module.num_groups = layers.groups_left(new, module.num_channels, module.num_groups)
+                    module.num_channels = new
+                    out |= {f"{view.module}.{key}".lstrip("."): getattr(module, key) for key in ("num_groups", "num_channels")}
+        return out
 
     def _changed(self, small: nn.Module, gone: np.ndarray) -> list[Changed]:
         """The modules of the smaller model in whose code sizes change."""
