@@ -18,7 +18,7 @@ from proxopt_torch.compaction.integers import Changed, Choices, Watch
 from proxopt_torch.compaction.result import Compacted
 from proxopt_torch.compaction.slicing import Kept
 from proxopt_torch.compaction.verification import Arguments
-from proxopt_torch.dependencies import Dependencies, NotTraceable, Removal, analyse, removable
+from proxopt_torch.dependencies import Dependencies, Family, NotTraceable, Removal, analyse, removable
 
 Selection: TypeAlias = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
@@ -407,7 +407,7 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
     stay = {**small.removal.kept, **surgery.given_back}
     for family in surgery.dependencies.families:
         units = np.unique(family.units)
-        count = int(np.isin(units, gone).sum())
+        count = _count(surgery.dependencies, family, gone)
         if count and family.kind != "input features":
             removed[family.name] = removed.get(family.name, 0) + count
             kinds[family.name] = family.kind
@@ -415,7 +415,8 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
             if unit in stay:
                 kept.setdefault(family.name, []).append(stay[unit])
                 kinds.setdefault(family.name, family.kind)
-    loading.remember_sizes(small.model, small.sizes)
+    sizes = {**loading.sizes_of(surgery.original.state_dict()), **small.sizes}  # with those of an earlier ``compact``
+    loading.remember_sizes(small.model, sizes)
     return Compacted(
         small.model,
         small.inputs,
@@ -423,12 +424,20 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
         {name: _reasons(reasons) for name, reasons in kept.items()},
         (counting.parameters(surgery.original), counting.parameters(small.model)),
         (before, small.multiply_adds) if before is not None and small.multiply_adds is not None else None,
-        small.sizes,
+        sizes,
         small.kept,
         small.shifts,
         kinds,
         result.reference(getattr(model, "_orig_mod", model)),
     )
+
+
+def _count(dependencies: Dependencies, family: Family, gone: np.ndarray) -> int:
+    """How many channels, heads or units were removed. The channels of one norm group, which go together, count each."""
+    units = family.units[np.isin(family.units, gone)]
+    if family.kind != "channels" or not len(units):
+        return len(units)
+    return min(int(np.isin(dependencies.places[name][dimension], units).sum()) for name, dimension in family.places)
 
 
 def _reasons(reasons: list[str]) -> str:
