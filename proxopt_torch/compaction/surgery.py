@@ -177,7 +177,7 @@ class _Surgery:
             except Exception as error:  # of the code of the model, which does not run with these sizes
                 return watch.suspects(), f"{type(error).__name__}: {_first_line(error)}", None
         if text:
-            return self._differing(small, failing, features), text, None
+            return self._differing(small, failing, features) or watch.suspects(), text, None
         return [], "", number
 
     def _fresh(self) -> list[tuple[Arguments, list[Tensor]]]:
