@@ -57,7 +57,8 @@ def run(model: nn.Module, given: Arguments) -> list[Tensor]:
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
     """Restore the attributes and buffers of all modules at the end."""
-    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]  # they have none
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     values = [(b, b.clone()) for _, _, buffers in attributes for b in buffers.values() if b is not None]
     try:
         yield
