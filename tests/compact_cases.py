@@ -126,7 +126,7 @@ KINDS = {
     ),
     "attention alone": lambda: (
         nn.MultiheadAttention(12, 3, batch_first=True),
-        tuple(torch.randn(TOKENS) for _ in range(3)),
+        {**{name: torch.randn(TOKENS) for name in ("query", "key", "value")}, "need_weights": False},
         lambda m: [(m.out_proj.weight, (ALL, slice(0, 4)))],
     ),
     "tied": lambda: (
