@@ -1,0 +1,217 @@
+"""``compact``: the loop of analysis, surgery and verification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxopt_torch.compaction import counting, loading, result, verification
+from proxopt_torch.compaction.attempts import Attempts, Smaller, copied, first_line
+from proxopt_torch.compaction.result import Compacted
+from proxopt_torch.compaction.verification import Arguments
+from proxopt_torch.dependencies import Dependencies, Family, NotTraceable, analyse
+
+Selection: TypeAlias = str | type[nn.Module] | Iterable[str | type[nn.Module]]
+
+ATTEMPTS = 12
+"""Sets of units that are tried before the model is returned unchanged."""
+
+
+def compact(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    inputs: bool = False,
+    tolerance: float = 1e-4,
+    exclude: Selection = (),
+) -> Compacted:
+    r"""Remove zeroed channels, attention heads and hidden units from a copy of ``model``, which computes the same in eval mode.
+
+    A *unit* is everything that can only be removed together: the rows and columns of all layers that share a channel (residual
+    connections, depthwise convolutions, flattened feature maps), with norms and biases; the query, key, value and output
+    projections of an attention head, with all queries of its group where these share keys; both sides of a hidden unit. It is
+    removed if
+
+    - nothing reads it: all weights that have it as input are exactly zero; or
+    - nothing computes it: all weights that have it as output are exactly zero, so that it is a constant :math:`c`. The layers
+      that read it get the constant as bias, :math:`b \leftarrow b + c\, w` for its column w. Where this is impossible (a
+      convolution with zero padding that reads a nonzero constant) the unit stays.
+
+    This is repeated until nothing changes. Each layer keeps at least one channel, head or unit. What a unit is follows from the
+    graph of operators of ``torch.export``; operators without a rule keep what they read. The result consists of the classes of
+    ``model`` with smaller tensors, but for ``nn.MultiheadAttention``, which becomes a ``torch.fx.GraphModule`` with the same
+    parameters. It loads without this package, by pickle or by ``load_compact``.
+
+    The outputs of the two models are compared on the example and on random inputs of the same ranges with other batch sizes.
+    Units whose removal would change them, or let the model fail, stay: ``Compacted.kept`` has the reasons. A model that
+    ``torch.export`` cannot trace is returned unchanged. An ``nn.TransformerEncoder`` that lost heads uses no nested tensors for
+    masks of padding, which only changes the outputs of padded positions; with such a mask in the example it loses no heads.
+
+    Args:
+      model: a network with sparse weights (after ``optimizer.eval()``); it is not changed.
+      example_inputs: the arguments of ``model(...)``: a tensor, a tuple of arguments, or a dict of keyword arguments.
+      inputs: also remove input features that no first Linear layer reads. ``Compacted.inputs`` holds the indices of the others;
+        the result takes ``x.flatten(1)[:, inputs]``.
+      tolerance: largest difference of the outputs that counts as rounding, relative to the largest output.
+      exclude: layers that are not cut, by name (patterns such as ``"encoder.*"``) or type.
+
+    Raises:
+      ValueError: ``inputs=True`` and something other than a Linear layer reads the input; a part of ``exclude`` that matches no
+        module; ``tolerance`` is no number >= 0.
+
+    >>> import torch
+    >>> from proxopt_torch import compact
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight[2:].zero_(), net[0].weight[:, 1].zero_()
+    >>> small = compact(net, torch.randn(3, 4), inputs=True)
+    >>> small.model[0], small.inputs.tolist()
+    (Linear(in_features=3, out_features=2, bias=True), [0, 2, 3])
+    >>> print(small)
+    name  kind          removed  kept because
+    0     hidden units  6
+    parameters: 58 -> 14 (75.9 % fewer)
+    multiply-adds: 144 -> 30 (79.2 % fewer)
+    inputs: 3 features are read
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number >= 0, got {tolerance!r}")
+    excluded = _excluded(model, exclude)
+    given = verification.arguments(example_inputs)
+    original = copied(model)
+    expected, before = counting.counted(original, given)
+    try:
+        dependencies = analyse(original, *given, inputs=inputs)
+    except Exception as error:  # also one that the analysis does not foresee: the model runs, so that there is a result
+        reason = str(error) if isinstance(error, NotTraceable) else f"{type(error).__name__}: {first_line(error)}"
+        return _unchanged(model, original, given, before, inputs, {"": reason})
+    if inputs:
+        _check_inputs(dependencies, original, given)
+    for unit, reason in _pinned(dependencies, excluded).items():
+        dependencies.kept.setdefault(unit, reason)
+    attempts = Attempts(original, given, dependencies, expected, tolerance, inputs)
+    for _ in range(ATTEMPTS):
+        small = attempts.next()
+        if small is not None:
+            return _result(model, attempts, small, before)
+    return _unchanged(model, original, given, before, inputs, {"": "no smaller model was found that computes the same"})
+
+
+def _excluded(model: nn.Module, exclude: Selection) -> dict[str, str]:
+    """The names of the modules that are not cut, with everything inside them."""
+    items = [exclude] if isinstance(exclude, (str, type)) else list(exclude)
+    modules = dict(model.named_modules())
+    out: dict[str, str] = {}
+    for item in items:
+        if not isinstance(item, (str, type)):
+            raise ValueError(f"exclude must hold names and types of modules, got {item!r}")
+        found = [n for n, m in modules.items() if (fnmatch(n, item) if isinstance(item, str) else isinstance(m, item))]
+        if not found:
+            close = get_close_matches(item, modules, n=3, cutoff=0.4) if isinstance(item, str) else []
+            hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+            raise ValueError(f"exclude must name modules of the model, got {item!r}{hint}")
+        out |= {name: f"{name or 'the model'} is excluded" for name in found}
+    return out
+
+
+def _pinned(dependencies: Dependencies, excluded: dict[str, str]) -> dict[int, str]:
+    """The units that have a part in an excluded module."""
+    out: dict[int, str] = {}
+    for name, places in dependencies.places.items():
+        reason = next((r for module, r in excluded.items() if not module or name.startswith(f"{module}.")), None)
+        for units in places if reason is not None else ():
+            if units is not None:
+                out |= dict.fromkeys(np.unique(units).tolist(), reason or "")
+    return out
+
+
+def _check_inputs(dependencies: Dependencies, model: nn.Module, given: Arguments) -> None:
+    """Raise where single features of the flattened input cannot be left out."""
+    args, kwargs = given
+    example, units = args[0] if args else next(iter(kwargs.values()), None), dependencies.inputs
+    if not isinstance(example, Tensor) or example.ndim < 2 or units is None:
+        raise ValueError(f"inputs=True needs a model whose first input is a batch of features, got {_described(example)}")
+    ids = np.unique(units)
+    if example.ndim == 2 or (len(ids) == len(units) and not any(int(u) in dependencies.kept for u in ids)):
+        return
+    readers = {
+        type(model.get_submodule(name.rpartition(".")[0])).__name__: None
+        for name, places in dependencies.places.items()
+        for place in places
+        if place is not None and np.isin(place, ids).any()
+    }
+    reasons = {dependencies.kept[int(u)]: None for u in ids if int(u) in dependencies.kept}
+    raise ValueError(f"inputs=True needs a model whose input goes to Linear layers only, got {list(readers or reasons)}")
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _result(model: nn.Module, attempts: Attempts, small: Smaller, before: int | None) -> Compacted:
+    removed: dict[str, int] = {}
+    kept: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
+    gone = np.asarray(sorted(small.removal.units), dtype=np.int64)
+    stay = {**small.removal.kept, **attempts.given_back}
+    for family in attempts.dependencies.families:
+        units = np.unique(family.units)
+        count = _count(attempts.dependencies, family, gone)
+        if count and family.kind != "input features":
+            removed[family.name] = removed.get(family.name, 0) + count
+            kinds[family.name] = family.kind
+        for unit in units.tolist():
+            if unit in stay:
+                kept.setdefault(family.name, []).append(stay[unit])
+                kinds.setdefault(family.name, family.kind)
+    sizes = {**loading.sizes_of(attempts.original.state_dict()), **small.sizes}  # with those of an earlier ``compact``
+    loading.remember_sizes(small.model, sizes)
+    return Compacted(
+        small.model,
+        small.inputs,
+        removed,
+        {name: _reasons(reasons) for name, reasons in kept.items()},
+        (counting.parameters(attempts.original), counting.parameters(small.model)),
+        (before, small.multiply_adds) if before is not None and small.multiply_adds is not None else None,
+        sizes,
+        small.kept,
+        small.shifts,
+        kinds,
+        result.reference(getattr(model, "_orig_mod", model)),
+    )
+
+
+def _count(dependencies: Dependencies, family: Family, gone: np.ndarray) -> int:
+    """How many channels, heads or units were removed. The channels of one norm group, which go together, count each."""
+    units = family.units[np.isin(family.units, gone)]
+    if family.kind != "channels" or not len(units):
+        return len(units)
+    places = [dependencies.places[name][dimension] for name, dimension in family.places]
+    return min(int(np.isin(place, units).sum()) for place in places if place is not None)
+
+
+def _reasons(reasons: list[str]) -> str:
+    """Each reason once, with the number of units where there are several."""
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    return "; ".join(f"{reason} ({count} of them)" if count > 1 else reason for reason, count in counts.items())
+
+
+def _unchanged(
+    model: nn.Module, copied: nn.Module, given: Arguments, number: int | None, inputs: bool, kept: dict[str, str]
+) -> Compacted:
+    """The result where nothing could be removed."""
+    count = counting.parameters(copied)
+    features = None
+    if inputs:
+        first = given[0][0] if given[0] else next(iter(given[1].values()))
+        features = torch.arange(first[0].numel())
+    same = (number, number) if number is not None else None
+    return Compacted(
+        copied, features, {}, kept, (count, count), same, _original=result.reference(getattr(model, "_orig_mod", model))
+    )
