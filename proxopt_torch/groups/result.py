@@ -90,7 +90,8 @@ def tensor(member: Member) -> Tensor:
 
 
 def _sum(a: list[ParamGroup], b: list[ParamGroup]) -> ParamGroups:
-    penalised = [group for group in (*a, *b) if group.get("penalty") is not None]
+    # copies, because an optimizer adds keys to the groups that it gets
+    penalised = [_options(group) | {"params": members(group)} for group in (*a, *b) if group.get("penalty") is not None]
     taken: set[int] = set()
     for group in penalised:
         for member in members(group):
@@ -117,9 +118,12 @@ def _add_rest(rest: list[ParamGroup], group: ParamGroup, taken: set[int]) -> Non
     taken |= {id(tensor(member)) for member in found}
     if not found:
         return
-    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    same = next((g for g in rest if {k: v for k, v in g.items() if k != "params"} == options), None)
+    same = next((other for other in rest if _options(other) == _options(group)), None)
     if same is None:
-        rest.append({**options, "params": found})
+        rest.append(_options(group) | {"params": found})
     else:
         same["params"] += found
+
+
+def _options(group: ParamGroup) -> ParamGroup:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
