@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from proxopt import Groups, ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse
+from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse, removable
 from proxopt_torch.groups import assignment
 from proxopt_torch.groups.assignment import Problem
 from proxopt_torch.groups.claims import Claim, collect, with_groups
@@ -74,7 +76,9 @@ def coupled(
             f"model must be one that torch.export can trace with example_inputs: {error}; groups.output_channels, input_features "
             "and attention_heads work without a trace"
         ) from error
-    return from_dependencies(model, found, penalty, include, exclude)
+    reasons = assignment.refused(found, model)
+    reasons |= not_removed(model, found, assignment.axes(found, model, reasons), reasons)
+    return from_dependencies(model, found, penalty, include, exclude, reasons)
 
 
 def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -85,10 +89,15 @@ def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def from_dependencies(
-    model: nn.Module, found: Dependencies, penalty: ProxOperator, include: Selection = None, exclude: Selection = None
+    model: nn.Module,
+    found: Dependencies,
+    penalty: ProxOperator,
+    include: Selection = None,
+    exclude: Selection = None,
+    reasons: Mapping[int, str] | None = None,
 ) -> ParamGroups:
-    """``coupled``, from the result of the analysis."""
-    reasons = assignment.refused(found, model)
+    """``coupled``, from the result of the analysis. ``reasons``: why units cannot be removed by training."""
+    reasons = dict(assignment.refused(found, model) if reasons is None else reasons)
     axes = assignment.axes(found, model, reasons)
     excluded = _select(model, found, reasons, include, exclude)
     axes = {name: axis for name, axis in axes.items() if not excluded & set(_ancestors(name))}
@@ -99,10 +108,47 @@ def from_dependencies(
     penalised = {u for part in parts for units in part.units.values() for u in units.tolist()}
     left_out = _left_out(found, penalised, reasons)
     if not parts:
-        shown = "; ".join(f"{u.count} {u.kind} of {u.layer}: {reason}" for u, reason in list(left_out.items())[:5])
+        shown = "; ".join(f"{u}: {reason}" for u, reason in list(left_out.items())[:5])
         raise ValueError(f"model must have units that can be removed, got none to penalise in {type(model).__name__} ({shown})")
     claimed = [_claim(model, found, part, penalty) for part in parts]
     return collect(model, claimed, left_out)
+
+
+def not_removed(model: nn.Module, found: Dependencies, axes: Mapping[str, int], reasons: Mapping[int, str]) -> dict[int, str]:
+    """The units that could not be removed if their parameters were zero, e.g. because something else adds to their output.
+
+    The parameters of every second unit are set to zero for the time of this check, then those of the others.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return {}
+    units = [int(u) for family in found.families for u in family.units if int(u) not in reasons]
+    out: dict[int, str] = {}
+    for part in (units[::2], units[1::2]):
+        with zeroed(model, found, axes, part):
+            removal = removable(found, model)
+        gone = {int(u) for u in removal.units} | set(removal.kept)
+        out |= {u: "their output is not constant where their parameters are zero" for u in part if u not in gone}
+    return out
+
+
+@contextmanager
+def zeroed(model: nn.Module, found: Dependencies, axes: Mapping[str, int], units: Collection[int]) -> Iterator[None]:
+    """Set the slices of parameters that belong to these units to zero for the time of a ``with`` block."""
+    params = dict(model.named_parameters(remove_duplicate=False))
+    saved: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        try:
+            for name, axis in axes.items():
+                along = found.places[name][axis]
+                assert along is not None
+                (rows,) = np.nonzero(np.isin(along, list(units)))
+                if len(rows):
+                    saved.append((params[name], params[name].detach().clone()))
+                    params[name].index_fill_(axis, torch.as_tensor(rows, device=params[name].device), 0.0)
+            yield
+        finally:
+            for p, values in saved:
+                p.copy_(values)
 
 
 def _check_penalty(penalty: Any) -> None:
@@ -145,7 +191,10 @@ def _claim(model: nn.Module, found: Dependencies, part: Problem, penalty: Any) -
 def _left_out(found: Dependencies, penalised: set[int], reasons: Mapping[int, str]) -> dict[Units, str]:
     """The units that are not penalised, counted by family and reason."""
     out: dict[Units, str] = {}
+    computed = {u for _, _, role, units in assignment.places(found) if role != "reads" for u in units.tolist()}
     for family in found.families:
+        if not computed & set(map(int, family.units)):
+            continue  # an input of the model, which nothing computes
         rest = [int(u) for u in family.units if int(u) not in penalised]
         for reason, count in Counter(reasons.get(u, "no parameter computes them") for u in rest).items():
             out[Units(family.kind, family.name, count)] = reason

@@ -18,7 +18,7 @@ from proxopt_torch.param_groups import ParamGroup
 if TYPE_CHECKING:
     from proxopt_torch.groups.result import ParamGroups
 
-HEAD = ("kind", "parameters", "groups", "entries", "weight", "strength", "share")
+HEAD = ("kind", "layer", "tensors", "groups", "entries", "weight", "strength", "share")
 NAMES = 4  # so many names of parameters, or of layers, are shown of a longer list
 
 
@@ -27,7 +27,8 @@ class _Row:
     """One penalised problem. ``value``: its penalty at the present weights; None where they hold no numbers (meta device)."""
 
     kind: str
-    names: list[str]
+    layer: str
+    tensors: str
     groups: str
     entries: str
     weight: str
@@ -41,7 +42,18 @@ def table(found: ParamGroups) -> str:
     known = all(row.value is not None for row in rows)
     total = sum(row.value or 0.0 for row in rows)
     lines = [(*_cells(row), _share(row.value, total, known)) for row in rows]
-    lines.append(("total", "", str(sum(int(row.groups or 0) for row in rows)), "", "", "", _share(total, total, known)))
+    lines.append(
+        (
+            "total",
+            "",
+            str(sum(int(row.tensors) for row in rows)),
+            str(sum(int(row.groups or 0) for row in rows)),
+            "",
+            "",
+            "",
+            _share(total, total, known),
+        )
+    )
     widths = [max(len(line[i]) for line in [HEAD, *lines]) for i in range(len(HEAD))]
     form = "  ".join([f"{{:<{w}}}" for w in widths[:2]] + [f"{{:>{w}}}" for w in widths[2:]])
     text = [form.format(*line).rstrip() for line in [HEAD, *lines]] if rows else []
@@ -54,10 +66,18 @@ def _rows(found: ParamGroups, group: ParamGroup) -> Iterator[_Row]:
         return
     named = _named(group)
     for problem in [named] if group.get("joint") else [[pair] for pair in named]:
-        names, tensors = [name for name, _ in problem], [t.detach() for _, t in problem]
-        units = found.units.get(names[0], ())
+        tensors = [t.detach() for _, t in problem]
+        units = found.units.get(problem[0][0], ())
         kind = " and ".join(dict.fromkeys(u.kind for u in units)) or type(penalty).__name__
-        yield _Row(kind, names, *_counts(penalty, tensors), _number(getattr(penalty, "strength", None)), _value(penalty, tensors))
+        layers = list(dict.fromkeys(u.layer for u in units)) or [problem[0][0]]
+        yield _Row(
+            kind,
+            _listed(layers, 2),
+            str(len(tensors)),
+            *_counts(penalty, tensors),
+            _number(getattr(penalty, "strength", None)),
+            _value(penalty, tensors),
+        )
 
 
 def penalty_of(group: ParamGroup) -> ProxOperator | None:
@@ -107,8 +127,7 @@ def _named(group: ParamGroup) -> list[tuple[str, Tensor]]:
 
 
 def _cells(row: _Row) -> tuple[str, ...]:
-    shown = row.names[0] + (f" + {len(row.names) - 1} more" if len(row.names) > 1 else "")
-    return row.kind, shown, row.groups, row.entries, row.weight, row.strength
+    return row.kind, row.layer, row.tensors, row.groups, row.entries, row.weight, row.strength
 
 
 def _share(value: float | None, total: float, known: bool) -> str:
@@ -140,10 +159,10 @@ def _left_out(found: ParamGroups) -> list[str]:
     """One line for each reason, with the layers to whose units it applies."""
     by_reason: dict[str, list[str]] = {}
     for units, reason in found.left_out.items():
-        by_reason.setdefault(reason, []).append(f"{units.count} {units.kind} of {units.layer}")
+        by_reason.setdefault(reason, []).append(str(units))
     return [f"left out: {_listed(items)}: {reason}" for reason, items in by_reason.items()]
 
 
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - NAMES
-    return ", ".join(items[:NAMES]) + (f" and {more} more" if more > 0 else "")
+def _listed(items: Sequence[str], shown: int = NAMES) -> str:
+    more = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -22,14 +22,17 @@ class Units:
     layer: str
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.count} {self.kind if self.count != 1 else self.kind.removesuffix('s')} of {self.layer or 'the model'}"
+
 
 class ParamGroups(list[ParamGroup]):
     """A list of param groups for an optimizer, in which every parameter occurs once.
 
     ``a + b`` holds the penalised groups of both, and all parameters that neither of them penalises in groups without a penalty.
     One of the two may be a plain list of param groups. ``print(a)`` shows a table with one row for each penalised problem: the
-    kind and number of its groups, the entries and the weight of a group, the strength, and the share of the penalty at the
-    present weights; then what is not penalised, and why.
+    kind of its groups and the first layer that computes them, the number of its tensors and groups, the entries and the weight of
+    a group, the strength, and the share of the penalty at the present weights; then what is not penalised, and why.
 
     Args:
       groups: the param groups.
@@ -45,10 +48,10 @@ class ParamGroups(list[ParamGroup]):
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> _ = [torch.nn.init.ones_(p) for p in net.parameters()]
     >>> print(groups.output_channels(net, GroupL2(1e-3), "0") + groups.output_channels(net, GroupL2(1e-2), "2"))
-    kind             parameters  groups  entries  weight  strength   share
-    output channels  0.weight         4        8    2.83     0.001   28.6%
-    output channels  2.weight         2        4       2      0.01   71.4%
-    total                             6                             100.0%
+    kind             layer  tensors  groups  entries  weight  strength   share
+    output channels  0            1       4        8    2.83     0.001   28.6%
+    output channels  2            1       2        4       2      0.01   71.4%
+    total                         2       6                             100.0%
     without penalty: 6 entries in 0.bias, 2.bias
     """
 

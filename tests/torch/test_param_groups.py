@@ -94,18 +94,18 @@ def test_the_table_shows_kind_counts_sizes_weights_and_shares():
         groups.output_channels(model, GroupL2(1e-3), "0") + groups.input_features(model, GroupL2(1e-2, weights="none"), "2")
     )
     head, first, second, total, rest = (line.split("  ") for line in text.splitlines())
-    assert [c.strip() for c in head if c] == ["kind", "parameters", "groups", "entries", "weight", "strength", "share"]
+    assert [c.strip() for c in head if c] == ["kind", "layer", "tensors", "groups", "entries", "weight", "strength", "share"]
     a, b = 1e-3 * 4 * 6, 1e-2 * 4 * 2
     shares = [f"{100 * v / (a + b):.1f}%" for v in (a, b)]
-    assert [c.strip() for c in first if c] == ["output channels", "0.weight", "4", "6", "2.45", "0.001", shares[0]]
-    assert [c.strip() for c in second if c] == ["input features", "2.weight", "4", "4", "1", "0.01", shares[1]]
-    assert [c.strip() for c in total if c] == ["total", "8", "100.0%"]
+    assert [c.strip() for c in first if c] == ["output channels", "0", "1", "4", "6", "2.45", "0.001", shares[0]]
+    assert [c.strip() for c in second if c] == ["input features", "2", "1", "4", "4", "1", "0.01", shares[1]]
+    assert [c.strip() for c in total if c] == ["total", "2", "8", "100.0%"]
     assert rest == ["without penalty: 18 entries in 0.bias, 2.bias, 4.weight, 4.bias"]
 
 
 def test_a_table_of_a_model_without_numbers_or_groups():
     text = str(groups.output_channels(net().to("meta"), GroupL2(1e-3)))
-    assert "%" not in text and "0.weight" in text
+    assert "%" not in text and "0.bias" in text
     text = str(groups.output_channels(net(), L1(1e-3), "0"))
     assert text.splitlines()[1].split()[-2:] == ["0.001", "100.0%"]
     plain = groups.ParamGroups([{"params": list(net().parameters()), "penalty": GroupL2(1.0, Groups.whole())}])
