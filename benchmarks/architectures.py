@@ -317,9 +317,9 @@ def import_timm() -> Any:
     torchvision registers the gradients of two of them when it is imported, so that these must be declared. No model uses them.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401, only to see whether it works
     except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # noqa: TOR901
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         DECLARED.append(library)  # its destructor would undo the declarations
