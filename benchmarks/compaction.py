@@ -6,7 +6,7 @@
 In each of twenty architectures a listed half of the coupled units is set to zero: rows, biases, scales and shifts of channels and
 hidden units, columns that read attention heads. `share` is what `compact` removes over the number of parameters that belong to
 these units. This number is counted from the list; where the same architecture can be built narrower (`reference`), the narrower
-model must have exactly as many parameters less. `gap` is the largest difference of the outputs, over the largest output, on random
+model must have exactly as many parameters less. `gap` is the largest difference of outputs, over the largest output, on random
 inputs of batch sizes (and lengths of texts) that `compact` has not seen. `seconds` is CPU time, `passes` the number of calls of
 the model's forward method, those of tracing among them. A row is written to --out as soon as it is known. Needs the extra `zoo`.
 """
