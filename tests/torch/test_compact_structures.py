@@ -103,7 +103,8 @@ def check(
     assert net.training == training and not small.model.training
     for name, t in net.state_dict().items():
         assert not isinstance(t, Tensor) or torch.equal(t, before[name]), f"{name} of the original was changed"
-    net.eval()
+    if training:
+        net.eval()
     for batch in unseen:
         fresh = inputs(batch)
         for a, b in zip(run(net, fresh), run(small.model, fresh), strict=True):
@@ -680,9 +681,15 @@ def test_quantised():
         check(net, vectors)
 
 
+def test_a_traced_graph():
+    assert check(torch.fx.symbolic_trace(plain().eval()), vectors).model.get_submodule("0").out_features == 6
+
+
 def test_an_exported_module():
+    """It refuses train() and eval(), and takes the batch size of its example only."""
     net = torch.export.export(plain().eval(), vectors(2)).module()
-    check(Net(lambda m, x: m.inner(x), inner=net), lambda n: vectors(2))
+    x = vectors(2)
+    torch.testing.assert_close(compact(net, x).model(*x), net(*x))
 
 
 # -- recurrent layers and attention -------------------------------------------------------------------
