@@ -1,0 +1,315 @@
+"""Which units can be removed with the weights that a model has now.
+
+Forward: for each position of each block the number that the tensor holds there for any input, or NaN where it varies. Nothing is
+read from the example, so a constant example or a batch of one proves nothing. Backward: which positions are used, that is, read by
+something other than a weight that is zero or a layer whose bias can take the constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from .flow import Affine, Flow, Step
+from .rules import argument, base_name
+from .trace import shape_of
+
+Floats: TypeAlias = NDArray[np.float64]
+Flags: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass
+class Values:
+    """constants, used: for each tensor one flat array for each block."""
+
+    flow: Flow
+    constants: dict[fx.Node, list[Floats]] = field(default_factory=dict)
+    used: dict[fx.Node, list[Flags]] = field(default_factory=dict)
+
+
+def evaluate(flow: Flow) -> Values:
+    """The constants and the positions that are used."""
+    values = Values(flow)
+    for node, step in flow.steps.items():
+        values.constants[node] = CONSTANTS[step.value](values, step)
+        values.used[node] = [np.zeros(block.atoms.size, bool) for block in step.blocks]
+    for step in reversed(flow.steps.values()):
+        _use(values, step)
+    return values
+
+
+# Backward.
+
+
+def _use(values: Values, step: Step) -> None:
+    """Mark the positions of the inputs that an operator uses."""
+    for read in step.reads:
+        positions = read.positions
+        if read.product:
+            positions = positions[values.constants[read.node][read.source][positions] != 0]
+        values.used[read.node][read.source][positions] = True
+    for link in step.links:
+        needed = values.used[step.node][link.block] & np.isnan(values.constants[step.node][link.block])
+        values.used[link.node][link.source][link.positions[needed[link.targets]]] = True
+    if step.affine is not None and step.affine.source is not None:
+        _use_columns(values, step, step.affine)
+
+
+def _use_columns(values: Values, step: Step, layer: Affine) -> None:
+    """A channel is used where a weight of an output that is used reads it, unless it is a constant for the bias."""
+    numeric = values.flow.numeric(layer.weight)
+    if numeric is None:
+        values.used[layer.node][layer.source or 0][:] = True
+        return
+    nonzero = _nonzero(layer.order(numeric))
+    groups, rows, _ = nonzero.shape
+    if layer.rows is not None:
+        nonzero = nonzero & values.used[step.node][layer.rows].reshape(groups, rows, 1)
+    read = nonzero.any(1).ravel()
+    constant = _column_constants(values, layer)
+    free = constant == 0
+    if layer.fold and not layer.padded:
+        free |= np.isfinite(constant)
+    at = layer.columns[read & ~free]
+    values.used[layer.node][layer.source or 0][at.ravel()] = True
+
+
+def _nonzero(weight: Tensor) -> Flags:
+    found: Flags = (weight != 0).any(-1).cpu().numpy()
+    return found
+
+
+def _column_constants(values: Values, layer: Affine) -> Floats:
+    """The constant of each input channel; NaN where its positions differ."""
+    if layer.source is None:
+        return np.full(len(layer.columns), np.nan)
+    found = values.constants[layer.node][layer.source][layer.columns]
+    return np.where((found == found[:, :1]).all(1), found[:, 0], np.nan)
+
+
+# Forward: how constants pass, by Step.value.
+
+
+def _varies(values: Values, step: Step) -> list[Floats]:
+    return [np.full(block.atoms.size, np.nan) for block in step.blocks]
+
+
+def _stored(values: Values, step: Step) -> list[Floats]:
+    """A parameter or buffer: slices that hold one number."""
+    if step.node in values.flow.volatile:
+        return _varies(values, step)
+    tensor = values.flow.trace.tensors[values.flow.trace.names[step.node]].detach()
+    if not tensor.dtype.is_floating_point:
+        return _varies(values, step)
+    found = []
+    for block in step.blocks:
+        rows = tensor.movedim(block.dims[0], 0).reshape(len(block.atoms), -1)
+        same = (rows == rows[:, :1]).all(1)
+        found.append(torch.where(same, rows[:, 0].double(), torch.nan).cpu().numpy())
+    return found
+
+
+def _gathered(values: Values, step: Step, node: fx.Node | None = None) -> list[Floats]:
+    """The constant of each position of the output from its links (only those to ``node``); NaN where they differ or are missing."""
+    found = []
+    for index, block in enumerate(step.blocks):
+        low, high = np.full(block.atoms.size, np.inf), np.full(block.atoms.size, -np.inf)
+        for link in step.links:
+            if link.block == index and (node is None or link.node is node):
+                value = values.constants[link.node][link.source][link.positions]
+                value = np.where(np.isfinite(value), value, np.nan)
+                with np.errstate(invalid="ignore"):
+                    np.minimum.at(low, link.targets, value)
+                    np.maximum.at(high, link.targets, value)
+        found.append(np.where(low == high, low, np.nan))
+    return found
+
+
+def _zero(values: Values, step: Step) -> list[Floats]:
+    return [np.where(value == 0, 0.0, np.nan) for value in _gathered(values, step)]
+
+
+def _product(values: Values, step: Step) -> list[Floats]:
+    """A product is zero where one factor is."""
+    result = _varies(values, step)
+    for node in dict.fromkeys(link.node for link in step.links):
+        for out, value in zip(result, _gathered(values, step, node)):
+            out[value == 0] = 0
+    return result
+
+
+def _attention(values: Values, step: Step) -> list[Floats]:
+    """The weights of the values sum to 1."""
+    return _gathered(values, step, step.operands[0])
+
+
+def _masked_attention(values: Values, step: Step) -> list[Floats]:
+    """Where a row is masked entirely, the weights sum to 0."""
+    return [np.where(value == 0, 0.0, np.nan) for value in _attention(values, step)]
+
+
+def _elementwise(values: Values, step: Step) -> list[Floats]:
+    """The operator itself, on the constants."""
+    node = step.node
+    if base_name(node) in ("dropout", "alpha_dropout", "feature_dropout") and argument(node, "train"):
+        return _zero(values, step)
+    tensors = values.flow.tensors(node)
+    gathered = {x: _gathered(values, step, x) for x in dict.fromkeys(tensors)}
+    found = []
+    for index, block in enumerate(step.blocks):
+        size = block.atoms.size
+        operands = {x: gathered[x][index] for x in gathered}
+        for x in operands:
+            alone = values.flow.numeric(x) if int(np.prod(shape_of(x) or ())) == 1 else None
+            if alone is not None and alone.dtype.is_floating_point:
+                operands[x] = np.full(size, float(alone))
+        found.append(_call(values.flow, node, operands, size))
+    return found
+
+
+def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int) -> Floats:
+    varies = np.zeros(size, bool)
+    for value in operands.values():
+        varies |= np.isnan(value)
+    result = np.full(size, np.nan)
+    if not varies.all() and not any(shape_of(x) is None for x in node.all_input_nodes):
+        given = {x: torch.from_numpy(v[~varies]).to(x.meta["val"].dtype) for x, v in operands.items()}
+        replace: Callable[[Any], Any] = lambda x: given[flow.node(x)].clone()
+        try:
+            with torch.no_grad():
+                out = node.target(*fx.map_arg(node.args, replace), **fx.map_arg(node.kwargs, replace))  # type: ignore[operator]
+            if isinstance(out, Tensor) and out.dtype.is_floating_point and out.shape == (int((~varies).sum()),):
+                result[~varies] = out.double().cpu().numpy()
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # an argument that does not fit flat arrays: not constant
+    if base_name(node) == "mul":
+        for value in operands.values():
+            result[value == 0] = 0
+    return np.where(np.isfinite(result), result, np.nan)
+
+
+def _batch_norm(values: Values, step: Step) -> list[Floats]:
+    """Constants stay constants, and a scale of zero leaves the shift."""
+    node = step.node
+    x = values.flow.node(node.args[0])
+    found = _gathered(values, step, x)
+    for index, block in enumerate(step.blocks):
+        if block.dims != (1,):
+            found[index][:] = np.nan
+            continue
+        weight, bias, mean, var = (_vector(values.flow, a, block.atoms.size) for a in node.args[1:5])
+        batch = argument(node, "training") or argument(node, "use_input_stats")
+        scale = np.ones(block.atoms.size) if weight is None else weight
+        shift = np.zeros(block.atoms.size) if bias is None else bias
+        if batch or mean is None or var is None:
+            value = np.where(np.isfinite(found[index]), shift, np.nan)
+        else:
+            value = (found[index] - mean) / np.sqrt(var + argument(node, "eps")) * scale + shift
+        found[index] = np.where(scale == 0, shift, value)
+    return found
+
+
+def _norm(values: Values, step: Step) -> list[Floats]:
+    """A scale of zero leaves the shift."""
+    given = [values.flow.node(a) for a in step.node.args[2:4] if isinstance(a, fx.Node)]
+    if not given:
+        return _varies(values, step)
+    scale = _gathered(values, step, given[0])
+    shift = _gathered(values, step, given[1]) if len(given) > 1 else [np.zeros_like(s) for s in scale]
+    return [np.where(a == 0, b, np.nan) for a, b in zip(scale, shift)]
+
+
+def _vector(flow: Flow, node: Any, size: int) -> Floats | None:
+    """The numbers of a weight; NaN where they are not fixed; None for an argument that is absent."""
+    if node is None:
+        return None
+    numeric = flow.numeric(node)
+    if numeric is None or numeric.numel() != size:
+        return np.full(size, np.nan)
+    found: Floats = numeric.double().cpu().numpy().ravel()
+    return found
+
+
+def _affine(values: Values, step: Step) -> list[Floats]:
+    """Rows that are zero, except on constants, give a constant."""
+    layer = step.affine
+    result = _gathered(values, step) if layer is None or layer.rows is None else _varies(values, step)
+    if layer is None or layer.rows is None:
+        return _varies(values, step)
+    numeric = values.flow.numeric(layer.weight)
+    size = step.blocks[layer.rows].atoms.size
+    bias = _vector(values.flow, layer.bias, size)
+    if numeric is None:
+        return result
+    weight = layer.order(numeric)
+    nonzero = _nonzero(weight)
+    groups, rows, columns = nonzero.shape
+    constant = _column_constants(values, layer).reshape(groups, 1, columns)
+    varies = np.isnan(constant) | (layer.padded & (constant != 0))
+    fixed = ~(nonzero & varies).any(2).ravel()
+    out = np.where(fixed, 0.0 if bias is None else bias, np.nan)
+    known = np.where(varies, 0.0, constant)
+    if known.any():
+        total = weight.double().sum(-1).cpu().numpy()
+        out = out + (total * known).sum(2).ravel()
+    result[layer.rows] = out
+    return result
+
+
+CONSTANTS: dict[str, Callable[[Values, Step], list[Floats]]] = {
+    "varies": _varies,
+    "stored": _stored,
+    "same": _gathered,
+    "zero": _zero,
+    "product": _product,
+    "attention": _attention,
+    "attention with mask": _masked_attention,
+    "elementwise": _elementwise,
+    "batch_norm": _batch_norm,
+    "norm": _norm,
+    "affine": _affine,
+}
+
+
+# The units that can be removed.
+
+
+@dataclass
+class Removal:
+    """Units that can be removed, with what must be added to biases.
+
+    units: their ids, ascending. shifts: name of a bias, or path of a layer without one -> tensor of the full number of outputs to
+    add to it (a new bias). kept: unit -> why it stays, although it is zero or nothing reads it.
+    """
+
+    units: NDArray[np.int64]
+    shifts: dict[str, Tensor]
+    kept: dict[int, str]
+
+
+def shifts(values: Values, unit: NDArray[np.int64], removed: Flags) -> dict[str, Tensor]:
+    """What the biases of the layers that read removed constants must gain."""
+    found: dict[str, Tensor] = {}
+    for step in values.flow.steps.values():
+        layer = step.affine
+        if layer is None or layer.source is None or not layer.fold:
+            continue
+        constant = _column_constants(values, layer)
+        atoms = values.flow.blocks(layer.node)[layer.source].atoms.ravel()[layer.columns[:, 0]]
+        gone = removed[unit[atoms]] & np.isfinite(constant) & (constant != 0)
+        numeric = values.flow.numeric(layer.weight)
+        if not gone.any() or numeric is None or layer.padded:
+            continue
+        weight = layer.order(numeric)
+        groups, rows, columns = weight.shape[:3]
+        gain = np.where(gone, constant, 0.0).reshape(groups, 1, columns)
+        shift = (weight.double().sum(-1).cpu().numpy() * gain).sum(2).ravel()
+        if shift.any():
+            found[layer.fold] = torch.from_numpy(shift).to(numeric)
+    return found
