@@ -1,0 +1,88 @@
+"""Loading the state_dict of a smaller model into a model that was built in full size."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from proxopt_torch.compaction import integers, layers
+from proxopt_torch.compaction.slicing import first_names, like, put, slots
+
+SIZES = "sizes"
+"""The key of the metadata of a state_dict under which the integers are that were set in the code of the model."""
+
+
+def remember_sizes(model: nn.Module, sizes: dict[str, int]) -> None:
+    """Let the state_dict of a model hold these integers in its metadata.
+
+    The hook is a ``GraphModule``, which is pickled with its code, so that the model loads without this package.
+    """
+    if not sizes:
+        return
+    graph = fx.Graph()
+    metadata = [graph.placeholder(name) for name in ("module", "state_dict", "prefix", "metadata")][-1]
+    graph.call_function(operator.setitem, (metadata, SIZES, dict(sizes)))
+    graph.output(None)
+    model.register_state_dict_post_hook(fx.GraphModule(nn.Module(), graph))
+
+
+def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, int] | None = None) -> nn.Module:
+    """Load the state_dict of a compacted network into ``model``, built in full size, which takes its shapes.
+
+    Args:
+      model: a network of the architecture that was compacted; it is changed in place.
+      state_dict: the state_dict of ``Compacted.model``.
+      sizes: ``Compacted.sizes``, integers that the code of the model reads. None: those in the metadata of ``state_dict``, which
+        ``torch.save`` keeps and other formats may lose.
+
+    Returns:
+      ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement.
+
+    Raises:
+      ValueError: the names differ, or a tensor is larger than that of the model; nothing was changed.
+
+    >>> import torch
+    >>> from proxopt_torch import load_compact
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> small = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> load_compact(net, small.state_dict())[0]
+    Linear(in_features=4, out_features=3, bias=True)
+    """
+    first, places = first_names(model), slots(model)
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = {name: value for name, value in state_dict.items() if not name.endswith("_extra_state")}
+    _check_names(model, own, tensors)
+    for name, value in tensors.items():
+        if name in own and (value.ndim != own[name].ndim or any(a > b for a, b in zip(value.shape, own[name].shape))):
+            raise ValueError(f"{name} must be at most of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
+    for name, value in tensors.items():
+        if name not in own:  # a bias of a layer that had none
+            path, _, leaf = name.rpartition(".")
+            layer: Any = model.get_submodule(path)
+            setattr(layer, leaf, nn.Parameter(value.detach().clone()))
+        elif first[name] == name or first[name] not in tensors:
+            members, old = places[first[name]], own[name]
+            new = value.detach().clone().to(old.device)
+            put(members, like(old, new) if isinstance(old, nn.Parameter) else new, persistent=value.shape != old.shape)
+    for name, value in state_dict.items():
+        if name not in tensors:
+            model.get_submodule(name.rpartition(".")[0]).set_extra_state(value)
+    integers.assign_all(model, _metadata(state_dict) if sizes is None else sizes)
+    return layers.refresh(model)
+
+
+def _check_names(model: nn.Module, own: dict[str, Tensor], state_dict: dict[str, Any]) -> None:
+    extra = sorted(set(state_dict) - set(own) - {n for n in state_dict if n.endswith(".bias")})
+    missing = sorted(set(model.state_dict()) - set(state_dict))
+    missing = [name for name in missing if not name.endswith("_extra_state")]
+    if extra or missing:
+        raise ValueError(f"state_dict must hold the names of the model; unknown: {extra}, missing: {missing}")
+
+
+def _metadata(state_dict: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for prefix, entry in (getattr(state_dict, "_metadata", None) or {}).items():
+        found |= {f"{prefix}.{name}".lstrip("."): number for name, number in entry.get(SIZES, {}).items()}
+    return found

@@ -1,0 +1,156 @@
+"""Inputs that differ from the example, and the comparison of the outputs of two models on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+SEED = 0
+"""Of the random state in which both models run, and of the fresh inputs."""
+
+FRESH_BATCHES = (1, 2)
+"""What is added to the batch size of the example. One more may hide a constant of a batch of one, two more does not."""
+
+
+def arguments(example_inputs: Any) -> Arguments:
+    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
+
+
+def fresh(given: Arguments, more: int, generator: torch.Generator) -> Arguments:
+    """Arguments with new values of the observed types and ranges, and a batch that has ``more`` members.
+
+    The first axis of the first tensor is the batch, as is that of every tensor with the same first size.
+    """
+    first = next((t for t in _inputs(given) if t.ndim), None)
+    batch = len(first) if first is not None else -1
+
+    def draw(tensor: Tensor) -> Tensor:
+        shape = tuple(tensor.shape)
+        if shape and shape[0] == batch:
+            shape = (batch + more, *shape[1:])
+        return _drawn(tensor, shape, generator)
+
+    args, kwargs = _mapped(given, draw)
+    return args, kwargs
+
+
+def run(model: nn.Module, given: Arguments) -> list[Tensor]:
+    """The tensors that a model returns, without gradients and from a fixed random state. The arguments are not changed."""
+    args, kwargs = _mapped(given, torch.clone)
+    with torch.no_grad(), fixed_random_state():
+        return list(tensors(model(*args, **kwargs)))
+
+
+@contextmanager
+def fixed_random_state() -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(SEED)
+        yield
+
+
+def difference(expected: list[Tensor], got: list[Tensor], tolerance: float) -> str:
+    """How the tensors of two outputs differ by more than ``tolerance`` times the largest entry, or an empty text."""
+    if len(expected) != len(got):
+        return f"{len(got)} output tensors instead of {len(expected)}"
+    for want, have in zip(expected, got):
+        if want.shape != have.shape:
+            return f"an output of shape {tuple(have.shape)} instead of {tuple(want.shape)}"
+        if text := _gap(want, have, tolerance):
+            return text
+    return ""
+
+
+def _gap(want: Tensor, have: Tensor, tolerance: float) -> str:
+    want, have = (t.to_dense() if t.layout != torch.strided else t for t in (want, have))
+    if not (want.is_floating_point() or want.is_complex()):
+        return "" if torch.equal(want, have) else "integer outputs that differ"
+    if not want.numel():
+        return ""
+    tolerance = max(tolerance, 16 * torch.finfo(want.dtype).eps)  # of half precision, where rounding is coarser
+    wide = torch.complex128 if want.is_complex() else torch.float64 if want.device.type != "mps" else torch.float32
+    want, have = want.to(wide), have.to(wide)
+    finite = want.isfinite() if not want.is_complex() else want.abs().isfinite()
+    same = torch.equal(finite, have.isfinite()) and torch.equal(want[~finite].nan_to_num(0.5), have[~finite].nan_to_num(0.5))
+    if not same:
+        return "other outputs that are not finite"
+    want, have = want[finite], have[finite]
+    if not want.numel():
+        return ""
+    gap, largest = float((want - have).abs().max()), float(want.abs().max())
+    return "" if gap <= tolerance * max(largest, 1e-30) else f"outputs that differ by {gap:.3g} of {largest:.3g}"
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a nested output, in order.
+
+    Members of other objects, such as the keys and values of a cache, are the state of the model and no outputs: their sizes may
+    shrink.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for part in output.values():
+            yield from tensors(part)
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from tensors(part)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from tensors(getattr(output, field.name, None))
+
+
+def _inputs(given: Arguments) -> Iterator[Tensor]:
+    yield from tensors(given)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested arguments with other tensors. Objects that are no containers are passed on."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(v, change) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(v, change) for v in value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _mapped(getattr(value, f.name), change) for f in dataclasses.fields(value)})
+    return value
+
+
+def _drawn(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values like those of a tensor: floats and integers of the same range, and the entries themselves of masks."""
+    if not tensor.numel() or tensor.dtype == torch.bool or tensor.layout != torch.strided or tensor.is_quantized:
+        return _repeated(tensor, shape)
+    if tensor.is_complex():
+        real, imaginary = (_drawn(part, shape, generator) for part in (tensor.real, tensor.imag))
+        return torch.complex(real, imaginary)
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+    if not tensor.is_floating_point():
+        low, high = int(tensor.min()), int(tensor.max())
+        drawn = (low + uniform * (high - low + 1)).floor().clamp(low, high)
+        return drawn.to(tensor.device, tensor.dtype)
+    finite = tensor[tensor.isfinite()].double()
+    if finite.numel() < tensor.numel():  # an additive mask
+        return _repeated(tensor, shape)
+    low, high = float(finite.min()), float(finite.max())
+    if low == high:  # a constant shows nothing of the range
+        low, high = low - 1, high + 1
+    return (low + uniform * (high - low)).to(tensor.device, tensor.dtype)
+
+
+def _repeated(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not shape or not len(tensor) or shape[0] == len(tensor):
+        return tensor.clone()
+    return tensor[torch.arange(shape[0], device=tensor.device) % len(tensor)]
