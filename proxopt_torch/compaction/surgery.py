@@ -93,10 +93,11 @@ def compact(
     expected, before = counting.counted(original, given)
     try:
         dependencies = analyse(original, *given, inputs=inputs)
-    except NotTraceable as error:
-        return _unchanged(model, original, given, before, inputs, {"": str(error)})
+    except Exception as error:  # also one that the analysis does not foresee: the model runs, so that there is a result
+        reason = str(error) if isinstance(error, NotTraceable) else f"{type(error).__name__}: {_first_line(error)}"
+        return _unchanged(model, original, given, before, inputs, {"": reason})
     if inputs:
-        _check_inputs(dependencies, original)
+        _check_inputs(dependencies, original, given)
     for unit, reason in _pinned(dependencies, excluded).items():
         dependencies.kept.setdefault(unit, reason)
     surgery = _Surgery(original, given, dependencies, expected, tolerance, inputs)
@@ -270,7 +271,10 @@ def _outputs(model: nn.Module, given: Arguments) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
 
     def look(name: str) -> Any:
-        return lambda module, args, output: found.setdefault(name, [t.detach().clone() for t in verification.tensors(output)])
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            found.setdefault(name, [t.detach().clone() for t in verification.tensors(output)])
+
+        return record
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
@@ -355,8 +359,29 @@ def _pinned(dependencies: Dependencies, excluded: dict[str, str]) -> dict[int, s
     return out
 
 
-def _check_inputs(dependencies: Dependencies, model: nn.Module) -> None:
-    """Raise where something other than a Linear layer reads the input."""
+def _check_inputs(dependencies: Dependencies, model: nn.Module, given: Arguments) -> None:
+    """Raise where single features of the flattened input cannot be left out."""
+    args, kwargs = given
+    example, units = args[0] if args else next(iter(kwargs.values()), None), dependencies.inputs
+    if not isinstance(example, Tensor) or example.ndim < 2 or units is None:
+        raise ValueError(f"inputs=True needs a model whose first input is a batch of features, got {_described(example)}")
+    ids = np.unique(units)
+    if example.ndim == 2 or (len(ids) == len(units) and not any(int(u) in dependencies.kept for u in ids)):
+        return
+    readers = {
+        type(model.get_submodule(name.rpartition(".")[0])).__name__: None
+        for name, places in dependencies.places.items()
+        for place in places
+        if place is not None and np.isin(place, ids).any()
+    }
+    reasons = {dependencies.kept[int(u)]: None for u in ids if int(u) in dependencies.kept}
+    raise ValueError(
+        f"inputs=True needs a model whose input goes to Linear layers only, got {list(readers or reasons)}"
+    )
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | None) -> Compacted:

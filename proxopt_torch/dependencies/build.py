@@ -24,6 +24,7 @@ def build(trace: Trace, inputs: bool = False) -> Flow:
     """
     flow = Flow(trace)
     flow.volatile = _changed_through_views(trace.graph)
+    _functional(trace.graph)
     for node in trace.graph.nodes:
         if node in trace.names:
             flow.leaf(node)
@@ -35,8 +36,6 @@ def build(trace: Trace, inputs: bool = False) -> Flow:
             _output(flow, node)
         elif node.op == "call_function":
             rules.apply(flow, node)
-            if _in_place(node) and isinstance(node.args[0], fx.Node) and flow.node(node.args[0]) is not node:
-                flow.newest[flow.node(node.args[0])] = node
     return flow
 
 
@@ -85,6 +84,16 @@ def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
         if seen or rules.base_name(node) in ("copy", "index_put", "fill", "zero", "masked_scatter", "scatter"):
             found.update(family)
     return found
+
+
+def _functional(graph: fx.Graph) -> None:
+    """Let what follows an operator that works in place use its result instead of the tensor that it changes."""
+    order = {node: k for k, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op == "call_function" and _in_place(node) and isinstance(node.args[0], fx.Node):
+            for user in list(node.args[0].users):
+                if order[user] > order[node]:
+                    user.replace_input_with(node.args[0], node)
 
 
 def _identity(node: fx.Node) -> fx.Node:

@@ -68,7 +68,6 @@ class Flow:
         self.rigid: list[tuple[Ints, int]] = []  # slices along an axis of a block that must all keep something
         self.even: list[tuple[Ints, int, list[int]]] = []  # parts of an axis, ended by these indices, that must keep equal sizes
         self.volatile: set[fx.Node] = set()  # tensors that are changed through another name
-        self.newest: dict[fx.Node, fx.Node] = {}  # tensor -> the result of the last operator that changed it in place
         self._starts: list[int] = []
         self._owners: list[tuple[str, int]] = []
         self._numeric: dict[fx.Node, Tensor | None] = {}
@@ -76,14 +75,8 @@ class Flow:
 
     # The inputs of an operator.
 
-    def node(self, x: Any) -> fx.Node:
-        while x in self.newest:
-            x = self.newest[x]
-        found: fx.Node = x
-        return found
-
     def blocks(self, x: Any) -> list[Block]:
-        step = self.steps.get(self.node(x)) if isinstance(x, fx.Node) else None
+        step = self.steps.get(x) if isinstance(x, fx.Node) else None
         return step.blocks if step else []
 
     def shape(self, x: fx.Node) -> tuple[int, ...]:
@@ -91,11 +84,10 @@ class Flow:
 
     def tensors(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that an operator takes, those in lists included."""
-        return [self.node(x) for x in node.all_input_nodes if shape_of(x) is not None]
+        return [x for x in node.all_input_nodes if shape_of(x) is not None]
 
     def origins(self, node: fx.Node) -> frozenset[str]:
         """What a tensor is computed from: "input", "parameter", "buffer"."""
-        node = self.node(node)
         if node not in self._origins:
             if node.op == "placeholder":
                 name = self.trace.names.get(node)
@@ -115,7 +107,6 @@ class Flow:
         """The numbers of a tensor that depends on parameters and buffers only; None for others."""
         if not isinstance(node, fx.Node) or not self.stored(node):
             return None
-        node = self.node(node)
         if node not in self._numeric:
             self._numeric[node] = self._compute(node)
         return self._numeric[node]
@@ -189,15 +180,15 @@ class Flow:
         at = at.transpose(order)
         index = self.add(step, Block(tuple(int(dims[i]) for i in order), old.atoms.ravel()[at]))
         if index is None:
-            step.reads.append(Read(self.node(x), source, at.ravel()))
+            step.reads.append(Read(x, source, at.ravel()))
         else:
-            step.links.append(Link(self.node(x), source, at.ravel(), index, np.arange(at.size)))
+            step.links.append(Link(x, source, at.ravel(), index, np.arange(at.size)))
 
     def lose(self, step: Step, x: fx.Node, source: int, reason: str, product: bool = False) -> None:
         """Pin a block of an input, which the output does not hold."""
         block = self.blocks(x)[source]
         self.atoms.pin(block.atoms, reason)
-        step.reads.append(Read(self.node(x), source, np.arange(block.atoms.size), product))
+        step.reads.append(Read(x, source, np.arange(block.atoms.size), product))
 
     def barrier(self, node: fx.Node, reason: str | None = None) -> None:
         """Pin all blocks of all inputs."""
@@ -239,7 +230,7 @@ class Flow:
         reason = reason or f"{where(step.node)} combines them with a tensor whose size is fixed by the input or by a constant"
         joined, lost = align(self.atoms, pieces, self.sizes(operands, count), fixed, reason)
         for p in lost:
-            step.reads.append(Read(self.node(operands[p.operand][0]), p.source, p.at.ravel()))
+            step.reads.append(Read(operands[p.operand][0], p.source, p.at.ravel()))
         return joined
 
     def put(
@@ -270,7 +261,7 @@ class Flow:
             if pin:
                 self.atoms.pin(joined.block.atoms, pin)
         for piece, positions, targets in links:
-            x = self.node(operands[piece.operand][0])
+            x = operands[piece.operand][0]
             if index is None:
                 step.reads.append(Read(x, piece.source, positions, product=not pin))
             else:

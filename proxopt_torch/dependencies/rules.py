@@ -135,7 +135,7 @@ def _type_as(flow: Flow, node: fx.Node) -> None:
 
 @rule("prelu")
 def _prelu(flow: Flow, node: fx.Node) -> None:
-    x, weight = (flow.node(a) for a in node.args[:2])
+    x, weight = (a for a in node.args[:2])
     count = len(flow.shape(x))
     step = flow.step(node, "zero")
     _elementwise(flow, step, [(x, tuple(range(count))), (weight, (min(1, count - 1),))], count)
@@ -189,7 +189,7 @@ def _movedim(flow: Flow, node: fx.Node) -> None:
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 def _reshape(flow: Flow, node: fx.Node) -> None:
     """Dimensions are grouped into the smallest sets whose sizes multiply to the same; blocks over a set are reshaped with it."""
-    x = flow.node(node.args[0])
+    x = node.args[0]
     if str(node.target).endswith("view.dtype"):
         return flow.barrier(node)
     old, new = flow.shape(x), flow.shape(node)
@@ -293,7 +293,7 @@ def _selected(flow: Flow, node: fx.Node, x: fx.Node, dim: int, chosen: Any, drop
 
 @rule("slice", "narrow")
 def _slice(flow: Flow, node: fx.Node) -> None:
-    x = flow.node(node.args[0])
+    x = node.args[0]
     dim = axis(argument(node, "dim", 0), len(flow.shape(x)))
     start = argument(node, "start")
     if base_name(node) == "narrow":
@@ -310,7 +310,7 @@ def _slice(flow: Flow, node: fx.Node) -> None:
 
 @rule("select")
 def _select(flow: Flow, node: fx.Node) -> None:
-    x = flow.node(node.args[0])
+    x = node.args[0]
     dim, index = axis(node.args[1], len(flow.shape(x))), node.args[2]
     if not isinstance(index, int):
         return flow.barrier(node, f"{where(node)} takes one by an index that is computed")
@@ -325,7 +325,7 @@ def _parts(flow: Flow, node: fx.Node) -> None:
     sizes = argument(node, "split_sizes", argument(node, "split_size"))
     if base_name(node) == "unbind" or isinstance(sizes, (list, tuple)):
         return
-    x = flow.node(node.args[0])
+    x = node.args[0]
     dim = axis(argument(node, "dim", 0), len(flow.shape(x)))
     ends = list(np.cumsum([part.shape[dim] for part in node.meta["val"]]))
     for block in flow.blocks(x):
@@ -338,7 +338,7 @@ def _getitem(flow: Flow, node: fx.Node) -> None:
     whole, k = node.args
     name = base_name(whole)
     if name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unbind"):
-        x = flow.node(whole.args[0])
+        x = whole.args[0]
         dim = axis(argument(whole, "dim", 0), len(flow.shape(x)))
         if name == "unbind":
             return _selected(flow, node, x, dim, k % flow.shape(x)[dim], drop=True)
@@ -354,7 +354,7 @@ def _getitem(flow: Flow, node: fx.Node) -> None:
 
 @rule("cat", "concat", "concatenate")
 def _cat(flow: Flow, node: fx.Node) -> None:
-    parts = [flow.node(x) for x in node.args[0] if 0 not in flow.shape(x)]
+    parts = [x for x in node.args[0] if 0 not in flow.shape(x)]
     count = len(flow.shape(node))
     dim = axis(argument(node, "dim", 0), count)
     step = flow.step(node, "same")
@@ -412,7 +412,7 @@ def _stack(flow: Flow, node: fx.Node) -> None:
     dim = axis(argument(node, "dim", 0), count)
     step = flow.step(node, "same")
     others = tuple(d for d in range(count) if d != dim)
-    operands = [(flow.node(x), others) for x in node.args[0]]
+    operands = [(x, others) for x in node.args[0]]
     if any(len(block.dims) > 1 for x, _ in operands for block in flow.blocks(x)):
         return flow.barrier(node, f"{where(node)} stacks tensors that are cut in several dimensions")
     for joined in flow.join(step, operands, count):
@@ -421,7 +421,7 @@ def _stack(flow: Flow, node: fx.Node) -> None:
 
 @rule("roll", "flip")
 def _roll(flow: Flow, node: fx.Node) -> None:
-    x = flow.node(node.args[0])
+    x = node.args[0]
     count = len(flow.shape(x))
     dims = argument(node, "dims")
     moved = axes(dims, count)
@@ -435,7 +435,7 @@ def _roll(flow: Flow, node: fx.Node) -> None:
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def _pad(flow: Flow, node: fx.Node) -> None:
-    x = flow.node(node.args[0])
+    x = node.args[0]
     count, sizes = len(flow.shape(x)), node.args[1]
     before = {count - 1 - k // 2: n for k, n in enumerate(sizes) if k % 2 == 0}
     padded = {count - 1 - k // 2 for k, n in enumerate(sizes) if n != 0}
@@ -475,7 +475,7 @@ def _pad_tracked(flow: Flow, step: Step, x: fx.Node, source: int, before: int) -
 @rule("index", "index_select")
 def _index(flow: Flow, node: fx.Node) -> None:
     """Entries that are looked up stay; dimensions beside those looked up pass where their place is certain."""
-    x = flow.node(node.args[0])
+    x = node.args[0]
     count, result = len(flow.shape(x)), len(flow.shape(node))
     if base_name(node) == "index_select":
         indices = [None] * axis(node.args[1], count) + [node.args[2]]
@@ -485,7 +485,7 @@ def _index(flow: Flow, node: fx.Node) -> None:
     step = flow.step(node, "same")
     for index in indices:
         for source in range(len(flow.blocks(index))):
-            flow.lose(step, flow.node(index), source, f"{where(node)} uses them as an index")
+            flow.lose(step, index, source, f"{where(node)} uses them as an index")
     adjacent = bool(places) and places == list(range(places[0], places[-1] + 1))
     masks = any(i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices)
     more = result - (count - len(places))
@@ -498,7 +498,7 @@ def _index(flow: Flow, node: fx.Node) -> None:
 
 @rule("embedding")
 def _embedding(flow: Flow, node: fx.Node) -> None:
-    weight, index = (flow.node(a) for a in node.args[:2])
+    weight, index = (a for a in node.args[:2])
     step = flow.step(node, "same")
     for source in range(len(flow.blocks(index))):
         flow.lose(step, index, source, f"{where(node)} uses them as an index")
@@ -513,7 +513,7 @@ def _embedding(flow: Flow, node: fx.Node) -> None:
 @rule("pixel_shuffle")
 def _pixel_shuffle(flow: Flow, node: fx.Node) -> None:
     """r * r neighbouring channels become one."""
-    x = flow.node(node.args[0])
+    x = node.args[0]
     dim, square = len(flow.shape(x)) - 3, node.args[1] ** 2
     step = flow.step(node, "same")
     for source, block in enumerate(flow.blocks(x)):
@@ -532,7 +532,7 @@ def _pixel_shuffle(flow: Flow, node: fx.Node) -> None:
 @rule("pixel_unshuffle", "im2col")
 def _pixel_unshuffle(flow: Flow, node: fx.Node) -> None:
     """Each channel becomes several neighbouring ones."""
-    x = flow.node(node.args[0])
+    x = node.args[0]
     shape, new = flow.shape(x), flow.shape(node)
     dim = len(shape) - 3
     step = flow.step(node, "same" if base_name(node) == "pixel_unshuffle" else "zero")
@@ -569,7 +569,7 @@ def combine(flow: Flow, node: fx.Node, dims: set[int], value: str, keep: bool, r
 
     keep: the output still has these dimensions.
     """
-    x = flow.node(node.args[0] if read is None else read)
+    x = node.args[0] if read is None else read
     count = len(flow.shape(x))
     place = {d: d if keep else d - sum(e < d for e in dims) for d in range(count)}
     step = flow.step(node, value)
@@ -611,7 +611,7 @@ def _max(flow: Flow, node: fx.Node) -> None:
 
 def _max_result(flow: Flow, node: fx.Node) -> None:
     whole, k = node.args
-    x = flow.node(whole.args[0])
+    x = whole.args[0]
     dims = axes(argument(whole, "dim"), len(flow.shape(x)))
     combine(flow, node, dims, "varies" if k else "same", bool(argument(whole, "keepdim")), read=x)
 
@@ -655,9 +655,9 @@ def _upsample_other(flow: Flow, node: fx.Node) -> None:
 @rule("batch_norm", "instance_norm")
 def _batch_norm(flow: Flow, node: fx.Node) -> None:
     """Each channel has its own statistics, weight and bias. Statistics of the batch mix the other dimensions."""
-    x = flow.node(node.args[0])
+    x = node.args[0]
     count = len(flow.shape(x))
-    stored = [flow.node(a) for a in node.args[1:5] if isinstance(a, fx.Node)]
+    stored = [a for a in node.args[1:5] if isinstance(a, fx.Node)]
     if any(len(flow.shape(s)) != 1 for s in stored):
         return flow.barrier(node)
     step = flow.step(node, "batch_norm")
@@ -670,10 +670,10 @@ def _batch_norm(flow: Flow, node: fx.Node) -> None:
 
 @rule("layer_norm", "rms_norm")
 def _layer_norm(flow: Flow, node: fx.Node) -> None:
-    x, shape = flow.node(node.args[0]), node.args[1]
+    x, shape = node.args[0], node.args[1]
     count = len(flow.shape(x))
     dims = set(range(count - len(shape), count))
-    stored = [flow.node(a) for a in node.args[2:4] if isinstance(a, fx.Node)]
+    stored = [a for a in node.args[2:4] if isinstance(a, fx.Node)]
     step = flow.step(node, "norm")
     operands = [(x, tuple(range(count))), *((s, tuple(sorted(dims))) for s in stored)]
     reason = f"{where(node)} combines all of them"
@@ -703,9 +703,9 @@ def _mixed(flow: Flow, step: Step, x: fx.Node, sources: list[int]) -> None:
 @rule("group_norm")
 def _group_norm(flow: Flow, node: fx.Node) -> None:
     """Whole groups of channels can be removed."""
-    x, groups = flow.node(node.args[0]), node.args[1]
+    x, groups = node.args[0], node.args[1]
     count = len(flow.shape(x))
-    stored = [flow.node(a) for a in node.args[2:4] if isinstance(a, fx.Node)]
+    stored = [a for a in node.args[2:4] if isinstance(a, fx.Node)]
     step = flow.step(node, "norm")
     operands = [(x, tuple(range(count))), *((s, (1,)) for s in stored)]
     if any(block.dims != (1,) for block in flow.blocks(x)):
@@ -773,7 +773,7 @@ def affine(
     rows, columns, taps).
     """
     step = flow.step(node, "affine")
-    x, weight = flow.node(x), flow.node(weight)
+    x, weight = x, weight
     source, at = _channels(flow, step, x, channel, space)
     out = flow.shape(node)[channel]
     by_dim = {block.dims: block.atoms for block in flow.blocks(weight)}
@@ -795,7 +795,7 @@ def affine(
     made = None
     if row_atoms is not None and row_atoms.size == out:
         made = flow.add(step, Block((channel,), row_atoms))
-    bias = flow.node(bias) if bias is not None else None
+    bias = bias if bias is not None else None
     for k, block in enumerate(flow.blocks(bias)) if bias is not None else ():
         if row_atoms is not None and block.atoms.shape == row_atoms.shape:
             flow.atoms.unite(block.atoms, row_atoms)
@@ -922,7 +922,7 @@ def contract(flow: Flow, node: fx.Node, operands: list[tuple[fx.Node, tuple[int,
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def _matmul(flow: Flow, node: fx.Node) -> None:
-    a, b = (flow.node(x) for x in node.args[:2])
+    a, b = (x for x in node.args[:2])
     m, n = len(flow.shape(a)), len(flow.shape(b))
     if n == 2 and flow.stored(b) and not flow.stored(a) and m >= 2:
         return affine(flow, node, a, m - 1, b, 1, 0, order=_columns_first)
@@ -935,7 +935,7 @@ def _matmul(flow: Flow, node: fx.Node) -> None:
 
 @rule("baddbmm")
 def _baddbmm(flow: Flow, node: fx.Node) -> None:
-    added, a, b = (flow.node(x) for x in node.args[:3])
+    added, a, b = (x for x in node.args[:3])
     shape = flow.shape(added)
     if any(flow.blocks(added)) or len(shape) > 3:
         return flow.barrier(node)
@@ -945,7 +945,7 @@ def _baddbmm(flow: Flow, node: fx.Node) -> None:
 
 @rule("einsum")
 def _einsum(flow: Flow, node: fx.Node) -> None:
-    equation, parts = node.args[0].replace(" ", ""), [flow.node(x) for x in node.args[1]]
+    equation, parts = node.args[0].replace(" ", ""), [x for x in node.args[1]]
     if "..." in equation or "->" not in equation:
         return flow.barrier(node, f"{where(node)} is written with '...' or without '->'")
     left, right = equation.split("->")
@@ -959,36 +959,48 @@ def _einsum(flow: Flow, node: fx.Node) -> None:
 
 @rule("scaled_dot_product_attention")
 def _attention(flow: Flow, node: fx.Node) -> None:
-    """Queries, keys and values of a head are removed with its outputs."""
-    q, k, v = (flow.node(a) for a in node.args[:3])
+    """Queries, keys and values of a head are removed with its outputs.
+
+    The graph gets a node for the scores, the products of queries and keys, which stand between them and the values.
+    """
+    q, k, v = node.args[:3]
     mask = argument(node, "attn_mask")
     count = len(flow.shape(q))
     batch = tuple(range(count - 2))
-    length, other, inner, width = count - 2, count - 1, count, count + 1
-    operands = [(q, (*batch, length, inner)), (k, (*batch, other, inner)), (v, (*batch, other, width))]
+    heads, length, other, inner = count - 3, count - 2, count - 1, count
+    with flow.trace.graph.inserting_before(node):
+        scores = flow.trace.graph.call_function(torch.ops.aten.matmul.default, (q, k))
+    shape = (*flow.shape(q)[:-1], flow.shape(k)[-2])
+    scores.meta = {**node.meta, "val": torch.empty(shape, device="meta")}
+    step = flow.step(scores)
+    operands = [(q, (*batch, length, inner)), (k, (*batch, other, inner))]
     if mask is not None:
-        mask = flow.node(mask)
         labels = (*batch, length, other)
         operands.append((mask, labels[len(labels) - len(flow.shape(mask)) :]))
-    pieces = flow.pieces(operands)
-    heads = count - 3
-    if argument(node, "enable_gqa"):
-        pieces = [_repeated(p, heads, flow.shape(q)[heads]) for p in pieces]
+    reason = f"{where(node)} combines all of them"
+    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads)):
+        flow.put(step, operands, joined, {d: d for d in range(count)}, reason)
     step = flow.step(node, "attention" if mask is None and not argument(node, "dropout_p") else "attention with mask")
     step.operands = [v]
-    out = {d: d for d in (*batch, length)} | {width: count - 1}
-    reason = f"{where(node)} combines all of them"
-    for joined in flow.join(step, operands, count + 2, pieces):
+    operands = [(scores, (*batch, length, other)), (v, (*batch, other, inner))]
+    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads)):
         if heads in joined.block.dims:
             flow.atoms.mark(joined.block.atoms, "attention heads")
-        flow.put(step, operands, joined, out, reason)
+        flow.put(step, operands, joined, {**{d: d for d in (*batch, length)}, inner: count - 1}, reason)
+
+
+def _grouped_queries(flow: Flow, node: fx.Node, operands: list[tuple[fx.Node, tuple[int, ...]]], dim: int) -> list[Piece]:
+    """The blocks of the operands; a key or value head that several queries share stands once for each of them."""
+    pieces = flow.pieces(operands)
+    if not argument(node, "enable_gqa"):
+        return pieces
+    return [_repeated(p, dim, flow.shape(node)[dim]) for p in pieces]
 
 
 def _repeated(piece: Piece, dim: int, size: int) -> Piece:
     """A key or value head that several queries share, once for each."""
-    if piece.operand not in (1, 2) or dim not in piece.block.dims:
+    if dim not in piece.block.dims or piece.block.atoms.shape[place := piece.block.dims.index(dim)] == size:
         return piece
-    place = piece.block.dims.index(dim)
     times = size // piece.block.atoms.shape[place]
     block = Block(piece.block.dims, piece.block.atoms.repeat(times, place))
     return Piece(piece.operand, piece.source, block, piece.at.repeat(times, place))

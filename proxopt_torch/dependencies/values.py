@@ -180,7 +180,7 @@ def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int)
     result = np.full(size, np.nan)
     if not varies.all() and not any(shape_of(x) is None for x in node.all_input_nodes):
         given = {x: torch.from_numpy(v[~varies]).to(x.meta["val"].dtype) for x, v in operands.items()}
-        replace: Callable[[Any], Any] = lambda x: given[flow.node(x)].clone()
+        replace: Callable[[Any], Any] = lambda x: given[x].clone()
         try:
             with torch.no_grad():
                 out = node.target(*fx.map_arg(node.args, replace), **fx.map_arg(node.kwargs, replace))  # type: ignore[operator]
@@ -197,7 +197,7 @@ def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int)
 def _batch_norm(values: Values, step: Step) -> list[Floats]:
     """Constants stay constants, and a scale of zero leaves the shift."""
     node = step.node
-    x = values.flow.node(node.args[0])
+    x = node.args[0]
     found = _gathered(values, step, x)
     for index, block in enumerate(step.blocks):
         if block.dims != (1,):
@@ -217,7 +217,7 @@ def _batch_norm(values: Values, step: Step) -> list[Floats]:
 
 def _norm(values: Values, step: Step) -> list[Floats]:
     """A scale of zero leaves the shift."""
-    given = [values.flow.node(a) for a in step.node.args[2:4] if isinstance(a, fx.Node)]
+    given = [a for a in step.node.args[2:4] if isinstance(a, fx.Node)]
     if not given:
         return _varies(values, step)
     scale = _gathered(values, step, given[0])
