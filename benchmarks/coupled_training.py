@@ -103,6 +103,9 @@ def llama() -> Task:
     """A Llama with four query heads for each of its two heads of keys and values, on characters."""
     from pydoc_data.topics import topics
 
+    from architectures import import_timm
+
+    import_timm()  # transformers imports torchvision where it is installed
     from transformers import LlamaConfig, LlamaForCausalLM
 
     text = "\n".join(topics[key] for key in sorted(topics))
