@@ -2,7 +2,7 @@
 
 Two tasks, without downloads: a residual network on scikit-learn's digits, and a language model of characters (Llama of
 transformers, with grouped queries) on the help texts of Python. The strength of every joint problem grows until half of its units
-are zero, and is then constant. What is reported for each task: the loss with all units (the same training without a penalty), the
+are zero. It is then lowered, so that the others recover: a unit without any weights gets no gradient and stays zero. What is reported for each task: the loss with all units (the same training without a penalty), the
 loss with the zeros, the units and parameters before and after `compact`, the largest difference of the outputs on new inputs
 relative to their largest absolute value, and seconds.
 
@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from proxopt import GroupL2
 from proxopt_torch import ProxAdam, ProximalOptimizer, ProxSGD, compact, groups, sparsity_report
 
-GROWTH = 1.15  # of the strength of a problem, from one check to the next, until half of its units are zero
+GROWTH = 1.1  # of the strength of a problem, from one check to the next, until half of its units are zero
+AFTER = 0.05  # what the strength is then multiplied by
 SHARE = 0.5
 
 
@@ -142,8 +143,9 @@ OPTIMIZERS: dict[str, Callable[..., ProximalOptimizer]] = {
 
 
 def train(task: Task, optimizer: ProximalOptimizer, steps: int, every: int, report: Callable[[str], None]) -> None:
-    """Steps with a strength that grows every few of them, in each problem, until half of its units are zero."""
+    """Train, and raise the strength of each problem every few steps until half of its units are zero."""
     task.model.train()
+    reached: set[int] = set()
     for step in range(steps):
         optimizer.zero_grad()
         loss = task.loss(task.model, next(task.batches))
@@ -155,6 +157,9 @@ def train(task: Task, optimizer: ProximalOptimizer, steps: int, every: int, repo
             for group, row in zip((g for g in optimizer.param_groups if g["joint"]), (r for r in rows if r.groups)):
                 if row.living > (1 - SHARE) * row.groups:
                     group["strength"] *= GROWTH
+                elif id(group) not in reached:
+                    reached.add(id(group))
+                    group["strength"] *= AFTER
             report(f"step {step + 1} of {steps}: loss {loss.item():.3f}, {sum(r.living or 0 for r in rows)} units left")
     optimizer.eval()
 
