@@ -106,7 +106,7 @@ def from_dependencies(
     order = list(dict(model.named_parameters(remove_duplicate=False)))
     parts = assignment.problems(found, order, axes, reasons)
     penalised = {u for part in parts for units in part.units.values() for u in units.tolist()}
-    left_out = _left_out(found, penalised, reasons)
+    left_out = _left_out(model, found, penalised, reasons)
     if not parts:
         shown = "; ".join(f"{u}: {reason}" for u, reason in list(left_out.items())[:5])
         raise ValueError(f"model must have units that can be removed, got none to penalise in {type(model).__name__} ({shown})")
@@ -188,13 +188,14 @@ def _claim(model: nn.Module, found: Dependencies, part: Problem, penalty: Any) -
     return Claim(names, operator, True, units)
 
 
-def _left_out(found: Dependencies, penalised: set[int], reasons: Mapping[int, str]) -> dict[Units, str]:
+def _left_out(model: nn.Module, found: Dependencies, penalised: set[int], reasons: Mapping[int, str]) -> dict[Units, str]:
     """The units that are not penalised, counted by family and reason."""
     out: dict[Units, str] = {}
-    computed = {u for _, _, role, units in assignment.places(found) if role != "reads" for u in units.tolist()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    computed = {u for name, _, role, units in assignment.places(found) if name in parameters and role != "reads" for u in units}
     for family in found.families:
-        if not computed & set(map(int, family.units)):
-            continue  # an input of the model, which nothing computes
+        if not computed & set(family.units):
+            continue  # an input of the model, or a buffer
         rest = [int(u) for u in family.units if int(u) not in penalised]
         for reason, count in Counter(reasons.get(u, "no parameter computes them") for u in rest).items():
             out[Units(family.kind, family.name, count)] = reason
