@@ -6,8 +6,8 @@ problem grows until half of its units are zero. It is then lowered, so that the 
 gradient and stays zero.
 
 Reported for each task: the loss on held-out data of the same training without a penalty, that with the zeros and that of the
-compact model; the units and parameters before and after `compact`; the largest difference of their outputs on new inputs, relative
-to the largest output; and seconds.
+compact model; the units and parameters before and after `compact`; the largest difference of their outputs on new inputs, over
+the largest output; and seconds.
 
 Writes one row for each task and optimizer into coupled_training.csv in --out, as soon as it is there. transformers comes with the
 extra `zoo`.

@@ -61,6 +61,34 @@ class Encoder(nn.Module):
         return self.fc(self.encoder(x).mean(1))
 
 
+class Concatenated(nn.Module):
+    """Concatenated branches, one of them a grouped convolution, group norm, a transposed convolution and a flattened tail."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.norm, self.up = nn.GroupNorm(6, 12), nn.ConvTranspose2d(12, 3, 2)
+        self.hidden, self.out = nn.Linear(3 * 25, 7), nn.Linear(7, 2)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = self.norm(torch.cat([x, F.relu(self.grouped(x))], 1))
+        return self.out(F.relu(self.hidden(F.relu(self.up(x)).flatten(1))))
+
+
+class Recurrent(nn.Module):
+    """An embedding that is tied to the last layer, and an LSTM of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(9, 6), nn.LSTM(6, 5, 2, batch_first=True)
+        self.project, self.out = nn.Linear(5, 6), nn.Linear(6, 9)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.project(self.lstm(self.embedding(x))[0]))
+
+
 def llama():
     from architectures import from_transformers
 
@@ -81,6 +109,9 @@ ZOO = pytest.mark.zoo
 MODELS = {
     "residual": (Residual, image, {"channels": 6 + 4 + 8 + 5}),
     "inverted": (Inverted, image, {"channels": 4 + 8 + 5}),
+    # two channels of each group of the norm, with those of the grouped convolution that reads them
+    "concatenated": (Concatenated, image, {"channels": 2 + 3 + 7}),
+    "recurrent": (Recurrent, lambda batch=2: torch.randint(0, 9, (batch, 4)), {"channels": 6 + 10}),
     "encoder": (Encoder, lambda batch=2: torch.randn(batch, 5, 12), {"attention heads": 6, "hidden units": 20}),
     "llama": (llama, tokens, {"attention heads": 6, "hidden units": 40}),
 }
@@ -161,6 +192,32 @@ def test_all_units_that_can_be_removed_are_groups(case):
     assert sum(1 for _ in slices(found)) == sum(counts.values())
     for kind in {"attention heads"} & set(counts):
         assert total[kind] == counts[kind]
+
+
+@pytest.mark.parametrize("name", ["residual"])
+def test_the_model_is_left_as_it_was(case):
+    model, inputs, _ = case
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    groups.coupled(model, inputs(), GroupL2(1e-3))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["residual"])
+def test_units_that_zero_parameters_do_not_remove_are_left_out(case, monkeypatch):
+    model, inputs, _ = case
+
+    def never_the_stream(dependencies, model):
+        found = removable(dependencies, model)
+        stream = next(f for f in dependencies.families if ("stem.weight", 0) in f.places)
+        found.units = np.setdiff1d(found.units, stream.units)
+        return found
+
+    monkeypatch.setattr(groups.coupling, "removable", never_the_stream)
+    found = groups.coupled(model, inputs(), GroupL2(1e-3))
+    assert "stem.weight" in names(found)[-1]
+    assert "left out: 6 channels of stem: their output is not constant where their parameters are zero" in str(found)
 
 
 @every_model
