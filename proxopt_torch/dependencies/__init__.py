@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .reading import read_graph
 from .flow import Flow
+from .reading import read_graph
 from .rules import base_name
 from .trace import NotTraceable, Trace, flat_tensors, module_path, trace_model
 from .units import Ints
@@ -67,10 +67,11 @@ class View:
 class Dependencies:
     """The units of a model.
 
-    places: name of a parameter or buffer -> for each dimension the unit of each index, None where it is never cut. A tensor with
-    several names has the first. roles: (name, dimension) -> "computes" (rows, biases), "scales" (norms, depthwise convolutions) or
-    "reads" (columns). kept: unit -> why it is never removed. families, views: see there. unknown: operator without rule -> path of
-    the module that runs it. inputs: units of the features of the first input, flattened; None unless asked for.
+    places: name of a parameter or buffer -> for each dimension the unit of each index, None where it is never cut. A tensor
+    with several names has the first. roles: (name, dimension) -> "computes" (rows, biases), "scales" (norms, depthwise
+    convolutions) or "reads" (columns). kept: unit -> why it is never removed. families, views: see there. unknown: operator
+    without rule -> path of the module that runs it. inputs: units of the features of the first input, flattened; None unless
+    asked for.
     """
 
     places: dict[str, tuple[Ints | None, ...]]
@@ -137,16 +138,17 @@ def removable(dependencies: Dependencies, model: nn.Module | None = None) -> Rem
     count = int(unit.max()) + 1 if unit.size else 0
     used, present = np.zeros(count, bool), np.zeros(count, bool)
     for node, step in flow.steps.items():
-        for index, block in enumerate(step.blocks):
+        for index, block in enumerate(step.blocks if not flow.stored(node) else ()):
             ids = unit[block.atoms.ravel()]
-            present[ids] |= not flow.stored(node)  # kernel sizes are dimensions of parameters alone
+            present[ids] = True
             used[ids[values.used[node][index]]] = True
     unread = present & ~used
     kept: dict[int, str] = {int(u): dependencies.kept[int(u)] for u in np.flatnonzero(unread) if int(u) in dependencies.kept}
     stored = np.zeros(count, bool)
     for dims in dependencies.places.values():
-        for ids in dims:
-            stored[ids if ids is not None else []] = True
+        for row in dims:
+            if row is not None:
+                stored[row] = True
     removed = unread & stored  # others are sizes of tensors that the code makes
     removed[list(dependencies.kept)] = False
     _restrict(flow, unit, removed, kept)

@@ -21,10 +21,10 @@ Operand: TypeAlias = tuple[fx.Node, tuple[int, ...]]  # a tensor, and for each o
 class Affine:
     """A linear map of channels: ``output[row] = sum over columns and taps of matrix * input[column] + bias[row]``.
 
-    source: block of the input with the channels, None where they are untracked. columns: positions in this block, one row for
-    each input channel. rows: block of the output, None where untracked. weight, order: the tensor, and a function that arranges it
-    as (groups, rows, columns, taps). padded: constants become different at the border. fold: the bias that can take constants, by
-    its name or, where the layer has none, by the path of the layer; "" where there is none.
+    source: block of the input with the channels, None where they are untracked. columns: positions in this block, one row
+    for each input channel. rows: block of the output, None where untracked. weight, order: the tensor, and a function that
+    arranges it as (groups, rows, columns, taps). padded: constants become different at the border. fold: the bias that can
+    take constants, by its name or, where the layer has none, by the path of the layer; "" where there is none.
     """
 
     node: fx.Node

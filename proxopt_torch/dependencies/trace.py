@@ -136,3 +136,8 @@ def _named(model: nn.Module, program: Any) -> Trace:
 
 def _number(size: Any) -> int:
     return int(size) if isinstance(size, int) else int(size.node.hint)
+
+
+def args_of(node: fx.Node) -> Any:
+    """The positional arguments of an operator, without the type that torch.fx declares for them."""
+    return node.args

@@ -119,7 +119,7 @@ class Joined:
     pieces: list[Piece] = field(default_factory=list)
 
     def reduced(self, dims: set[int]) -> tuple[Block, list[tuple[Piece, Ints, Ints]]]:
-        """The block without some dimensions, and for each piece (piece, positions in its block, positions in the reduced block)."""
+        """The block without some dimensions, and for each piece its positions in its own block and in the reduced block."""
         kept = tuple(d for d in self.block.dims if d not in dims)
         shape = self.block.atoms.shape
         lines = [np.arange(n) if d in kept else np.zeros(n, np.int64) for d, n in zip(self.block.dims, shape)]
@@ -166,7 +166,7 @@ def align(
             for p in members:
                 atoms.pin(p.block.atoms, reason)
         block = whole[0].block
-        for p in members:
+        for p in members if free else ():
             atoms.collapse(p.block, set(p.block.dims) - free)
         for p in whole[1:]:
             atoms.unite(block.atoms, p.block.atoms)
