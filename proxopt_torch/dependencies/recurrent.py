@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from .flow import Flow, Step, where
+from .flow import Flow, Step, call, where
 from .rules import RESULTS, RULES, argument, base_name, channels
 from .trace import args_of
 from .units import Block, Ints, Link
@@ -78,7 +78,7 @@ def _layer(
     """The node of one layer, and the atoms of the units of each direction."""
     width = hidden * len(weights)
     with flow.trace.graph.inserting_before(node):
-        made = flow.trace.graph.call_function(node.target, args_of(node), node.kwargs)
+        made = flow.trace.graph.call_function(call(node), args_of(node), node.kwargs)
     made.meta = {**node.meta, "val": torch.empty((*flow.shape(x)[:-1], width), device="meta")}
     step = flow.step(made, "recurrent")
     gates = GATES[base_name(node)]

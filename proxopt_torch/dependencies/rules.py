@@ -54,7 +54,11 @@ def apply(flow: Flow, node: fx.Node) -> None:
     elif found is None:
         flow.barrier(node)
     else:
-        found(flow, node)
+        try:
+            found(flow, node)
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
+            # Arguments that the rule was not written for. What it has united stays united, which is safe.
+            flow.barrier(node)
 
 
 def base_name(node: fx.Node) -> str:
@@ -353,6 +357,12 @@ def _slice(flow: Flow, node: fx.Node) -> None:
         if any(dim in block.dims for block in flow.blocks(x)):
             return flow.barrier(node, f"{where(node)} takes as many as the input needs")
         start = end = None
+    if jump != 1:  # what is skipped would change
+        for block in flow.blocks(x):
+            if block.dims == (dim,):
+                flow.atoms.pin(block.atoms, f"{where(node)} takes every {jump}th of them")
+            elif dim in block.dims:
+                flow.atoms.collapse(block, {dim})
     flow.views.append(node)
     _selected(flow, node, x, dim, slice(start, end, jump))
 
@@ -1003,7 +1013,7 @@ def _einsum(flow: Flow, node: fx.Node) -> None:
         return flow.barrier(node, f"{where(node)} is written with '...' or without '->'")
     left, right = equation.split("->")
     terms = left.split(",")
-    letters = sorted(set(left) - {","})
+    letters = list(dict.fromkeys(right + left.replace(",", "")))
     if any(len(set(term)) < len(term) for term in terms):
         return flow.barrier(node, f"{where(node)} takes a diagonal")
     operands = [(x, tuple(letters.index(c) for c in term)) for x, term in zip(parts, terms)]
