@@ -66,7 +66,7 @@ class Compacted:
         return optimizers.sliced(optimizer, original, self.model, self._slices, self._shifts)
 
     def __str__(self) -> str:
-        rows = [(name, self._kinds.get(name, ""), str(count), "") for name, count in self.removed.items()]
+        rows = [(name or "(model)", self._kinds.get(name, ""), str(count), "") for name, count in self.removed.items()]
         rows += [(name or "(model)", self._kinds.get(name, ""), "", why) for name, why in self.kept.items()]
         lines = _table(("name", "kind", "removed", "kept because"), rows) if rows else ["nothing was removed"]
         lines.append(_change("parameters", self.parameters))
