@@ -143,7 +143,11 @@ def removable(dependencies: Dependencies, model: nn.Module | None = None) -> Rem
             used[ids[values.used[node][index]]] = True
     unread = present & ~used
     kept: dict[int, str] = {int(u): dependencies.kept[int(u)] for u in np.flatnonzero(unread) if int(u) in dependencies.kept}
-    removed = unread.copy()
+    stored = np.zeros(count, bool)
+    for dims in dependencies.places.values():
+        for ids in dims:
+            stored[ids if ids is not None else []] = True
+    removed = unread & stored  # others are sizes of tensors that the code makes
     removed[list(dependencies.kept)] = False
     _restrict(flow, unit, removed, kept)
     return Removal(np.flatnonzero(removed), shifts(values, unit, removed), kept)

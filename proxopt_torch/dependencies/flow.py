@@ -194,7 +194,8 @@ class Flow:
         """Pin all blocks of all inputs."""
         step = self.step(node)
         if reason is None:
-            self.unknown.setdefault(str(node.target), module_path(node))
+            if any(self.blocks(x) for x in self.tensors(node)):
+                self.unknown.setdefault(str(node.target), module_path(node))
             reason = f"{where(node)} has no rule"
         for x in self.tensors(node):
             for source in range(len(self.blocks(x))):

@@ -121,6 +121,8 @@ for name in (
     RULES[name] = elementwise
 for name in ("feature_dropout", "rsub", "clamp_min", "clamp_max", "masked_fill", "where", "softplus", "hardswish", "glu_jvp"):
     RULES[name] = elementwise
+for name in ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"):
+    RULES[name] = elementwise
 for name in ("float", "half", "double", "relu6", "selu", "celu", "rrelu", "log_sigmoid", "hardtanh", "square", "rmsnorm_scale"):
     RULES[name] = elementwise
 
@@ -774,7 +776,7 @@ def affine(
     """
     step = flow.step(node, "affine")
     x, weight = x, weight
-    source, at = _channels(flow, step, x, channel, space)
+    source, at = channels(flow, step, x, channel, space)
     out = flow.shape(node)[channel]
     by_dim = {block.dims: block.atoms for block in flow.blocks(weight)}
     row_atoms, column_atoms = by_dim.get((rows,)), by_dim.get((columns,))
@@ -806,7 +808,7 @@ def affine(
     step.affine = Affine(x, source, at, made, weight, arrange, bias, padded, _fold(flow, node, weight, bias))
 
 
-def _channels(flow: Flow, step: Step, x: fx.Node, channel: int, space: frozenset[int]) -> tuple[int | None, Ints]:
+def channels(flow: Flow, step: Step, x: fx.Node, channel: int, space: frozenset[int]) -> tuple[int | None, Ints]:
     """The block with the input channels, and its positions for each; the other blocks pass."""
     found, at = None, np.zeros((flow.shape(x)[channel], 0), np.int64)
     for source, block in enumerate(flow.blocks(x)):
@@ -1012,11 +1014,28 @@ def _repeated(piece: Piece, dim: int, size: int) -> Piece:
 # Tensors that hold nothing of the input.
 
 
-@rule("zeros", "ones", "full", "arange", "empty", "rand", "randn", "randint", "linspace", "eye", "scalar_tensor", "tril_indices")
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full")
-@rule("new_empty", "tensor", "randperm")
+@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+def _filled(flow: Flow, node: fx.Node) -> None:
+    """Any slice of a tensor that holds one number can be removed; its sizes stand in the code of the model."""
+    shape = flow.shape(node)
+    step = flow.step(node, "filled")
+    symbolic = [not isinstance(size, int) for size in node.meta["val"].shape]
+    for dim, size in enumerate(shape):
+        if size > 1 and not symbolic[dim]:
+            flow.add(step, Block((dim,), flow.atoms.new(size)))
+    flow.views.append(node)
+
+
+@rule("empty", "arange", "rand", "randn", "randint", "randperm", "linspace", "eye", "scalar_tensor", "tril_indices", "tensor")
+@rule("empty_like", "rand_like", "randn_like", "randint_like", "new_empty", "bernoulli", "multinomial")
 def _new(flow: Flow, node: fx.Node) -> None:
+    """Nothing of the input is read but its size."""
     flow.step(node)
+
+
+@rule("gather", "tril", "triu", "one_hot", "bincount", "topk", "searchsorted", "isin")
+def _positions_matter(flow: Flow, node: fx.Node) -> None:
+    flow.barrier(node, f"{where(node)} depends on their positions")
 
 
 RESULTS: dict[str, Rule] = {"max": _max_result, "min": _max_result}

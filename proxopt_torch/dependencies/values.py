@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from .flow import Affine, Flow, Step
+from .recurrent import Layer, used_units, zero_units
 from .rules import argument, base_name
 from .trace import shape_of
 
@@ -49,6 +50,8 @@ def evaluate(flow: Flow) -> Values:
 
 def _use(values: Values, step: Step) -> None:
     """Mark the positions of the inputs that an operator uses."""
+    if step.value == "recurrent":
+        return _use_recurrent(values, step)
     for read in step.reads:
         positions = read.positions
         if read.product:
@@ -80,12 +83,28 @@ def _use_columns(values: Values, step: Step, layer: Affine) -> None:
     values.used[layer.node][layer.source or 0][at.ravel()] = True
 
 
+def _use_recurrent(values: Values, step: Step) -> None:
+    """Hidden units use each other, and the features of the input."""
+    (layer,) = step.operands
+    size = layer.weights[0][1].meta["val"].shape[1] * len(layer.weights)
+    out = np.ones(size, bool) if layer.block is None else values.used[step.node][layer.block]
+    zero = zero_units(layer, values.flow, _column_constants(values, layer))
+    used, features = used_units(layer, values.flow, out, zero)
+    if layer.block is not None:
+        values.used[step.node][layer.block] = out | used
+    if layer.source is not None:
+        at = layer.columns[features & (_column_constants(values, layer) != 0)]
+        values.used[layer.node][layer.source][at.ravel()] = True
+    for read in step.reads:
+        values.used[read.node][read.source][read.positions] = True
+
+
 def _nonzero(weight: Tensor) -> Flags:
     found: Flags = (weight != 0).any(-1).cpu().numpy()
     return found
 
 
-def _column_constants(values: Values, layer: Affine) -> Floats:
+def _column_constants(values: Values, layer: Affine | Layer) -> Floats:
     """The constant of each input channel; NaN where its positions differ."""
     if layer.source is None:
         return np.full(len(layer.columns), np.nan)
@@ -262,6 +281,20 @@ def _affine(values: Values, step: Step) -> list[Floats]:
     return result
 
 
+def _recurrent(values: Values, step: Step) -> list[Floats]:
+    (layer,) = step.operands
+    found = _varies(values, step)
+    if layer.block is not None:
+        found[layer.block][zero_units(layer, values.flow, _column_constants(values, layer))] = 0
+    return found
+
+
+def _filled(values: Values, step: Step) -> list[Floats]:
+    """Zeros and ones; other numbers may be computed from a size."""
+    number = 0.0 if "zeros" in base_name(step.node) else 1.0 if "ones" in base_name(step.node) else np.nan
+    return [np.full(block.atoms.size, number) for block in step.blocks]
+
+
 CONSTANTS: dict[str, Callable[[Values, Step], list[Floats]]] = {
     "varies": _varies,
     "stored": _stored,
@@ -273,6 +306,8 @@ CONSTANTS: dict[str, Callable[[Values, Step], list[Floats]]] = {
     "elementwise": _elementwise,
     "batch_norm": _batch_norm,
     "norm": _norm,
+    "filled": _filled,
+    "recurrent": _recurrent,
     "affine": _affine,
 }
 
