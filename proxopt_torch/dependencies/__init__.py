@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .build import build
+from .reading import read_graph
 from .flow import Flow
 from .rules import base_name
-from .trace import NotTraceable, Trace, flat_tensors, module_path, trace
+from .trace import NotTraceable, Trace, flat_tensors, module_path, trace_model
 from .units import Ints
 from .values import Removal, evaluate, shifts
 
@@ -103,8 +103,8 @@ def analyse(
     >>> [(f.kind, f.name, len(f.units), f.places) for f in found.families if not f.reason]
     [('hidden units', '0', 8, (('0.bias', 0), ('0.weight', 0), ('2.weight', 1)))]
     """
-    found = trace(model, args, kwargs or {})
-    flow = build(found, inputs)
+    found = trace_model(model, args, kwargs or {})
+    flow = read_graph(found, inputs)
     unit = flow.atoms.units()
     kept = _reasons(flow, unit)
     places = _places(flow, unit)

@@ -33,7 +33,7 @@ class Trace:
     inputs: list[fx.Node] = field(default_factory=list)
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Export ``model`` in eval mode. Raises ``NotTraceable``."""
     modes = [(module, module.training) for module in model.modules()]
     try:

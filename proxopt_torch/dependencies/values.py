@@ -268,16 +268,26 @@ def _affine(values: Values, step: Step) -> list[Floats]:
         return result
     weight = layer.order(numeric)
     nonzero = _nonzero(weight)
-    groups, rows, columns = nonzero.shape
+    groups, _, columns = nonzero.shape
     constant = _column_constants(values, layer).reshape(groups, 1, columns)
     varies = np.isnan(constant) | (layer.padded & (constant != 0))
     fixed = ~(nonzero & varies).any(2).ravel()
     out = np.where(fixed, 0.0 if bias is None else bias, np.nan)
-    known = np.where(varies, 0.0, constant)
-    if known.any():
-        total = weight.double().sum(-1).cpu().numpy()
-        out = out + (total * known).sum(2).ravel()
-    result[layer.rows] = out
+    return _with(result, layer.rows, out + _constant_part(weight, np.where(varies, 0.0, constant)))
+
+
+def _constant_part(weight: Tensor, constant: Floats) -> Floats:
+    """What constant columns add to each row. weight: (groups, rows, columns, taps). constant: (groups, 1, columns)."""
+    where = np.flatnonzero((constant != 0).any((0, 1)))
+    if not where.size:
+        return np.zeros(weight.shape[0] * weight.shape[1])
+    total = weight[:, :, torch.from_numpy(where).to(weight.device)].double().sum(-1).cpu().numpy()
+    found: Floats = (total * constant[:, :, where]).sum(2).ravel()
+    return found
+
+
+def _with(result: list[Floats], index: int, value: Floats) -> list[Floats]:
+    result[index] = value
     return result
 
 
@@ -342,9 +352,9 @@ def shifts(values: Values, unit: NDArray[np.int64], removed: Flags) -> dict[str,
         if not gone.any() or numeric is None or layer.padded:
             continue
         weight = layer.order(numeric)
-        groups, rows, columns = weight.shape[:3]
+        groups, _, columns = weight.shape[:3]
         gain = np.where(gone, constant, 0.0).reshape(groups, 1, columns)
-        shift = (weight.double().sum(-1).cpu().numpy() * gain).sum(2).ravel()
+        shift = _constant_part(weight, gain)
         if shift.any():
             found[layer.fold] = torch.from_numpy(shift).to(numeric)
     return found

@@ -17,7 +17,7 @@ VIEWS |= {"split", "split_with_sizes", "unbind", "getitem", "flatten", "unflatte
 VIEWS |= {"diagonal", "as_strided", "view_as", "reshape_as", "swapaxes", "mT", "unfold", "contiguous", "to"}
 
 
-def build(trace: Trace, inputs: bool = False) -> Flow:
+def read_graph(trace: Trace, inputs: bool = False) -> Flow:
     """Apply the rules of all operators.
 
     inputs: track the features of the first input.
@@ -79,8 +79,8 @@ def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
         if node.op != "call_function" or not _in_place(node) or not isinstance(node.args[0], fx.Node):
             continue
         family = members[base[node]]
-        others = [m for m in family if _identity(m) is not _identity(node)]
-        seen = any(order[user] > order[node] for m in others if m in order for user in m.users)
+        others = [m for m in family if order[m] < order[node] and _identity(m) is not _identity(node)]
+        seen = any(order[user] > order[node] for m in others for user in m.users)
         if seen or rules.base_name(node) in ("copy", "index_put", "fill", "zero", "masked_scatter", "scatter"):
             found.update(family)
     return found
