@@ -43,10 +43,10 @@ def _refresh(module: Any) -> None:
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = weight.shape
     elif isinstance(module, CONVS):
-        module.groups = _groups(weight.shape[0], module.out_channels, module.groups)
+        module.groups = groups_left(weight.shape[0], module.out_channels, module.groups)
         module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
     elif isinstance(module, TRANSPOSED):
-        module.groups = _groups(weight.shape[0], module.in_channels, module.groups)
+        module.groups = groups_left(weight.shape[0], module.in_channels, module.groups)
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, NORMS):
         held = module.running_mean if module.running_mean is not None else weight
@@ -57,7 +57,7 @@ def _refresh(module: Any) -> None:
             module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):
         if weight is not None:
-            module.num_groups = _groups(len(weight), module.num_channels, module.num_groups)
+            module.num_groups = groups_left(len(weight), module.num_channels, module.num_groups)
             module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.numel()
@@ -84,6 +84,6 @@ def _refresh_recurrent(module: Any) -> None:
     module._init_flat_weights()
 
 
-def _groups(channels: int, before: int, groups: int) -> int:
+def groups_left(channels: int, before: int, groups: int) -> int:
     """The number of groups with ``channels`` of the ``before`` channels left: whole groups go, so that they keep their size."""
     return groups if channels == before else max(1, channels // (before // groups))

@@ -69,7 +69,7 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     for name, value in state_dict.items():
         if name not in tensors:
             model.get_submodule(name.rpartition(".")[0]).set_extra_state(value)
-    integers.assign_all(model, _metadata(state_dict) if sizes is None else sizes)
+    integers.assign_all(model, sizes_of(state_dict) if sizes is None else sizes)
     return layers.refresh(model)
 
 
@@ -81,7 +81,8 @@ def _check_names(model: nn.Module, own: dict[str, Tensor], state_dict: dict[str,
         raise ValueError(f"state_dict must hold the names of the model; unknown: {extra}, missing: {missing}")
 
 
-def _metadata(state_dict: Any) -> dict[str, int]:
+def sizes_of(state_dict: Any) -> dict[str, int]:
+    """The integers in the metadata of a state_dict."""
     found: dict[str, int] = {}
     for prefix, entry in (getattr(state_dict, "_metadata", None) or {}).items():
         found |= {f"{prefix}.{name}".lstrip("."): number for name, number in entry.get(SIZES, {}).items()}

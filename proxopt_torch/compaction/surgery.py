@@ -18,7 +18,7 @@ from proxopt_torch.compaction.integers import Changed, Choices, Watch
 from proxopt_torch.compaction.result import Compacted
 from proxopt_torch.compaction.slicing import Kept
 from proxopt_torch.compaction.verification import Arguments
-from proxopt_torch.dependencies import Dependencies, NotTraceable, Removal, analyse, removable
+from proxopt_torch.dependencies import Dependencies, Family, NotTraceable, Removal, analyse, removable
 
 Selection: TypeAlias = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
@@ -148,9 +148,10 @@ class _Surgery:
         rows = {b: (kept[f"{n}.weight"][0],) for n, b in zip(removal.shifts, shifts) if b not in kept and f"{n}.weight" in kept}
         slicing.cut(small, {**kept, **rows})
         small = layers.refresh(small)
+        norms = self._resize_norms(small, gone)
         choices = Choices(self._changed(small, gone))
         for _ in range(RUNS):
-            sizes = choices.apply()
+            sizes = {**norms, **choices.apply()}
             suspects, reason, number = self._try(small, features)
             if not reason:
                 shifts = {n: slicing.selected(s, {**kept, **rows}.get(n, (None,))) for n, s in shifts.items()}
@@ -198,6 +199,20 @@ class _Surgery:
         if not self.with_inputs:
             return None
         return torch.from_numpy(np.flatnonzero(~np.isin(self.dependencies.inputs, gone)))
+
+    def _resize_norms(self, small: nn.Module, gone: np.ndarray) -> dict[str, int]:
+        """Set the sizes of GroupNorms without weight, which no tensor determines."""
+        out: dict[str, int] = {}
+        modules = dict(small.named_modules(remove_duplicate=False))
+        for view in self.dependencies.views:
+            module = modules.get(view.module)
+            if isinstance(module, nn.GroupNorm) and module.weight is None:
+                new = view.resized(gone)[1]
+                if new != module.num_channels:
+                    module.num_groups = layers.groups_left(new, module.num_channels, module.num_groups)
+                    module.num_channels = new
+                    out |= {f"{view.module}.{key}".lstrip("."): getattr(module, key) for key in ("num_groups", "num_channels")}
+        return out
 
     def _changed(self, small: nn.Module, gone: np.ndarray) -> list[Changed]:
         """The modules of the smaller model in whose code sizes change."""
@@ -392,7 +407,7 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
     stay = {**small.removal.kept, **surgery.given_back}
     for family in surgery.dependencies.families:
         units = np.unique(family.units)
-        count = int(np.isin(units, gone).sum())
+        count = _count(surgery.dependencies, family, gone)
         if count and family.kind != "input features":
             removed[family.name] = removed.get(family.name, 0) + count
             kinds[family.name] = family.kind
@@ -400,7 +415,8 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
             if unit in stay:
                 kept.setdefault(family.name, []).append(stay[unit])
                 kinds.setdefault(family.name, family.kind)
-    loading.remember_sizes(small.model, small.sizes)
+    sizes = {**loading.sizes_of(surgery.original.state_dict()), **small.sizes}  # with those of an earlier ``compact``
+    loading.remember_sizes(small.model, sizes)
     return Compacted(
         small.model,
         small.inputs,
@@ -408,12 +424,20 @@ def _result(model: nn.Module, surgery: _Surgery, small: _Small, before: int | No
         {name: _reasons(reasons) for name, reasons in kept.items()},
         (counting.parameters(surgery.original), counting.parameters(small.model)),
         (before, small.multiply_adds) if before is not None and small.multiply_adds is not None else None,
-        small.sizes,
+        sizes,
         small.kept,
         small.shifts,
         kinds,
         result.reference(getattr(model, "_orig_mod", model)),
     )
+
+
+def _count(dependencies: Dependencies, family: Family, gone: np.ndarray) -> int:
+    """How many channels, heads or units were removed. The channels of one norm group, which go together, count each."""
+    units = family.units[np.isin(family.units, gone)]
+    if family.kind != "channels" or not len(units):
+        return len(units)
+    return min(int(np.isin(dependencies.places[name][dimension], units).sum()) for name, dimension in family.places)
 
 
 def _reasons(reasons: list[str]) -> str:

@@ -1,0 +1,292 @@
+"""compact on small networks of many kinds: what is removed, what stays and why, and that the result can be used without us."""
+
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from proxopt import GroupL2
+from proxopt_torch import ProxAdam, compact, load_compact
+
+
+class Attention(nn.Module):
+    """Attention with one layer for queries, keys and values, whose sizes are attributes, as in many vision transformers."""
+
+    def __init__(self, size=12, heads=3):
+        super().__init__()
+        self.num_heads, self.inner, self.depth = heads, size, 4
+        self.qkv, self.proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.reshape(batch, length, self.inner))
+
+
+class Written(nn.Module):
+    """A size is written in the code."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.conv, self.out = nn.Linear(8, 64), nn.Conv2d(16, 6, 1), nn.Conv2d(6, 1, 1)
+
+    def forward(self, z):
+        return self.out(torch.relu(self.conv(torch.relu(self.fc(z)).view(-1, 16, 2, 2))))
+
+
+class TiedEmbedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden, self.out = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("position", torch.randn(8), persistent=False)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.hidden(self.embed(ids) + self.position)))
+
+
+class Named(nn.Module):
+    """Keyword arguments, and outputs in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x, scale=None):
+        return {"out": self.b(F.relu(self.a(x))), "more": (x.sum(), None)}
+
+
+class PlainNorm(nn.Module):
+    """A GroupNorm without weight: no tensor determines its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12, affine=False), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x):
+        return self.out(F.relu(self.norm(self.conv(x))))
+
+
+def zero(tensor, *index):
+    with torch.no_grad():
+        tensor[index] = 0
+
+
+def built(kind, seed=0, zeroed=True):
+    """A network with some units zeroed, and an example."""
+    torch.manual_seed(seed)
+    net, example, zeros = KINDS[kind]()
+    net.eval()
+    if zeroed:
+        for tensor, index in zeros(net):
+            zero(tensor, *index)
+    return net, example
+
+
+ALL = slice(None)
+TOKENS = (2, 5, 12)
+KINDS = {
+    "fused attention": lambda: (Attention(), torch.randn(TOKENS), lambda m: [(m.proj.weight, (ALL, slice(4, 8)))]),
+    "layers of attention": lambda: (
+        nn.Sequential(Attention(), Attention(), Attention()),
+        torch.randn(TOKENS),
+        lambda m: [(m[0].proj.weight, (ALL, slice(4, 8))), (m[2].proj.weight, (ALL, slice(0, 8)))],
+    ),
+    "encoder": lambda: (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 16, batch_first=True), 2, enable_nested_tensor=False),
+        torch.randn(TOKENS),
+        lambda m: [(m.layers[0].self_attn.out_proj.weight, (ALL, slice(4, 8))), (m.layers[1].linear2.weight, (ALL, slice(0, 5)))],
+    ),
+    "attention alone": lambda: (
+        nn.MultiheadAttention(12, 3, batch_first=True),
+        tuple(torch.randn(TOKENS) for _ in range(3)),
+        lambda m: [(m.out_proj.weight, (ALL, slice(0, 4)))],
+    ),
+    "tied": lambda: (
+        TiedEmbedding(),
+        torch.randint(20, (2, 5)),
+        lambda m: [(m.embed.weight, (ALL, 2)), (m.hidden.weight, (ALL, 2)), (m.hidden.weight, (2,)), (m.hidden.bias, (2,))],
+    ),
+    "keywords": lambda: (Named(), {"x": torch.randn(3, 4)}, lambda m: [(m.a.weight, (slice(2, 4),))]),
+    "norm without weight": lambda: (PlainNorm(), torch.randn(2, 3, 4, 4), lambda m: [(m.out.weight, (ALL, slice(3, 6)))]),
+    "grouped convolution": lambda: (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1)),
+        torch.randn(2, 3, 6, 6),
+        lambda m: [(m[4].weight, (ALL, slice(3, 6)))],
+    ),
+}
+REMOVED = {
+    "fused attention": {"qkv": 1},
+    "layers of attention": {"0.qkv": 1, "2.qkv": 2},
+    "encoder": {"layers.0.self_attn": 1, "layers.1.linear1": 5},
+    "attention alone": {"": 1},
+    "tied": {"embed": 1},
+    "keywords": {"a": 2},
+    "norm without weight": {"conv": 3},
+    "grouped convolution": {"0": 2},
+}
+
+
+def outputs(net, example):
+    with torch.no_grad():
+        out = net(**example) if isinstance(example, dict) else net(*example) if isinstance(example, tuple) else net(example)
+    return out["out"] if isinstance(out, dict) else out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_are_removed_and_the_result_computes_the_same(kind):
+    net, example = built(kind)
+    before = copy.deepcopy(net.state_dict())
+    small = compact(net, example)
+    assert small.removed == REMOVED[kind] and not small.kept
+    torch.testing.assert_close(outputs(small.model, example), outputs(net, example), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert small.parameters == tuple(sum(p.numel() for p in m.parameters()) for m in (net, small.model))
+    assert small.parameters[1] < small.parameters[0] and small.multiply_adds[1] < small.multiply_adds[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_dict_loads_into_a_network_of_full_size(kind):
+    net, example = built(kind)
+    small = compact(net, example).model
+    file = io.BytesIO()
+    torch.save(small.state_dict(), file)
+    saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    again = load_compact(built(kind, seed=1, zeroed=False)[0], saved).eval()
+    torch.testing.assert_close(outputs(again, example), outputs(small, example))
+
+
+def test_sizes_can_be_passed_where_a_format_loses_the_metadata():
+    net, example = built("layers of attention")
+    small = compact(net, example)
+    assert small.sizes == {"0.num_heads": 2, "0.inner": 8, "2.num_heads": 1, "2.inner": 4}
+    full = built("layers of attention", seed=1)[0]
+    again = load_compact(full, dict(small.model.state_dict()), small.sizes).eval()
+    torch.testing.assert_close(again(example), small.model(example))
+    assert (again[0].num_heads, again[1].num_heads, again[2].num_heads, again[0].depth) == (2, 3, 1, 4)
+
+
+def test_tied_weights_stay_tied_and_a_buffer_that_was_cut_is_saved():
+    net, example = built("tied")
+    small = compact(net, example).model
+    assert small.out.weight is small.embed.weight and small.embed.weight.shape == (20, 7)
+    assert "position" in small.state_dict() and "position" not in net.state_dict()
+    again = load_compact(TiedEmbedding(), small.state_dict())
+    assert again.out.weight is again.embed.weight and torch.equal(again.position, small.position)
+
+
+def test_a_size_that_is_written_in_code_is_the_reason_why_units_stay():
+    torch.manual_seed(0)
+    net, x = Written().eval(), torch.randn(3, 8)
+    zero(net.conv.weight, ALL, 3)
+    zero(net.out.weight, ALL, 2)
+    small = compact(net, x)
+    assert small.kept == {"fc": "the size 16 is written in the code of Written.forward"}
+    assert small.removed == {"conv": 1}
+    torch.testing.assert_close(small.model(x), net(x))
+
+
+def test_excluded_layers_are_not_cut():
+    net, x = built("layers of attention")
+    for exclude in ("0*", ["0.proj"]):
+        small = compact(net, x, exclude=exclude)
+        assert small.removed == {"2.qkv": 2}
+        assert "is excluded" in small.kept["0.qkv"]
+    assert not compact(net, x, exclude=Attention).removed
+    with pytest.raises(ValueError, match=r"exclude must name modules of the model, got '0.qvk'; did you mean '0.qkv'"):
+        compact(net, x, exclude="0.qvk")
+    with pytest.raises(ValueError, match=r"tolerance must be a number >= 0, got -1"):
+        compact(net, x, tolerance=-1)
+
+
+def test_a_model_without_a_graph_is_returned_unchanged():
+    class Data(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.fc(x) if float(x.sum()) > 0 else x
+
+    net, x = Data(), torch.ones(2, 3)
+    small = compact(net, x)
+    assert not small.removed and small.kept[""].startswith("torch.export: ")
+    assert small.parameters == (12, 12)
+    torch.testing.assert_close(small.model(x), net(x))
+
+
+def test_the_result_is_a_table():
+    net, x = built("layers of attention")
+    lines = str(compact(net, x)).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["name", "kind", "removed", "kept", "because"],
+        ["0.qkv", "attention", "heads", "1"],
+        ["2.qkv", "attention", "heads", "2"],
+    ]
+    assert lines[3].startswith("parameters: 1,872 -> ") and lines[4].startswith("multiply-adds: ")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "layers of attention"])
+def test_an_optimizer_continues_on_the_smaller_network(kind):
+    net, x = built(kind)
+    optimizer = ProxAdam(net.parameters(), lr=1e-3, penalty=None)
+    net(x).square().sum().backward()
+    for p in net.parameters():  # zeros stay, so that heads can be removed
+        p.grad *= p != 0
+    optimizer.step()
+    small = compact(net, x)
+    again = small.optimizer(optimizer)
+    assert all(again.state[p]["exp_avg"].shape == p.shape for p in small.model.parameters())
+    for model, optimizer_of_it in ((net, optimizer), (small.model, again)):
+        optimizer_of_it.zero_grad()
+        model(x).square().sum().backward()
+        optimizer_of_it.step()
+    del net, optimizer
+    with pytest.raises(RuntimeError, match="the original model must exist"):
+        small.optimizer(again)
+
+
+def test_a_smaller_network_can_lose_more():
+    net, x = built("layers of attention")
+    small = compact(net, x).model
+    zero(small[1].proj.weight, ALL, slice(0, 4))
+    again = compact(small, x)
+    assert again.removed == {"1.qkv": 1}
+    torch.testing.assert_close(again.model(x), small(x), rtol=1e-4, atol=1e-5)
+    assert load_compact(built("layers of attention", seed=1)[0], again.model.state_dict())[0].num_heads == 2
+
+
+WITHOUT_US = """
+import sys, torch
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0].startswith("proxopt"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+net, x, expected = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(net(x), expected)
+net.train()(x).sum().backward()
+print("loaded")
+"""
+
+
+def test_a_pickled_network_loads_without_this_package(tmp_path):
+    net, x = built("encoder")
+    small = compact(net, x).model
+    torch.save((small, x, small(x).detach()), tmp_path / "net.pt")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_US, tmp_path / "net.pt"], capture_output=True, text=True, check=False)
+    assert done.stdout == "loaded\n", done.stderr
+
+
+def test_the_result_is_exported(tmp_path):
+    for kind in ("encoder", "fused attention", "grouped convolution"):
+        net, x = built(kind)
+        small = compact(net, x).model
+        program = torch.export.export(small, (x,), strict=False)
+        torch.testing.assert_close(program.module()(x), small(x))
