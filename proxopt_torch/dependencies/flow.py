@@ -223,13 +223,18 @@ class Flow:
         return found
 
     def join(
-        self, step: Step, operands: Sequence[Operand], count: int, pieces: list[Piece] | None = None, reason: str = ""
+        self,
+        step: Step,
+        operands: Sequence[Operand],
+        count: int,
+        pieces: list[Piece] | None = None,
+        summed: frozenset[int] = frozenset(),
     ) -> list[Joined]:
-        """Unite the blocks of operands in a joint index space of ``count`` dimensions."""
+        """Unite the blocks of operands in a joint index space of ``count`` dimensions. summed: see ``align``."""
         pieces = self.pieces(operands) if pieces is None else pieces
         fixed = {k for k, (x, _) in enumerate(operands) if "parameter" not in self.origins(x)}
-        reason = reason or f"{where(step.node)} combines them with a tensor whose size is fixed by the input or by a constant"
-        joined, lost = align(self.atoms, pieces, self.sizes(operands, count), fixed, reason)
+        reason = f"{where(step.node)} combines them with a tensor whose size is fixed by the input or by a constant"
+        joined, lost = align(self.atoms, pieces, self.sizes(operands, count), fixed, reason, summed)
         for p in lost:
             step.reads.append(Read(operands[p.operand][0], p.source, p.at.ravel()))
         return joined

@@ -97,13 +97,13 @@ def _elementwise(flow: Flow, step: Step, operands: list[tuple[fx.Node, tuple[int
     pieces = flow.pieces(operands)
     for joined in flow.join(step, operands, count, pieces):
         flow.put(step, operands, joined, {d: d for d in joined.block.dims})
-    if any(not flow.stored(x) for x, _ in operands):
-        scales = base_name(step.node) in ("mul", "div", "batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm")
-        for piece in pieces:
-            x = operands[piece.operand][0]
-            if flow.stored(x):
-                bias = not scales or "bias" in flow.owner(int(piece.block.atoms.flat[0]))[0]
-                flow.roles.setdefault(flow.owner(int(piece.block.atoms.flat[0])), "computes" if bias else "scales")
+    if all(flow.stored(x) for x, _ in operands):
+        return
+    added = base_name(step.node) in ("add", "sub", "rsub")
+    for piece in pieces:
+        if flow.stored(operands[piece.operand][0]):
+            owner = flow.owner(int(piece.block.atoms.flat[0]))
+            flow.roles.setdefault(owner, "computes" if added or owner[0].endswith("bias") else "scales")
 
 
 for name in (
@@ -133,6 +133,27 @@ def _type_as(flow: Flow, node: fx.Node) -> None:
     x = node.args[0]
     for source, block in enumerate(flow.blocks(x)):
         flow.take(step, x, source, block.dims, _positions(block))
+
+
+@rule("glu")
+def _glu(flow: Flow, node: fx.Node) -> None:
+    """The two halves are multiplied."""
+    x = node.args[0]
+    dim = axis(argument(node, "dim", -1), len(flow.shape(x)))
+    step = flow.step(node, "zero")
+    for source, block in enumerate(flow.blocks(x)):
+        if dim not in block.dims:
+            flow.take(step, x, source, block.dims, _positions(block))
+            continue
+        place = block.dims.index(dim)
+        half = block.atoms.shape[place] // 2
+        flow.even.append((block.atoms, place, [half, 2 * half]))
+        first, second = np.split(_positions(block), 2, place)
+        atoms = block.atoms.ravel()
+        flow.atoms.unite(atoms[first], atoms[second])
+        index = flow.add(step, Block(block.dims, atoms[first]))
+        for part in (first, second):
+            _link_or_read(step, x, source, part.ravel(), index, np.arange(part.size))
 
 
 @rule("prelu")
@@ -204,8 +225,9 @@ def _reshape(flow: Flow, node: fx.Node) -> None:
     touched = [{k for k, (a, _) in enumerate(sets) if set(a) & set(block.dims)} for block in flow.blocks(x)]
     for source, block in enumerate(flow.blocks(x)):
         mine = touched[source]
-        if any(mine & other for k, other in enumerate(touched) if k != source):
-            flow.lose(step, x, source, f"{where(node)} merges two dimensions that can be cut")
+        others = [flow.blocks(x)[k] for k, other in enumerate(touched) if k != source and mine & other]
+        if any(other.dims[0] < block.dims[0] for other in others):
+            flow.lose(step, x, source, f"{where(node)} merges them into a dimension that is cut in another way")
             continue
         before = [d for k in sorted(mine) for d in sets[k][0]]
         after = [d for k in sorted(mine) for d in sets[k][1]]
@@ -239,9 +261,15 @@ def _varying(dims: list[int], at: Ints) -> tuple[list[int], Ints]:
 
 @rule("expand", "expand_as", "broadcast_to")
 def _expand(flow: Flow, node: fx.Node) -> None:
-    more = len(flow.shape(node)) - len(flow.shape(node.args[0]))
+    """Copies along a new dimension: any of them can be removed (queries that share one key and value head)."""
+    x, shape = node.args[0], flow.shape(node)
+    more = len(shape) - len(flow.shape(x))
     flow.views.append(node)
-    _moved(flow, node, lambda d: d + more)
+    step = _moved(flow, node, lambda d: d + more)
+    old = (1,) * more + flow.shape(x)
+    for dim, size in enumerate(node.meta["val"].shape):
+        if isinstance(size, int) and size > 1 and old[dim] == 1:
+            flow.add(step, Block((dim,), flow.atoms.new(size)))
 
 
 @rule("repeat", "tile")
@@ -774,8 +802,9 @@ def affine(
     the output and of the input. space: dimensions of the input along which the layer mixes. order: arranges the weight as (groups,
     rows, columns, taps).
     """
+    if any(isinstance(w, fx.Node) and not flow.stored(w) for w in (weight, bias)):
+        return flow.barrier(node, f"{where(node)} has a weight that depends on the input")
     step = flow.step(node, "affine")
-    x, weight = x, weight
     source, at = channels(flow, step, x, channel, space)
     out = flow.shape(node)[channel]
     by_dim = {block.dims: block.atoms for block in flow.blocks(weight)}
@@ -797,7 +826,6 @@ def affine(
     made = None
     if row_atoms is not None and row_atoms.size == out:
         made = flow.add(step, Block((channel,), row_atoms))
-    bias = bias if bias is not None else None
     for k, block in enumerate(flow.blocks(bias)) if bias is not None else ():
         if row_atoms is not None and block.atoms.shape == row_atoms.shape:
             flow.atoms.unite(block.atoms, row_atoms)
@@ -915,7 +943,8 @@ def contract(flow: Flow, node: fx.Node, operands: list[tuple[fx.Node, tuple[int,
     step = flow.step(node, "product")
     weighted = any(flow.stored(x) for x, _ in operands)
     reason = "" if weighted else f"{where(node)} sums over them, and their number may be part of a scale"
-    for joined in flow.join(step, operands, count):
+    summed = frozenset() if weighted else frozenset(range(count)) - set(out)
+    for joined in flow.join(step, operands, count, summed=summed):
         if not weighted and len({p.operand for p in joined.pieces}) > 1 and set(joined.block.dims) & set(out):
             flow.atoms.mark(joined.block.atoms, "attention heads")
         flow.put(step, operands, joined, out, reason)
@@ -980,12 +1009,12 @@ def _attention(flow: Flow, node: fx.Node) -> None:
         labels = (*batch, length, other)
         operands.append((mask, labels[len(labels) - len(flow.shape(mask)) :]))
     reason = f"{where(node)} combines all of them"
-    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads)):
+    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads), frozenset({inner})):
         flow.put(step, operands, joined, {d: d for d in range(count)}, reason)
     step = flow.step(node, "attention" if mask is None and not argument(node, "dropout_p") else "attention with mask")
     step.operands = [v]
     operands = [(scores, (*batch, length, other)), (v, (*batch, other, inner))]
-    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads)):
+    for joined in flow.join(step, operands, count + 1, _grouped_queries(flow, node, operands, heads), frozenset({other})):
         if heads in joined.block.dims:
             flow.atoms.mark(joined.block.atoms, "attention heads")
         flow.put(step, operands, joined, {**{d: d for d in (*batch, length)}, inner: count - 1}, reason)

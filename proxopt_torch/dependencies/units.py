@@ -137,7 +137,7 @@ def spread(array: Ints, dims: tuple[int, ...], over: Block) -> Ints:
 
 
 def align(
-    atoms: Atoms, pieces: list[Piece], sizes: list[tuple[int, ...]], fixed: set[int], reason: str
+    atoms: Atoms, pieces: list[Piece], sizes: list[tuple[int, ...]], fixed: set[int], reason: str, summed: frozenset[int]
 ) -> tuple[list[Joined], list[Piece]]:
     """Unite the blocks of operands that meet in the same dimensions.
 
@@ -145,6 +145,7 @@ def align(
       pieces: the blocks of all operands, in the dimensions of the joint index space.
       sizes: for each operand its size in each of these dimensions, 1 where it is broadcast.
       fixed: operands whose blocks may be given up so that those of the others can be removed.
+      summed: dimensions over which products are summed, along which nothing is removed alone if that can be avoided.
       reason: why indices that meet an untracked dimension cannot be removed.
 
     Returns:
@@ -159,7 +160,7 @@ def align(
                 atoms.pin(p.block.atoms, reason)
             lost += members
             continue
-        free = _removable_dims(members, whole[0].block, sizes, fixed)
+        free = _removable_dims(members, whole[0].block, sizes, fixed, summed)
         part = [p for p in members if p.block.dims != dims]
         if not free:
             for p in members:
@@ -192,7 +193,9 @@ def _components(pieces: list[Piece]) -> list[list[Piece]]:
     return [sorted(members, key=lambda p: p.operand) for _, members in found]
 
 
-def _removable_dims(members: list[Piece], block: Block, sizes: list[tuple[int, ...]], fixed: set[int]) -> set[int]:
+def _removable_dims(
+    members: list[Piece], block: Block, sizes: list[tuple[int, ...]], fixed: set[int], summed: frozenset[int]
+) -> set[int]:
     """The dimensions of the block along which slices can be removed."""
     dims = set(block.dims)
     for operand, shape in enumerate(sizes):
@@ -201,6 +204,9 @@ def _removable_dims(members: list[Piece], block: Block, sizes: list[tuple[int, .
     part = [set(p.block.dims) for p in members if set(p.block.dims) != set(block.dims)]
     if not part or not dims:
         return dims
+    outer = dims - summed
+    if outer and outer != dims and all(outer <= p or not outer & p for p in part):
+        return outer  # whole heads, not features of a head
     shared = dims.intersection(*part)
     # A part over the leading dimension: one value per channel, or per head. A part over the others only: one value per feature
     # of a head, the same for all heads (rotary embeddings), so that the heads can be removed and the features cannot.

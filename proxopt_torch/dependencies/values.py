@@ -27,16 +27,25 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 @dataclass
 class Values:
-    """constants, used: for each tensor one flat array for each block."""
+    """constants, used: for each tensor one flat array for each block. linked: tensors whose constants others need."""
 
     flow: Flow
+    linked: set[fx.Node]
     constants: dict[fx.Node, list[Floats]] = field(default_factory=dict)
     used: dict[fx.Node, list[Flags]] = field(default_factory=dict)
+    _nonzero: dict[fx.Node, Tensor] = field(default_factory=dict)
+
+    def nonzero(self, layer: Affine, weight: Tensor) -> Tensor:
+        """Which of the (groups, rows, columns) of a weight hold a number that is not zero."""
+        if layer.weight not in self._nonzero:
+            found = layer.order(weight) != 0
+            self._nonzero[layer.weight] = found[..., 0] if found.shape[-1] == 1 else found.any(-1)
+        return self._nonzero[layer.weight]
 
 
 def evaluate(flow: Flow) -> Values:
     """The constants and the positions that are used."""
-    values = Values(flow)
+    values = Values(flow, {link.node for step in flow.steps.values() for link in step.links})
     for node, step in flow.steps.items():
         values.constants[node] = CONSTANTS[step.value](values, step)
         values.used[node] = [np.zeros(block.atoms.size, bool) for block in step.blocks]
@@ -70,11 +79,11 @@ def _use_columns(values: Values, step: Step, layer: Affine) -> None:
     if numeric is None:
         values.used[layer.node][layer.source or 0][:] = True
         return
-    nonzero = _nonzero(layer.order(numeric))
-    groups, rows, _ = nonzero.shape
+    nonzero = values.nonzero(layer, numeric)
     if layer.rows is not None:
-        nonzero = nonzero & values.used[step.node][layer.rows].reshape(groups, rows, 1)
-    read = nonzero.any(1).ravel()
+        used = torch.from_numpy(values.used[step.node][layer.rows]).reshape(*nonzero.shape[:2], 1).to(nonzero.device)
+        nonzero = nonzero if bool(used.all()) else nonzero & used
+    read = nonzero.any(1).flatten().cpu().numpy()
     constant = _column_constants(values, layer)
     free = constant == 0
     if layer.fold and not layer.padded:
@@ -99,11 +108,6 @@ def _use_recurrent(values: Values, step: Step) -> None:
         values.used[read.node][read.source][read.positions] = True
 
 
-def _nonzero(weight: Tensor) -> Flags:
-    found: Flags = (weight != 0).any(-1).cpu().numpy()
-    return found
-
-
 def _column_constants(values: Values, layer: Affine | Layer) -> Floats:
     """The constant of each input channel; NaN where its positions differ."""
     if layer.source is None:
@@ -121,7 +125,7 @@ def _varies(values: Values, step: Step) -> list[Floats]:
 
 def _stored(values: Values, step: Step) -> list[Floats]:
     """A parameter or buffer: slices that hold one number."""
-    if step.node in values.flow.volatile:
+    if step.node in values.flow.volatile or step.node not in values.linked:
         return _varies(values, step)
     tensor = values.flow.trace.tensors[values.flow.trace.names[step.node]].detach()
     if not tensor.dtype.is_floating_point:
@@ -267,11 +271,13 @@ def _affine(values: Values, step: Step) -> list[Floats]:
     if numeric is None:
         return result
     weight = layer.order(numeric)
-    nonzero = _nonzero(weight)
+    nonzero = values.nonzero(layer, numeric)
     groups, _, columns = nonzero.shape
     constant = _column_constants(values, layer).reshape(groups, 1, columns)
     varies = np.isnan(constant) | (layer.padded & (constant != 0))
-    fixed = ~(nonzero & varies).any(2).ravel()
+    if not varies.all():
+        nonzero = nonzero & torch.from_numpy(varies).to(nonzero.device)
+    fixed = ~nonzero.any(2).flatten().cpu().numpy()
     out = np.where(fixed, 0.0 if bias is None else bias, np.nan)
     return _with(result, layer.rows, out + _constant_part(weight, np.where(varies, 0.0, constant)))
 
