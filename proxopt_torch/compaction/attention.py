@@ -37,10 +37,10 @@ def inner_size(module: Any) -> int:
 
 def is_smaller(module: Any) -> bool:
     """Whether the tensors of an ``nn.MultiheadAttention`` no longer have the sizes that it was built with."""
-    return inner_size(module) != module.embed_dim or module.out_proj.weight.shape[0] != module.embed_dim
+    return bool(inner_size(module) != module.embed_dim or module.out_proj.weight.shape[0] != module.embed_dim)
 
 
-def smaller(module: Any) -> nn.Module:
+def smaller(module: Any) -> Any:
     """A module that computes the attention of an ``nn.MultiheadAttention`` whose tensors were sliced.
 
     The head size is that of the original, so that the number of heads follows from the tensors. Where heads and queries still

@@ -9,7 +9,6 @@ size, by running the model on the example.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,13 +72,9 @@ def changed_copy(holder: Any, path: Path, number: int) -> Any:
         if hasattr(holder, "_fields"):
             return type(holder)(*members)
         return type(holder)(members)
-    if dataclasses.is_dataclass(holder) and not isinstance(holder, type):
-        new = copy.copy(holder)
-        object.__setattr__(new, key, changed_copy(getattr(holder, key), rest, number))
-        return new
-    new = copy.copy(holder)
-    new.__dict__[key] = changed_copy(holder.__dict__[key], rest, number)
-    return new
+    other = copy.copy(holder)
+    object.__setattr__(other, key, changed_copy(getattr(holder, key), rest, number))  # works for frozen dataclasses too
+    return other
 
 
 def assign(module: nn.Module, path: Path, number: int) -> None:
@@ -131,16 +126,13 @@ class Choices:
         return out
 
     def advance(self, modules: list[nn.Module]) -> bool:
-        """Take the next set of attributes for the first of these modules that has one left."""
-        for module in modules:
-            kind = type(module)
-            if kind not in self._left:
-                continue
-            following = next(self._left[kind], None)
-            if following is not None:
-                self.chosen[kind] = following
-                return True
-        return False
+        """Take the next set of attributes for the first of these modules in whose code sizes change; False if none is left."""
+        kind = next((type(module) for module in modules if type(module) in self._left), None)
+        following = next(self._left[kind], None) if kind is not None else None
+        if kind is None or following is None:
+            return False
+        self.chosen[kind] = following
+        return True
 
 
 def _subsets(items: list[Changed]) -> Iterator[tuple[Option, ...]]:
@@ -189,5 +181,13 @@ class Watch:
             hook.remove()
 
     def suspects(self) -> list[nn.Module]:
-        """The modules whose code may be the cause: those that were running, innermost first, and then the last that finished."""
-        return [*reversed(self.running), *reversed(self.finished)]
+        """The modules whose code may be the cause, most likely first.
+
+        That is the innermost that was running, then for each module around it what finished last inside of it, and itself.
+        """
+        order = dict.fromkeys(self.running[-1:])
+        for module in reversed(self.running[:-1]):
+            inside = set(module.modules())
+            order |= dict.fromkeys(m for m in reversed(self.finished) if m in inside)
+            order |= {module: None}
+        return list(order | dict.fromkeys(reversed(self.finished)))

@@ -25,7 +25,8 @@ def remember_sizes(model: nn.Module, sizes: dict[str, int]) -> None:
     metadata = [graph.placeholder(name) for name in ("module", "state_dict", "prefix", "metadata")][-1]
     graph.call_function(operator.setitem, (metadata, SIZES, dict(sizes)))
     graph.output(None)
-    model.register_state_dict_post_hook(fx.GraphModule(nn.Module(), graph))
+    register: Any = model.register_state_dict_post_hook
+    register(fx.GraphModule(nn.Module(), graph))
 
 
 def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, int] | None = None) -> nn.Module:

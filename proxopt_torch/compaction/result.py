@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,8 @@ class Compacted:
         """A copy of an optimizer of the original model that updates ``model``, with its state sliced along.
 
         It has the class, the hyperparameters and the penalties of ``optimizer``, also one of ``torch.optim``. Labels and weights
-        of penalty groups are those of what remains. A bias that a layer got for a constant is in a group without penalty. Where the
-        optimizer is in eval mode, so is the copy. A learning rate scheduler must be made anew.
+        of penalty groups are those of what remains. A bias that a layer got for a constant is in a group without penalty. If the
+        optimizer is in eval mode, so is the copy. Learning rate schedulers must be made anew.
 
         Raises:
           RuntimeError: the original model no longer exists, so that the parameters of the optimizer have no names.
@@ -89,6 +90,6 @@ def _change(what: str, numbers: tuple[int, int]) -> str:
     return f"{what}: {before:,} -> {after:,}{share}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (head, *rows)]

@@ -177,7 +177,7 @@ class _Surgery:
             except Exception as error:  # of the code of the model, which does not run with these sizes
                 return watch.suspects(), f"{type(error).__name__}: {_first_line(error)}", None
         if text:
-            return self._differing(small, failing, features), text, None
+            return self._differing(small, failing, features) or watch.suspects(), text, None
         return [], "", number
 
     def _fresh(self) -> list[tuple[Arguments, list[Tensor]]]:
@@ -196,7 +196,7 @@ class _Surgery:
         return self._probes
 
     def _features(self, gone: np.ndarray) -> Tensor | None:
-        if not self.with_inputs:
+        if not self.with_inputs or self.dependencies.inputs is None:
             return None
         return torch.from_numpy(np.flatnonzero(~np.isin(self.dependencies.inputs, gone)))
 
@@ -390,9 +390,7 @@ def _check_inputs(dependencies: Dependencies, model: nn.Module, given: Arguments
         if place is not None and np.isin(place, ids).any()
     }
     reasons = {dependencies.kept[int(u)]: None for u in ids if int(u) in dependencies.kept}
-    raise ValueError(
-        f"inputs=True needs a model whose input goes to Linear layers only, got {list(readers or reasons)}"
-    )
+    raise ValueError(f"inputs=True needs a model whose input goes to Linear layers only, got {list(readers or reasons)}")
 
 
 def _described(value: Any) -> str:
@@ -437,7 +435,8 @@ def _count(dependencies: Dependencies, family: Family, gone: np.ndarray) -> int:
     units = family.units[np.isin(family.units, gone)]
     if family.kind != "channels" or not len(units):
         return len(units)
-    return min(int(np.isin(dependencies.places[name][dimension], units).sum()) for name, dimension in family.places)
+    places = [dependencies.places[name][dimension] for name, dimension in family.places]
+    return min(int(np.isin(place, units).sum()) for place in places if place is not None)
 
 
 def _reasons(reasons: list[str]) -> str:

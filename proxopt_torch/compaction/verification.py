@@ -16,7 +16,7 @@ SEED = 0
 """Of the random state in which both models run, and of the fresh inputs."""
 
 FRESH_BATCHES = (1, 2)
-"""What is added to the batch size of the example. One more may hide a constant of a batch of one, two more does not."""
+"""What is added to the batch size of the example, for each fresh input."""
 
 
 def arguments(example_inputs: Any) -> Arguments:
@@ -45,15 +45,38 @@ def fresh(given: Arguments, more: int, generator: torch.Generator) -> Arguments:
 
 
 def run(model: nn.Module, given: Arguments) -> list[Tensor]:
-    """The tensors that a model returns, without gradients and from a fixed random state. The arguments are not changed."""
+    """The tensors that a model returns, without gradients and from a fixed random state.
+
+    The arguments are not changed, nor is the state of the model, such as counters in buffers and results kept in attributes.
+    """
     args, kwargs = _mapped(given, torch.clone)
-    with torch.no_grad(), fixed_random_state():
+    with torch.no_grad(), fixed_random_state(), _preserved(model):
         return list(tensors(model(*args, **kwargs)))
 
 
 @contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of all modules at the end."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]  # they have none
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
+    values = [(b, b.clone()) for _, _, buffers in attributes for b in buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for module, held, buffers in attributes:
+            vars(module).clear()
+            vars(module).update(held)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+@contextmanager
 def fixed_random_state() -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    cuda: Any = torch.cuda
+    devices = list(range(cuda.device_count())) if cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(SEED)
         yield
@@ -78,8 +101,8 @@ def _gap(want: Tensor, have: Tensor, tolerance: float) -> str:
     if not want.numel():
         return ""
     tolerance = max(tolerance, 16 * torch.finfo(want.dtype).eps)  # of half precision, where rounding is coarser
-    wide = torch.complex128 if want.is_complex() else torch.float64 if want.device.type != "mps" else torch.float32
-    want, have = want.to(wide), have.to(wide)
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    want, have = want.cpu().to(wide), have.cpu().to(wide)
     finite = want.isfinite() if not want.is_complex() else want.abs().isfinite()
     same = torch.equal(finite, have.isfinite()) and torch.equal(want[~finite].nan_to_num(0.5), have[~finite].nan_to_num(0.5))
     if not same:
@@ -136,18 +159,18 @@ def _drawn(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
     if tensor.is_complex():
         real, imaginary = (_drawn(part, shape, generator) for part in (tensor.real, tensor.imag))
         return torch.complex(real, imaginary)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)  # on the CPU, as some devices lack this type
     if not tensor.is_floating_point():
         low, high = int(tensor.min()), int(tensor.max())
         drawn = (low + uniform * (high - low + 1)).floor().clamp(low, high)
-        return drawn.to(tensor.device, tensor.dtype)
-    finite = tensor[tensor.isfinite()].double()
+        return drawn.to(tensor.dtype).to(tensor.device)
+    finite = tensor[tensor.isfinite()].cpu().double()
     if finite.numel() < tensor.numel():  # an additive mask
         return _repeated(tensor, shape)
-    low, high = float(finite.min()), float(finite.max())
-    if low == high:  # a constant shows nothing of the range
-        low, high = low - 1, high + 1
-    return (low + uniform * (high - low)).to(tensor.device, tensor.dtype)
+    bottom, top = float(finite.min()), float(finite.max())
+    if bottom == top:  # a constant shows nothing of the range
+        bottom, top = bottom - 1, top + 1
+    return (bottom + uniform * (top - bottom)).to(tensor.dtype).to(tensor.device)
 
 
 def _repeated(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
