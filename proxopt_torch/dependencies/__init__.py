@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .reading import read_graph
 from .flow import Flow
+from .reading import read_graph
 from .rules import base_name
 from .trace import NotTraceable, Trace, flat_tensors, module_path, trace_model
 from .units import Ints
@@ -43,7 +43,7 @@ class View:
     """An operator whose sizes may be written in the code of a module.
 
     module: path of the module whose code runs it. operator: its name. sizes: of the output. blocks: (dimensions, array of units
-    over these dimensions); the other dimensions keep their sizes. parts: index of the output of a split, else 0.
+    over these dimensions); the other dimensions keep their sizes.
     """
 
     module: str
@@ -67,10 +67,11 @@ class View:
 class Dependencies:
     """The units of a model.
 
-    places: name of a parameter or buffer -> for each dimension the unit of each index, None where it is never cut. A tensor with
-    several names has the first. roles: (name, dimension) -> "computes" (rows, biases), "scales" (norms, depthwise convolutions) or
-    "reads" (columns). kept: unit -> why it is never removed. families, views: see there. unknown: operator without rule -> path of
-    the module that runs it. inputs: units of the features of the first input, flattened; None unless asked for.
+    places: name of a parameter or buffer -> for each dimension the unit of each index, None where it is never cut. A tensor
+    with several names has the first. roles: (name, dimension) -> "computes" (rows, biases), "scales" (norms, depthwise
+    convolutions) or "reads" (columns). kept: unit -> why it is never removed. families, views: see there. unknown: operator
+    without rule -> path of the module that runs it. inputs: units of the features of the first input, flattened; None unless
+    asked for.
     """
 
     places: dict[str, tuple[Ints | None, ...]]
@@ -135,18 +136,22 @@ def removable(dependencies: Dependencies, model: nn.Module | None = None) -> Rem
     flow.forget_numbers()
     values = evaluate(flow)
     count = int(unit.max()) + 1 if unit.size else 0
-    used, present = np.zeros(count, bool), np.zeros(count, bool)
+    used, present, fixed = np.zeros(count, bool), np.zeros(count, bool), np.ones(count, bool)
     for node, step in flow.steps.items():
-        for index, block in enumerate(step.blocks):
+        for index, block in enumerate(step.blocks if not flow.stored(node) else ()):
             ids = unit[block.atoms.ravel()]
-            present[ids] |= not flow.stored(node)  # kernel sizes are dimensions of parameters alone
+            present[ids] = True
+            fixed[ids[np.isnan(values.constants[node][index])]] = False
             used[ids[values.used[node][index]]] = True
     unread = present & ~used
     kept: dict[int, str] = {int(u): dependencies.kept[int(u)] for u in np.flatnonzero(unread) if int(u) in dependencies.kept}
+    for u in np.flatnonzero(present & used & fixed):
+        kept[int(u)] = dependencies.kept.get(int(u), "it is a constant that cannot be added to the bias of a layer that reads it")
     stored = np.zeros(count, bool)
     for dims in dependencies.places.values():
-        for ids in dims:
-            stored[ids if ids is not None else []] = True
+        for row in dims:
+            if row is not None:
+                stored[row] = True
     removed = unread & stored  # others are sizes of tensors that the code makes
     removed[list(dependencies.kept)] = False
     _restrict(flow, unit, removed, kept)

@@ -9,7 +9,7 @@ from torch import fx
 
 from . import rules
 from .flow import Flow, Step
-from .trace import Trace
+from .trace import Trace, args_of
 from .units import Block, Read
 
 VIEWS = {"view", "reshape", "slice", "select", "narrow", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "chunk"}
@@ -64,7 +64,7 @@ def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
     """All tensors that share memory with one that an operator changes in place, where the result alone does not stand for it."""
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        first: Any = node.args[0] if node.args else None
+        first: Any = args_of(node)[0] if args_of(node) else None
         shares = node.op == "call_function" and isinstance(first, fx.Node)
         if shares and (rules.base_name(node) in VIEWS or _in_place(node)):
             base[node] = base.get(first, first)
@@ -76,7 +76,7 @@ def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
     order = {node: k for k, node in enumerate(graph.nodes)}
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "call_function" or not _in_place(node) or not isinstance(node.args[0], fx.Node):
+        if node.op != "call_function" or not _in_place(node) or not isinstance(args_of(node)[0], fx.Node):
             continue
         family = members[base[node]]
         others = [m for m in family if order[m] < order[node] and _identity(m) is not _identity(node)]
@@ -90,14 +90,14 @@ def _functional(graph: fx.Graph) -> None:
     """Let what follows an operator that works in place use its result instead of the tensor that it changes."""
     order = {node: k for k, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if node.op == "call_function" and _in_place(node) and isinstance(node.args[0], fx.Node):
-            for user in list(node.args[0].users):
+        if node.op == "call_function" and _in_place(node) and isinstance(args_of(node)[0], fx.Node):
+            for user in list(args_of(node)[0].users):
                 if order[user] > order[node]:
-                    user.replace_input_with(node.args[0], node)
+                    user.replace_input_with(args_of(node)[0], node)
 
 
 def _identity(node: fx.Node) -> fx.Node:
     """The tensor that a chain of operators changes in place."""
-    while node.op == "call_function" and _in_place(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    while node.op == "call_function" and _in_place(node) and isinstance(args_of(node)[0], fx.Node):
+        node = args_of(node)[0]
     return node

@@ -1,7 +1,7 @@
 """Rules and values of LSTM, GRU and RNN layers.
 
-A hidden unit is its rows of all gates, its column of the weights of the recurrence, and what reads it. PyTorch has one hidden size
-for all layers and directions, so all of them lose equally many units.
+A hidden unit is its rows of all gates, its column of the weights of the recurrence, and what reads it. PyTorch has one hidden
+size for all layers and directions, so all of them lose equally many units.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from .flow import Flow, Step, where
+from .flow import Flow, Step, call, where
 from .rules import RESULTS, RULES, argument, base_name, channels
+from .trace import args_of
 from .units import Block, Ints, Link
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -41,7 +42,7 @@ class Layer:
 
 def recurrent(flow: Flow, node: fx.Node) -> None:
     """Each layer becomes a node of its own, whose output holds the units of all its directions."""
-    x, states, stored = node.args[:3]
+    x, states, stored = args_of(node)[:3]
     biases, count, both = argument(node, "has_biases"), argument(node, "num_layers"), argument(node, "bidirectional")
     per = 4 if biases else 2
     directions = 2 if both else 1
@@ -77,7 +78,7 @@ def _layer(
     """The node of one layer, and the atoms of the units of each direction."""
     width = hidden * len(weights)
     with flow.trace.graph.inserting_before(node):
-        made = flow.trace.graph.call_function(node.target, node.args, node.kwargs)
+        made = flow.trace.graph.call_function(call(node), args_of(node), node.kwargs)
     made.meta = {**node.meta, "val": torch.empty((*flow.shape(x)[:-1], width), device="meta")}
     step = flow.step(made, "recurrent")
     gates = GATES[base_name(node)]
@@ -115,7 +116,7 @@ def _direction(flow: Flow, node: fx.Node, weights: list[fx.Node], gates: int, hi
 
 def _result(flow: Flow, node: fx.Node) -> None:
     """The outputs of the last layer, or the last states of all layers."""
-    whole, k = node.args
+    whole, k = args_of(node)
     layers = flow.steps[whole].operands
     if not layers:
         return void(flow.step(node))

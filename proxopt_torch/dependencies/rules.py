@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .flow import Affine, Flow, Step, where
-from .trace import module_path, shape_of
+from .trace import args_of, module_path, shape_of
 from .units import Block, Ints, Link, Piece, Read
 
 Rule = Callable[[Flow, fx.Node], None]
@@ -32,8 +32,8 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
     """An argument of an operator by its name in the schema."""
     for k, entry in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if entry.name == name:
-            if k < len(node.args):
-                return node.args[k]
+            if k < len(args_of(node)):
+                return args_of(node)[k]
             if name in node.kwargs:
                 return node.kwargs[name]
             return entry.default_value if entry.has_default_value() else default
@@ -54,7 +54,11 @@ def apply(flow: Flow, node: fx.Node) -> None:
     elif found is None:
         flow.barrier(node)
     else:
-        found(flow, node)
+        try:
+            found(flow, node)
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
+            # Arguments that the rule was not written for. What it has united stays united, which is safe.
+            flow.barrier(node)
 
 
 def base_name(node: fx.Node) -> str:
@@ -130,15 +134,29 @@ for name in ("float", "half", "double", "relu6", "selu", "celu", "rrelu", "log_s
 @rule("type_as")
 def _type_as(flow: Flow, node: fx.Node) -> None:
     step = flow.step(node, "same")
-    x = node.args[0]
+    x = args_of(node)[0]
     for source, block in enumerate(flow.blocks(x)):
         flow.take(step, x, source, block.dims, _positions(block))
+
+
+@rule("_weight_norm")
+def _weight_norm(flow: Flow, node: fx.Node) -> None:
+    """The rows of a weight by their own scales; the norm of a row combines the other dimensions."""
+    direction, scale = args_of(node)[:2]
+    dim = axis(argument(node, "dim", 0), len(flow.shape(direction)))
+    step = flow.step(node)
+    operands = [(direction, tuple(range(len(flow.shape(direction))))), (scale, tuple(range(len(flow.shape(scale)))))]
+    for piece in flow.pieces(operands):
+        if piece.block.dims != (dim,):
+            flow.lose(step, operands[piece.operand][0], piece.source, f"{where(node)} combines all of them")
+    for joined in flow.join(step, operands, len(flow.shape(node)), [p for p in flow.pieces(operands) if p.block.dims == (dim,)]):
+        flow.put(step, operands, joined, {dim: dim})
 
 
 @rule("glu")
 def _glu(flow: Flow, node: fx.Node) -> None:
     """The two halves are multiplied."""
-    x = node.args[0]
+    x = args_of(node)[0]
     dim = axis(argument(node, "dim", -1), len(flow.shape(x)))
     step = flow.step(node, "zero")
     for source, block in enumerate(flow.blocks(x)):
@@ -158,7 +176,7 @@ def _glu(flow: Flow, node: fx.Node) -> None:
 
 @rule("prelu")
 def _prelu(flow: Flow, node: fx.Node) -> None:
-    x, weight = (a for a in node.args[:2])
+    x, weight = args_of(node)[:2]
     count = len(flow.shape(x))
     step = flow.step(node, "zero")
     _elementwise(flow, step, [(x, tuple(range(count))), (weight, (min(1, count - 1),))], count)
@@ -174,14 +192,14 @@ def _positions(block: Block) -> Ints:
 def _moved(flow: Flow, node: fx.Node, place: Callable[[int], int]) -> Step:
     """The blocks of the first input with the dimension d at place(d)."""
     step = flow.step(node, "same")
-    for source, block in enumerate(flow.blocks(node.args[0])):
-        flow.take(step, node.args[0], source, [place(d) for d in block.dims], _positions(block))
+    for source, block in enumerate(flow.blocks(args_of(node)[0])):
+        flow.take(step, args_of(node)[0], source, [place(d) for d in block.dims], _positions(block))
     return step
 
 
 @rule("permute")
 def _permute(flow: Flow, node: fx.Node) -> None:
-    order = [axis(d, len(node.args[1])) for d in node.args[1]]
+    order = [axis(d, len(args_of(node)[1])) for d in args_of(node)[1]]
     _moved(flow, node, order.index)
 
 
@@ -190,7 +208,7 @@ def _transpose(flow: Flow, node: fx.Node) -> None:
     count = len(flow.shape(node))
     if base_name(node) == "numpy_T":
         return void(_moved(flow, node, lambda d: count - 1 - d))
-    named = [a for a in node.args[1:]] if len(node.args) > 1 else [0, 1] if base_name(node) == "t" else [-2, -1]
+    named = list(args_of(node)[1:]) if len(args_of(node)) > 1 else [0, 1] if base_name(node) == "t" else [-2, -1]
     a, b = (axis(d, count) for d in named[:2]) if count > 1 else (0, 0)
     _moved(flow, node, lambda d: b if d == a else a if d == b else d)
 
@@ -202,7 +220,7 @@ def void(_: Any) -> None:
 @rule("movedim", "moveaxis")
 def _movedim(flow: Flow, node: fx.Node) -> None:
     count = len(flow.shape(node))
-    old, new = ([axis(d, count) for d in (a if isinstance(a, (list, tuple)) else [a])] for a in node.args[1:3])
+    old, new = ([axis(d, count) for d in (a if isinstance(a, (list, tuple)) else [a])] for a in args_of(node)[1:3])
     order = [d for d in range(count) if d not in old]
     for target, source in sorted(zip(new, old)):
         order.insert(target, source)
@@ -212,7 +230,7 @@ def _movedim(flow: Flow, node: fx.Node) -> None:
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 def _reshape(flow: Flow, node: fx.Node) -> None:
     """Dimensions are grouped into the smallest sets whose sizes multiply to the same; blocks over a set are reshaped with it."""
-    x = node.args[0]
+    x = args_of(node)[0]
     if str(node.target).endswith("view.dtype"):
         return flow.barrier(node)
     old, new = flow.shape(x), flow.shape(node)
@@ -233,7 +251,7 @@ def _reshape(flow: Flow, node: fx.Node) -> None:
         after = [d for k in sorted(mine) for d in sets[k][1]]
         size = [block.atoms.shape[block.dims.index(d)] if d in block.dims else 1 for d in before]
         at = np.broadcast_to(_positions(block).reshape(size), [old[d] for d in before]).reshape([new[d] for d in after])
-        flow.take(step, x, source, *_varying(after, at))
+        _take_varying(flow, step, x, source, after, at)
 
 
 def _matched(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -252,17 +270,22 @@ def _matched(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int]
     return sets
 
 
-def _varying(dims: list[int], at: Ints) -> tuple[list[int], Ints]:
-    """Positions without the dimensions along which they do not change."""
-    kept = [k for k in range(at.ndim) if at.shape[k] > 1 and bool((at != at.take([0], k)).any())]
-    kept = kept or list(range(at.ndim))[:1]
-    return [dims[k] for k in kept], at[tuple(slice(None) if k in kept else 0 for k in range(at.ndim))]
+def _take_varying(flow: Flow, step: Step, x: fx.Node, source: int, dims: list[int], at: Ints) -> None:
+    """A block with positions ``at`` of one of the input, without the dimensions along which the atoms are the same (a batch)."""
+    atoms = flow.blocks(x)[source].atoms.ravel()[at]
+    kept = [k for k in range(at.ndim) if at.shape[k] > 1 and bool((atoms != atoms.take([0], k)).any())]
+    kept = kept or [int(np.argmax(at.shape))]
+    sizes = [n if k in kept else 1 for k, n in enumerate(at.shape)]
+    targets = np.broadcast_to(np.arange(int(np.prod(sizes))).reshape(sizes), at.shape)
+    first = tuple(slice(None) if k in kept else 0 for k in range(at.ndim))
+    index = flow.add(step, Block(tuple(dims[k] for k in kept), atoms[first]))
+    _link_or_read(step, x, source, at.ravel(), index, targets.ravel())
 
 
 @rule("expand", "expand_as", "broadcast_to")
 def _expand(flow: Flow, node: fx.Node) -> None:
     """Copies along a new dimension: any of them can be removed (queries that share one key and value head)."""
-    x, shape = node.args[0], flow.shape(node)
+    x, shape = args_of(node)[0], flow.shape(node)
     more = len(shape) - len(flow.shape(x))
     flow.views.append(node)
     step = _moved(flow, node, lambda d: d + more)
@@ -274,7 +297,7 @@ def _expand(flow: Flow, node: fx.Node) -> None:
 
 @rule("repeat", "tile")
 def _repeat(flow: Flow, node: fx.Node) -> None:
-    x = node.args[0]
+    x = args_of(node)[0]
     more = len(flow.shape(node)) - len(flow.shape(x))
     step = flow.step(node, "same")
     for source, block in enumerate(flow.blocks(x)):
@@ -285,7 +308,7 @@ def _repeat(flow: Flow, node: fx.Node) -> None:
 
 @rule("repeat_interleave")
 def _repeat_interleave(flow: Flow, node: fx.Node) -> None:
-    x, times, dim = node.args[0], argument(node, "repeats"), argument(node, "dim")
+    x, times, dim = args_of(node)[0], argument(node, "repeats"), argument(node, "dim")
     if not isinstance(times, int) or dim is None:
         return flow.barrier(node)
     step = flow.step(node, "same")
@@ -323,7 +346,7 @@ def _selected(flow: Flow, node: fx.Node, x: fx.Node, dim: int, chosen: Any, drop
 
 @rule("slice", "narrow")
 def _slice(flow: Flow, node: fx.Node) -> None:
-    x = node.args[0]
+    x = args_of(node)[0]
     dim = axis(argument(node, "dim", 0), len(flow.shape(x)))
     start = argument(node, "start")
     if base_name(node) == "narrow":
@@ -334,14 +357,20 @@ def _slice(flow: Flow, node: fx.Node) -> None:
         if any(dim in block.dims for block in flow.blocks(x)):
             return flow.barrier(node, f"{where(node)} takes as many as the input needs")
         start = end = None
+    if jump != 1:  # what is skipped would change
+        for block in flow.blocks(x):
+            if block.dims == (dim,):
+                flow.atoms.pin(block.atoms, f"{where(node)} takes every {jump}th of them")
+            elif dim in block.dims:
+                flow.atoms.collapse(block, {dim})
     flow.views.append(node)
     _selected(flow, node, x, dim, slice(start, end, jump))
 
 
 @rule("select")
 def _select(flow: Flow, node: fx.Node) -> None:
-    x = node.args[0]
-    dim, index = axis(node.args[1], len(flow.shape(x))), node.args[2]
+    x = args_of(node)[0]
+    dim, index = axis(args_of(node)[1], len(flow.shape(x))), args_of(node)[2]
     if not isinstance(index, int):
         return flow.barrier(node, f"{where(node)} takes one by an index that is computed")
     _selected(flow, node, x, dim, index % flow.shape(x)[dim], drop=True)
@@ -355,7 +384,7 @@ def _parts(flow: Flow, node: fx.Node) -> None:
     sizes = argument(node, "split_sizes", argument(node, "split_size"))
     if base_name(node) == "unbind" or isinstance(sizes, (list, tuple)):
         return
-    x = node.args[0]
+    x = args_of(node)[0]
     dim = axis(argument(node, "dim", 0), len(flow.shape(x)))
     ends = list(np.cumsum([part.shape[dim] for part in node.meta["val"]]))
     for block in flow.blocks(x):
@@ -365,10 +394,10 @@ def _parts(flow: Flow, node: fx.Node) -> None:
 
 @rule("getitem")
 def _getitem(flow: Flow, node: fx.Node) -> None:
-    whole, k = node.args
+    whole, k = args_of(node)
     name = base_name(whole)
     if name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unbind"):
-        x = whole.args[0]
+        x = args_of(whole)[0]
         dim = axis(argument(whole, "dim", 0), len(flow.shape(x)))
         if name == "unbind":
             return _selected(flow, node, x, dim, k % flow.shape(x)[dim], drop=True)
@@ -384,7 +413,7 @@ def _getitem(flow: Flow, node: fx.Node) -> None:
 
 @rule("cat", "concat", "concatenate")
 def _cat(flow: Flow, node: fx.Node) -> None:
-    parts = [x for x in node.args[0] if 0 not in flow.shape(x)]
+    parts = [x for x in args_of(node)[0] if 0 not in flow.shape(x)]
     count = len(flow.shape(node))
     dim = axis(argument(node, "dim", 0), count)
     step = flow.step(node, "same")
@@ -442,7 +471,7 @@ def _stack(flow: Flow, node: fx.Node) -> None:
     dim = axis(argument(node, "dim", 0), count)
     step = flow.step(node, "same")
     others = tuple(d for d in range(count) if d != dim)
-    operands = [(x, others) for x in node.args[0]]
+    operands = [(x, others) for x in args_of(node)[0]]
     if any(len(block.dims) > 1 for x, _ in operands for block in flow.blocks(x)):
         return flow.barrier(node, f"{where(node)} stacks tensors that are cut in several dimensions")
     for joined in flow.join(step, operands, count):
@@ -451,7 +480,7 @@ def _stack(flow: Flow, node: fx.Node) -> None:
 
 @rule("roll", "flip")
 def _roll(flow: Flow, node: fx.Node) -> None:
-    x = node.args[0]
+    x = args_of(node)[0]
     count = len(flow.shape(x))
     dims = argument(node, "dims")
     moved = axes(dims, count)
@@ -465,8 +494,8 @@ def _roll(flow: Flow, node: fx.Node) -> None:
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def _pad(flow: Flow, node: fx.Node) -> None:
-    x = node.args[0]
-    count, sizes = len(flow.shape(x)), node.args[1]
+    x = args_of(node)[0]
+    count, sizes = len(flow.shape(x)), args_of(node)[1]
     before = {count - 1 - k // 2: n for k, n in enumerate(sizes) if k % 2 == 0}
     padded = {count - 1 - k // 2 for k, n in enumerate(sizes) if n != 0}
     constant = base_name(node) == "constant_pad_nd" or (
@@ -505,12 +534,12 @@ def _pad_tracked(flow: Flow, step: Step, x: fx.Node, source: int, before: int) -
 @rule("index", "index_select")
 def _index(flow: Flow, node: fx.Node) -> None:
     """Entries that are looked up stay; dimensions beside those looked up pass where their place is certain."""
-    x = node.args[0]
+    x = args_of(node)[0]
     count, result = len(flow.shape(x)), len(flow.shape(node))
     if base_name(node) == "index_select":
-        indices = [None] * axis(node.args[1], count) + [node.args[2]]
+        indices = [None] * axis(args_of(node)[1], count) + [args_of(node)[2]]
     else:
-        indices = list(node.args[1])
+        indices = list(args_of(node)[1])
     places = [d for d, i in enumerate(indices) if i is not None]
     step = flow.step(node, "same")
     for index in indices:
@@ -528,7 +557,7 @@ def _index(flow: Flow, node: fx.Node) -> None:
 
 @rule("embedding")
 def _embedding(flow: Flow, node: fx.Node) -> None:
-    weight, index = (a for a in node.args[:2])
+    weight, index = args_of(node)[:2]
     step = flow.step(node, "same")
     for source in range(len(flow.blocks(index))):
         flow.lose(step, index, source, f"{where(node)} uses them as an index")
@@ -543,8 +572,8 @@ def _embedding(flow: Flow, node: fx.Node) -> None:
 @rule("pixel_shuffle")
 def _pixel_shuffle(flow: Flow, node: fx.Node) -> None:
     """r * r neighbouring channels become one."""
-    x = node.args[0]
-    dim, square = len(flow.shape(x)) - 3, node.args[1] ** 2
+    x = args_of(node)[0]
+    dim, square = len(flow.shape(x)) - 3, args_of(node)[1] ** 2
     step = flow.step(node, "same")
     for source, block in enumerate(flow.blocks(x)):
         if block.dims == (dim,):
@@ -562,7 +591,7 @@ def _pixel_shuffle(flow: Flow, node: fx.Node) -> None:
 @rule("pixel_unshuffle", "im2col")
 def _pixel_unshuffle(flow: Flow, node: fx.Node) -> None:
     """Each channel becomes several neighbouring ones."""
-    x = node.args[0]
+    x = args_of(node)[0]
     shape, new = flow.shape(x), flow.shape(node)
     dim = len(shape) - 3
     step = flow.step(node, "same" if base_name(node) == "pixel_unshuffle" else "zero")
@@ -599,7 +628,7 @@ def combine(flow: Flow, node: fx.Node, dims: set[int], value: str, keep: bool, r
 
     keep: the output still has these dimensions.
     """
-    x = node.args[0] if read is None else read
+    x = args_of(node)[0] if read is None else read
     count = len(flow.shape(x))
     place = {d: d if keep else d - sum(e < d for e in dims) for d in range(count)}
     step = flow.step(node, value)
@@ -615,19 +644,19 @@ def combine(flow: Flow, node: fx.Node, dims: set[int], value: str, keep: bool, r
 
 @rule("mean", "amax", "amin")
 def _mean(flow: Flow, node: fx.Node) -> None:
-    combine(flow, node, axes(argument(node, "dim"), len(flow.shape(node.args[0]))), "same", bool(argument(node, "keepdim")))
+    combine(flow, node, axes(argument(node, "dim"), len(flow.shape(args_of(node)[0]))), "same", bool(argument(node, "keepdim")))
 
 
 @rule("sum", "norm", "linalg_vector_norm", "std", "var", "logsumexp", "prod", "argmax", "argmin", "any", "all")
 def _sum(flow: Flow, node: fx.Node) -> None:
     zero = base_name(node) in ("sum", "norm", "linalg_vector_norm", "std", "var")
-    dims = axes(argument(node, "dim"), len(flow.shape(node.args[0])))
+    dims = axes(argument(node, "dim"), len(flow.shape(args_of(node)[0])))
     combine(flow, node, dims, "zero" if zero else "varies", bool(argument(node, "keepdim")))
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "normalize")
 def _softmax(flow: Flow, node: fx.Node) -> None:
-    combine(flow, node, axes(argument(node, "dim"), len(flow.shape(node.args[0]))), "varies", True)
+    combine(flow, node, axes(argument(node, "dim"), len(flow.shape(args_of(node)[0]))), "varies", True)
 
 
 @rule("max", "min")
@@ -635,20 +664,20 @@ def _max(flow: Flow, node: fx.Node) -> None:
     if len(flow.tensors(node)) > 1:
         return elementwise(flow, node)
     if argument(node, "dim") is None:
-        return void(combine(flow, node, axes(None, len(flow.shape(node.args[0]))), "same", False))
+        return void(combine(flow, node, axes(None, len(flow.shape(args_of(node)[0]))), "same", False))
     flow.step(node)  # pairs of (values, indices) are read by getitem
 
 
 def _max_result(flow: Flow, node: fx.Node) -> None:
-    whole, k = node.args
-    x = whole.args[0]
+    whole, k = args_of(node)
+    x = args_of(whole)[0]
     dims = axes(argument(whole, "dim"), len(flow.shape(x)))
     combine(flow, node, dims, "varies" if k else "same", bool(argument(whole, "keepdim")), read=x)
 
 
 def _pool_dims(flow: Flow, node: fx.Node) -> set[int]:
     spatial = int("".join(c for c in base_name(node).replace("im2col", "") if c.isdigit())[0])
-    count = len(flow.shape(node.args[0]))
+    count = len(flow.shape(args_of(node)[0]))
     return set(range(count - spatial, count))
 
 
@@ -670,7 +699,7 @@ def _pool(flow: Flow, node: fx.Node) -> None:
     ]
 )
 def _upsample(flow: Flow, node: fx.Node) -> None:
-    count = len(flow.shape(node.args[0]))
+    count = len(flow.shape(args_of(node)[0]))
     combine(flow, node, set(range(2, count)), "same", True)
 
 
@@ -685,9 +714,9 @@ def _upsample_other(flow: Flow, node: fx.Node) -> None:
 @rule("batch_norm", "instance_norm")
 def _batch_norm(flow: Flow, node: fx.Node) -> None:
     """Each channel has its own statistics, weight and bias. Statistics of the batch mix the other dimensions."""
-    x = node.args[0]
+    x = args_of(node)[0]
     count = len(flow.shape(x))
-    stored = [a for a in node.args[1:5] if isinstance(a, fx.Node)]
+    stored = [a for a in args_of(node)[1:5] if isinstance(a, fx.Node)]
     if any(len(flow.shape(s)) != 1 for s in stored):
         return flow.barrier(node)
     step = flow.step(node, "batch_norm")
@@ -700,10 +729,10 @@ def _batch_norm(flow: Flow, node: fx.Node) -> None:
 
 @rule("layer_norm", "rms_norm")
 def _layer_norm(flow: Flow, node: fx.Node) -> None:
-    x, shape = node.args[0], node.args[1]
+    x, shape = args_of(node)[0], args_of(node)[1]
     count = len(flow.shape(x))
     dims = set(range(count - len(shape), count))
-    stored = [a for a in node.args[2:4] if isinstance(a, fx.Node)]
+    stored = [a for a in args_of(node)[2:4] if isinstance(a, fx.Node)]
     step = flow.step(node, "norm")
     operands = [(x, tuple(range(count))), *((s, tuple(sorted(dims))) for s in stored)]
     reason = f"{where(node)} combines all of them"
@@ -733,9 +762,9 @@ def _mixed(flow: Flow, step: Step, x: fx.Node, sources: list[int]) -> None:
 @rule("group_norm")
 def _group_norm(flow: Flow, node: fx.Node) -> None:
     """Whole groups of channels can be removed."""
-    x, groups = node.args[0], node.args[1]
+    x, groups = args_of(node)[0], args_of(node)[1]
     count = len(flow.shape(x))
-    stored = [a for a in node.args[2:4] if isinstance(a, fx.Node)]
+    stored = [a for a in args_of(node)[2:4] if isinstance(a, fx.Node)]
     step = flow.step(node, "norm")
     operands = [(x, tuple(range(count))), *((s, (1,)) for s in stored)]
     if any(block.dims != (1,) for block in flow.blocks(x)):
@@ -798,9 +827,9 @@ def affine(
 ) -> None:
     """A layer that maps channels to channels.
 
-    channel: the dimension of the input, and of the output, that holds them. rows, columns: those of the weight for the channels of
-    the output and of the input. space: dimensions of the input along which the layer mixes. order: arranges the weight as (groups,
-    rows, columns, taps).
+    channel: the dimension of the input, and of the output, that holds them. rows, columns: those of the weight for the
+    channels of the output and of the input. space: dimensions of the input along which the layer mixes. order: arranges the
+    weight as (groups, rows, columns, taps).
     """
     if any(isinstance(w, fx.Node) and not flow.stored(w) for w in (weight, bias)):
         return flow.barrier(node, f"{where(node)} has a weight that depends on the input")
@@ -895,7 +924,7 @@ def _grouped(
 
 @rule("linear")
 def _linear(flow: Flow, node: fx.Node) -> None:
-    x, weight = node.args[:2]
+    x, weight = args_of(node)[:2]
     if len(flow.shape(weight)) != 2:
         return flow.barrier(node)
     affine(flow, node, x, len(flow.shape(x)) - 1, weight, 0, 1, argument(node, "bias"))
@@ -903,7 +932,7 @@ def _linear(flow: Flow, node: fx.Node) -> None:
 
 @rule("addmm")
 def _addmm(flow: Flow, node: fx.Node) -> None:
-    bias, x, weight = node.args[:3]
+    bias, x, weight = args_of(node)[:3]
     if not flow.stored(weight) or len(flow.shape(bias)) != 1 or argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
         return flow.barrier(node)
     affine(flow, node, x, 1, weight, 1, 0, bias, order=_columns_first)
@@ -915,7 +944,7 @@ def _columns_first(weight: Tensor) -> Tensor:
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def _conv(flow: Flow, node: fx.Node) -> None:
-    x, weight = node.args[:2]
+    x, weight = args_of(node)[:2]
     bias, groups = argument(node, "bias"), argument(node, "groups", 1)
     transposed = "transpose" in base_name(node) or bool(argument(node, "transposed"))
     taps = len(flow.shape(weight)) - 2
@@ -943,6 +972,9 @@ def contract(flow: Flow, node: fx.Node, operands: list[tuple[fx.Node, tuple[int,
     step = flow.step(node, "product")
     weighted = any(flow.stored(x) for x, _ in operands)
     reason = "" if weighted else f"{where(node)} sums over them, and their number may be part of a scale"
+    for x, labels in operands if not all(flow.stored(x) for x, _ in operands) else ():
+        for dim, label in enumerate(labels):
+            flow.role(x, dim, "computes" if label in out else "reads")
     summed = frozenset() if weighted else frozenset(range(count)) - set(out)
     for joined in flow.join(step, operands, count, summed=summed):
         if not weighted and len({p.operand for p in joined.pieces}) > 1 and set(joined.block.dims) & set(out):
@@ -953,7 +985,7 @@ def contract(flow: Flow, node: fx.Node, operands: list[tuple[fx.Node, tuple[int,
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def _matmul(flow: Flow, node: fx.Node) -> None:
-    a, b = (x for x in node.args[:2])
+    a, b = (x for x in args_of(node)[:2])
     m, n = len(flow.shape(a)), len(flow.shape(b))
     if n == 2 and flow.stored(b) and not flow.stored(a) and m >= 2:
         return affine(flow, node, a, m - 1, b, 1, 0, order=_columns_first)
@@ -966,22 +998,22 @@ def _matmul(flow: Flow, node: fx.Node) -> None:
 
 @rule("baddbmm")
 def _baddbmm(flow: Flow, node: fx.Node) -> None:
-    added, a, b = (x for x in node.args[:3])
+    added, a, b = (x for x in args_of(node)[:3])
     shape = flow.shape(added)
     if any(flow.blocks(added)) or len(shape) > 3:
         return flow.barrier(node)
-    operands = [(a, (0, 1, 2)), (b, (0, 2, 3)), (added, tuple(range(3 - len(shape), 2)) + (3,))]
+    operands = [(a, (0, 1, 2)), (b, (0, 2, 3)), (added, (*range(3 - len(shape), 2), 3))]
     contract(flow, node, operands, {0: 0, 1: 1, 3: 2}, 4).value = "varies"
 
 
 @rule("einsum")
 def _einsum(flow: Flow, node: fx.Node) -> None:
-    equation, parts = node.args[0].replace(" ", ""), [x for x in node.args[1]]
+    equation, parts = args_of(node)[0].replace(" ", ""), list(args_of(node)[1])
     if "..." in equation or "->" not in equation:
         return flow.barrier(node, f"{where(node)} is written with '...' or without '->'")
     left, right = equation.split("->")
     terms = left.split(",")
-    letters = sorted(set(left) - {","})
+    letters = list(dict.fromkeys(right + left.replace(",", "")))
     if any(len(set(term)) < len(term) for term in terms):
         return flow.barrier(node, f"{where(node)} takes a diagonal")
     operands = [(x, tuple(letters.index(c) for c in term)) for x, term in zip(parts, terms)]
@@ -994,7 +1026,7 @@ def _attention(flow: Flow, node: fx.Node) -> None:
 
     The graph gets a node for the scores, the products of queries and keys, which stand between them and the values.
     """
-    q, k, v = node.args[:3]
+    q, k, v = args_of(node)[:3]
     mask = argument(node, "attn_mask")
     count = len(flow.shape(q))
     batch = tuple(range(count - 2))

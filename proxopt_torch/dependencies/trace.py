@@ -122,11 +122,11 @@ def _named(model: nn.Module, program: Any) -> Trace:
     places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         node = places.get(getattr(spec.arg, "name", ""))
-        name = every.get((spec.target or "").removeprefix("inner."))
+        stored = every.get((spec.target or "").removeprefix("inner."))
         if node is None:
             continue
-        if spec.kind.name in ("PARAMETER", "BUFFER") and name is not None:
-            result.names[node] = name
+        if spec.kind.name in ("PARAMETER", "BUFFER") and stored is not None:
+            result.names[node] = stored
         elif spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
             result.constants[node] = program.constants[spec.target]
         else:
@@ -136,3 +136,8 @@ def _named(model: nn.Module, program: Any) -> Trace:
 
 def _number(size: Any) -> int:
     return int(size) if isinstance(size, int) else int(size.node.hint)
+
+
+def args_of(node: fx.Node) -> Any:
+    """The positional arguments of an operator, without the type that torch.fx declares for them."""
+    return node.args

@@ -1,8 +1,8 @@
 """Which units can be removed with the weights that a model has now.
 
-Forward: for each position of each block the number that the tensor holds there for any input, or NaN where it varies. Nothing is
-read from the example, so a constant example or a batch of one proves nothing. Backward: which positions are used, that is, read by
-something other than a weight that is zero or a layer whose bias can take the constant.
+Forward: for each position of each block the number that the tensor holds there for any input, or NaN where it varies. Nothing
+is read from the example, so a constant example or a batch of one proves nothing. Backward: which positions are used, that is,
+read by something other than a weight that is zero or a layer whose bias can take the constant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from .flow import Affine, Flow, Step
 from .recurrent import Layer, used_units, zero_units
 from .rules import argument, base_name
-from .trace import shape_of
+from .trace import args_of, shape_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
@@ -139,7 +139,7 @@ def _stored(values: Values, step: Step) -> list[Floats]:
 
 
 def _gathered(values: Values, step: Step, node: fx.Node | None = None) -> list[Floats]:
-    """The constant of each position of the output from its links (only those to ``node``); NaN where they differ or are missing."""
+    """The constant of each position of the output from its links (only those to ``node``); NaN where they differ."""
     found = []
     for index, block in enumerate(step.blocks):
         low, high = np.full(block.atoms.size, np.inf), np.full(block.atoms.size, -np.inf)
@@ -206,7 +206,7 @@ def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int)
         replace: Callable[[Any], Any] = lambda x: given[x].clone()
         try:
             with torch.no_grad():
-                out = node.target(*fx.map_arg(node.args, replace), **fx.map_arg(node.kwargs, replace))  # type: ignore[operator]
+                out = node.target(*fx.map_arg(args_of(node), replace), **fx.map_arg(node.kwargs, replace))  # type: ignore[operator]
             if isinstance(out, Tensor) and out.dtype.is_floating_point and out.shape == (int((~varies).sum()),):
                 result[~varies] = out.double().cpu().numpy()
         except (RuntimeError, TypeError, ValueError, IndexError):
@@ -220,13 +220,13 @@ def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int)
 def _batch_norm(values: Values, step: Step) -> list[Floats]:
     """Constants stay constants, and a scale of zero leaves the shift."""
     node = step.node
-    x = node.args[0]
+    x = args_of(node)[0]
     found = _gathered(values, step, x)
     for index, block in enumerate(step.blocks):
         if block.dims != (1,):
             found[index][:] = np.nan
             continue
-        weight, bias, mean, var = (_vector(values.flow, a, block.atoms.size) for a in node.args[1:5])
+        weight, bias, mean, var = (_vector(values.flow, a, block.atoms.size) for a in args_of(node)[1:5])
         batch = argument(node, "training") or argument(node, "use_input_stats")
         scale = np.ones(block.atoms.size) if weight is None else weight
         shift = np.zeros(block.atoms.size) if bias is None else bias
@@ -240,7 +240,7 @@ def _batch_norm(values: Values, step: Step) -> list[Floats]:
 
 def _norm(values: Values, step: Step) -> list[Floats]:
     """A scale of zero leaves the shift."""
-    given = [a for a in step.node.args[2:4] if isinstance(a, fx.Node)]
+    given = [a for a in args_of(step.node)[2:4] if isinstance(a, fx.Node)]
     if not given:
         return _varies(values, step)
     scale = _gathered(values, step, given[0])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from proxopt_torch.dependencies import NotTraceable, analyse, flat_tensors, removable
+from proxopt_torch.dependencies.rules import RULES
 
 
 class Net(nn.Module):
@@ -53,13 +54,14 @@ def removed_units(net, args, zero=()):
                 tensors[name].add_(shift)
             else:
                 other.get_submodule(name).bias = nn.Parameter(shift)
-        for reads in (False, True):  # a tied weight computes and reads: its columns are zero in the end
+        for reads in (False, True):
             for name, dims in found.places.items():
                 for dim, units in enumerate(dims):
                     gone = np.isin(units, removal.units) if units is not None else np.zeros(0, bool)
                     if gone.any() and (found.roles[name, dim] == "reads") == reads:
                         rows = tensors[name].movedim(dim, 0)
-                        rows[torch.from_numpy(gone)] = 0 if reads else torch.rand_like(rows[torch.from_numpy(gone)])
+                        tied = name == "e.weight"  # computes and reads
+                        rows[torch.from_numpy(gone)] = 0 if reads or tied else torch.rand_like(rows[torch.from_numpy(gone)])
     fresh = tuple(torch.randn(3, *x.shape[1:]) if x.is_floating_point() else x for x in args)
     for inputs in (args, fresh):
         with torch.no_grad():
@@ -364,6 +366,12 @@ REMOVED = {
         {"0": 1},
     ),
     "written through a view": (lambda: Net(written, a=conv(3, 4), b=conv(4, 2)), IMAGE, [("a.weight", 0, [0, 1])], {}),
+    "every second channel": (
+        lambda: Net(lambda s, x: s.b(s.a(x)[:, ::2]), a=conv(3, 4), b=conv(2, 2)),
+        IMAGE,
+        [("b.weight", 1, [1])],
+        {},
+    ),
     "softmax over channels": (
         lambda: Net(lambda s, x: s.b(s.a(x).softmax(1)), a=conv(3, 4), b=conv(4, 2)),
         IMAGE,
@@ -461,15 +469,38 @@ def test_units_of_a_residual_stream():
         ("stem.weight", 0),
     )
     assert {found.roles[place] for place in inner.places if place[0].startswith("norm")} >= {"scales", "computes"}
-    assert found.places["stem.weight"][1:] == (None, None, None) or found.kept[int(found.places["stem.weight"][1][0])]
+    columns, *kernel = found.places["stem.weight"][1:]
+    assert found.kept[int(columns[0])].startswith("conv2d in stem reads the input of the model")
+    assert kernel == [None, None]
+
+
+def test_why_zeros_stay():
+    net = nn.Sequential(conv(3, 4), nn.Sigmoid(), conv(4, 2, 3, padding=1)).eval()
+    with torch.no_grad():
+        net[0].weight[1] = 0
+    found = analyse(net, IMAGE)
+    unit = int(found.places["0.weight"][0][1])
+    assert removable(found).kept[unit] == "it is a constant that cannot be added to the bias of a layer that reads it"
 
 
 def test_reasons_and_operators_without_rule():
     net = Net(lambda s, x: s.b(torch.linalg.matrix_exp(s.a(x))), a=conv(3, 4), b=conv(4, 2))
     found = analyse(net, IMAGE)
     assert found.unknown == {"aten.linalg_matrix_exp.default": ""}
-    reasons = {f.name: f.reason for f in found.families}
-    assert reasons["a"] == "linalg_matrix_exp in forward of the model has no rule"
+    (made,) = (f for f in found.families if ("a.weight", 0) in f.places)
+    assert made.reason == "linalg_matrix_exp in forward of the model has no rule"
+    assert removable(found).units.size == 0
+
+
+def test_a_rule_that_fails_is_a_barrier(monkeypatch):
+    def fail(flow, node):
+        raise IndexError
+
+    monkeypatch.setitem(RULES, "relu", fail)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    nn.init.zeros_(net[2].weight)
+    found = analyse(net, VECTOR)
+    assert found.unknown == {"aten.relu.default": "1"}
     assert removable(found).units.size == 0
 
 
@@ -491,7 +522,7 @@ def test_features_of_the_input():
 
 
 def test_a_model_without_graph():
-    with pytest.raises(NotTraceable, match="torch.export"):
+    with pytest.raises(NotTraceable, match=r"torch\.export"):
         analyse(Net(lambda s, x: x if x.sum() > 0 else -x), VECTOR)
 
 
