@@ -53,6 +53,29 @@ class Named(nn.Module):
         return {"out": self.b(F.relu(self.a(x))), "more": (x.sum(), None)}
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(5, 6, num_layers=2, batch_first=True, bidirectional=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0])
+
+
+class Counting(nn.Module):
+    """Its output depends on how often it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 6), nn.Linear(6, 2), None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = self.b(F.relu(self.a(x))) * self.calls
+        return self.last
+
+
 class PlainNorm(nn.Module):
     """A GroupNorm without weight: no tensor determines its size."""
 
@@ -80,6 +103,13 @@ def built(kind, seed=0, zeroed=True):
     return net, example
 
 
+def zeros_of_recurrent(net):
+    """Units 1 and 4 in all layers and directions, which have one size."""
+    read = [getattr(net.lstm, f"weight_hh_l{k}{side}") for k in (0, 1) for side in ("", "_reverse")]
+    above = [net.lstm.weight_ih_l1, net.lstm.weight_ih_l1_reverse, net.out.weight]
+    return [(w, (ALL, [1, 4])) for w in read] + [(w, (ALL, [1, 4, 7, 10])) for w in above]
+
+
 ALL = slice(None)
 TOKENS = (2, 5, 12)
 KINDS = {
@@ -96,7 +126,7 @@ KINDS = {
     ),
     "attention alone": lambda: (
         nn.MultiheadAttention(12, 3, batch_first=True),
-        tuple(torch.randn(TOKENS) for _ in range(3)),
+        {**{name: torch.randn(TOKENS) for name in ("query", "key", "value")}, "need_weights": False},
         lambda m: [(m.out_proj.weight, (ALL, slice(0, 4)))],
     ),
     "tied": lambda: (
@@ -106,6 +136,8 @@ KINDS = {
     ),
     "keywords": lambda: (Named(), {"x": torch.randn(3, 4)}, lambda m: [(m.a.weight, (slice(2, 4),))]),
     "norm without weight": lambda: (PlainNorm(), torch.randn(2, 3, 4, 4), lambda m: [(m.out.weight, (ALL, slice(3, 6)))]),
+    "recurrent": lambda: (Recurrent(), torch.randn(2, 4, 5), zeros_of_recurrent),
+    "counting": lambda: (Counting(), torch.randn(3, 4), lambda m: [(m.a.weight, (slice(2, 4),))]),
     "grouped convolution": lambda: (
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1)),
         torch.randn(2, 3, 6, 6),
@@ -120,6 +152,8 @@ REMOVED = {
     "tied": {"embed": 1},
     "keywords": {"a": 2},
     "norm without weight": {"conv": 3},
+    "recurrent": {"lstm": 8},
+    "counting": {"a": 2},
     "grouped convolution": {"0": 2},
 }
 

@@ -19,8 +19,8 @@ def test_units_are_removed_and_the_result_computes_the_same(kind):
     before = copy.deepcopy(net.state_dict())
     small = compact(net, example)
     assert small.removed == REMOVED[kind] and not small.kept
-    torch.testing.assert_close(outputs(small.model, example), outputs(net, example), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    torch.testing.assert_close(outputs(small.model, example), outputs(net, example), rtol=1e-4, atol=1e-5)
     assert small.parameters == tuple(sum(p.numel() for p in m.parameters()) for m in (net, small.model))
     assert small.parameters[1] < small.parameters[0] and small.multiply_adds[1] < small.multiply_adds[0]
 
@@ -77,6 +77,12 @@ def test_excluded_layers_are_not_cut():
         compact(net, x, exclude="0.qvk")
     with pytest.raises(ValueError, match=r"tolerance must be a number >= 0, got -1"):
         compact(net, x, tolerance=-1)
+
+
+def test_the_state_of_a_model_is_as_it_was():
+    net, x = built("counting")
+    small = compact(net, x).model
+    assert float(net.calls) == float(small.calls) == 0.0 and net.last is small.last is None
 
 
 def test_a_model_without_a_graph_is_returned_unchanged():
