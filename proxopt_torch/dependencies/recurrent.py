@@ -118,9 +118,9 @@ def _result(flow: Flow, node: fx.Node) -> None:
     """The outputs of the last layer, or the last states of all layers."""
     whole, k = args_of(node)
     layers = flow.steps[whole].operands
-    if not layers:
-        return void(flow.step(node))
     step = flow.step(node, "same")
+    if not layers:
+        return  # a barrier pinned the inputs
     if k == 0:
         for source, block in enumerate(flow.blocks(layers[-1])):
             flow.take(step, layers[-1], source, block.dims, np.arange(block.atoms.size).reshape(block.atoms.shape))
@@ -184,10 +184,6 @@ def used_units(layer: Layer, flow: Flow, used: Flags, zero: Flags) -> tuple[Flag
 def _nonzero(weight: Any, gates: int) -> Flags:
     found: Flags = (weight != 0).reshape(gates, -1, weight.shape[1]).any(0).cpu().numpy()
     return found
-
-
-def void(_: Any) -> None:
-    return None
 
 
 for name in GATES:

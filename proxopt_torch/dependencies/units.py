@@ -211,4 +211,6 @@ def _removable_dims(members: list[Piece], block: Block, sizes: list[tuple[int, .
     # A part over the leading dimension: one value per channel, or per head. A part over the others only: one value per feature
     # of a head, the same for all heads (rotary embeddings, norms of queries), so that the heads can be removed and the features
     # cannot.
-    return shared if block.dims[0] in shared else dims - set().union(*part)
+    if block.dims[0] in shared:
+        return shared
+    return dims - set().union(*part) or {min(dims)}

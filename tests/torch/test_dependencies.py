@@ -105,6 +105,12 @@ def einsum_attention(self, x):
     return self.out(torch.einsum("bhij,bjhd->bihd", scores, v).flatten(2))
 
 
+def cosine_attention(self, x):
+    q, k, v = (layer(x).view(*x.shape[:2], 4, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+    scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1)
+    return self.out((scores @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
 def shared_head(self, x):
     """All queries share one key and value head."""
     q = self.q(x).view(*x.shape[:2], 4, 2).transpose(1, 2)
@@ -417,6 +423,12 @@ REMOVED = {
     ),
     "heads by einsum": (lambda: Net(einsum_attention, **separate_layers()), TOKENS, [("out.weight", 1, [2, 3])], {"q": 1}),
     "queries of one key": (lambda: Net(shared_head, **separate_layers(2)), TOKENS, [("out.weight", 1, [2, 3])], {"q": 1}),
+    "cosine attention": (
+        lambda: Net(cosine_attention, **separate_layers()),
+        TOKENS,
+        [("out.weight", 1, [2, 3])],
+        {"q": 1},
+    ),
     "one head": (lambda: Net(lambda s, x: attention(s, x, heads=1), **qkv_layers()), TOKENS, [("qkv.weight", 0, [1, 9])], {}),
     "torch attention": (
         lambda: nn.TransformerEncoderLayer(8, 4, 16, batch_first=True),
