@@ -165,7 +165,7 @@ def test_a_pickled_network_loads_without_this_package(tmp_path):
 
 
 def test_the_result_is_exported(tmp_path):
-    for kind in ("encoder", "fused attention", "grouped convolution"):
+    for kind in ("encoder", "grouped convolution"):
         net, x = built(kind)
         small = compact(net, x).model
         program = torch.export.export(small, (x,), strict=False)
