@@ -151,7 +151,7 @@ def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 def gap(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:
     """Largest difference of the outputs of two models, over the largest output."""
     pairs = list(zip(run(model, inputs), run(other, inputs), strict=True))
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs)
 
 
 # -- which units --------------------------------------------------------------------------------------
