@@ -312,7 +312,8 @@ def _selected(flow: Flow, node: fx.Node, x: fx.Node, dim: int, chosen: Any, drop
         if dim in dims:
             place = dims.index(dim)
             kept = at[(slice(None),) * place + (slice(chosen, chosen + 1) if drop else chosen,)]
-            if flow.stored(x) and kept.size < at.size:
+            whole = base_name(node) == "getitem"  # of a split, whose other parts are read too
+            if flow.stored(x) and kept.size < at.size and not whole:
                 gone = np.setdiff1d(at.ravel(), kept.ravel())
                 flow.atoms.pin(block.atoms.flat[gone], f"{where(node)} takes as many as the input needs")
             if drop:
