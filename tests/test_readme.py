@@ -15,9 +15,12 @@ def blocks(language):
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_a_snippet_runs_when_it_is_pasted_alone(number):
+def test_a_snippet_runs_when_it_is_pasted_alone(number, capsys):
     names: dict = {}
     exec(blocks("python")[number], names)
+    if "coupled" in names:
+        table = next(block for block in blocks("text") if block.startswith("kind "))
+        assert capsys.readouterr().out.startswith(table)
     if "small" in names:
         assert names["small"].model[0].in_features == 3, "the README says that 17 of the 20 inputs are useless"
     if "params" in names:
