@@ -238,11 +238,11 @@ class Attempts:
         That is one with such a number in its code, then one that had not finished, then one that holds such a number. The code of
         others takes all sizes from its inputs.
         """
-        sizes = {path: found for path in paths if (found := self._sizes(path, gone))}
+        sizes = {path: numbers for path in paths if (numbers := self._sizes(path, gone))}
         modules = {path: self.original.get_submodule(path) for path in sizes}
         for path, module in modules.items():
-            numbers = sizes[path] & integers.literals(type(module))
-            if numbers and (found := self._written(path, gone, numbers, everywhere=True)):
+            written = sizes[path] & integers.literals(type(module))
+            if written and (found := self._written(path, gone, written, everywhere=True)):
                 return found
         held = {path: sizes[path] & {number for _, number in integers.integers(module)} for path, module in modules.items()}
         for path in [*(p for p in sizes if p in running), *(p for p in sizes if held[p])]:
