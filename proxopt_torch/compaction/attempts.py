@@ -81,7 +81,7 @@ class Attempts:
         slicing.cut(small, kept)
         small = layers.refresh(small)
         norms = self._resize_norms(small, gone)
-        choices = Choices(self._changed(small, gone))
+        choices = Choices(self._changed(small, gone, kept))
         best: _Outcome | None = None
         for _ in range(RUNS):
             sizes = {**norms, **choices.apply()}
@@ -180,20 +180,31 @@ class Attempts:
                     out |= {f"{view.module}.{key}".lstrip("."): getattr(module, key) for key in ("num_groups", "num_channels")}
         return out
 
-    def _changed(self, small: nn.Module, gone: np.ndarray) -> list[Changed]:
+    def _changed(self, small: nn.Module, gone: np.ndarray, kept: dict[str, Kept]) -> list[Changed]:
         """The modules of the smaller model in whose code sizes change."""
         modules = dict(small.named_modules(remove_duplicate=False))
         found: dict[str, Changed] = {}
+        parts: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
         for view in self.dependencies.views:
             module = modules.get(view.module)
             if module is None or (isinstance(module, torch.fx.GraphModule) and _is_attention(self.original, view.module)):
                 continue
-            for old, new in zip(view.sizes, view.resized(gone)):
-                if old != new:
-                    item = found.setdefault(view.module, Changed(view.module, module))
-                    numbers = item.sizes.setdefault(old, [])
-                    if new not in numbers:
-                        numbers.append(new)
+            new = view.resized(gone)
+            if view.operator == "split_with_sizes":
+                parts.setdefault(view.module, []).append((view.sizes, new))
+            for old_size, new_size in zip(view.sizes, new) if new != view.sizes else ():
+                found.setdefault(view.module, Changed(view.module, module)).add(old_size, new_size)
+        for path in found.keys() & parts.keys():
+            for before, after in zip(*(zip(*(sizes[k] for sizes in parts[path])) for k in (0, 1))):
+                found[path].add(before, after)
+        for name, indices in kept.items():  # of tensors whose sizes the code of their module may hold a second time
+            path = name.rpartition(".")[0]
+            module = modules.get(path)
+            if module is not None and not layers.is_known(module) and not isinstance(module, torch.fx.GraphModule):
+                places = self.dependencies.places[name]
+                for units, left in zip(places, indices):
+                    if units is not None and left is not None:
+                        found.setdefault(path, Changed(path, module)).add(len(units), len(left))
         return list(found.values())
 
     def _differing(

@@ -28,6 +28,9 @@ Option: TypeAlias = tuple[Path, int]
 Progress: TypeAlias = tuple[int, int]
 """How far a model got: the stage of the comparison, and the number of modules that finished, or that agree, in it."""
 
+Number: TypeAlias = int | tuple[int, ...]
+"""A size, or those of all parts of a tensor that is split."""
+
 MOST_SETS = 64
 """Of attributes that are tried for one class."""
 
@@ -40,7 +43,11 @@ class Changed:
 
     path: str
     module: nn.Module
-    sizes: dict[int, list[int]] = field(default_factory=dict)
+    sizes: dict[Number, list[Number]] = field(default_factory=dict)
+
+    def add(self, old: Number, new: Number) -> None:
+        if old != new and new not in self.sizes.setdefault(old, []):
+            self.sizes[old].append(new)
 
 
 def integers(holder: Any, depth: int = 3) -> Iterator[tuple[Path, int]]:
@@ -60,6 +67,19 @@ def integers(holder: Any, depth: int = 3) -> Iterator[tuple[Path, int]]:
             yield (key,), value
         elif depth and not isinstance(value, (str, bytes)):
             yield from (((key, *path), number) for path, number in integers(value, depth - 1))
+
+
+def numbers(holder: Any) -> dict[Path, Number]:
+    """The integers of an object with their places, and its tuples of integers."""
+    found: dict[Path, Number] = dict(integers(holder))
+    members: dict[Path, list[tuple[Any, int]]] = {}
+    for path, number in integers(holder):
+        if len(path) > 1 and isinstance(path[-1], int):
+            members.setdefault(path[:-1], []).append((path[-1], number))
+    for path, entries in members.items():
+        if [index for index, _ in entries] == list(range(len(entries))):
+            found[path] = tuple(number for _, number in entries)
+    return found
 
 
 def literals(kind: type) -> set[int]:
@@ -145,15 +165,16 @@ class Choices:
         out: dict[str, int] = {}
         for kind, items in self.members.items():
             for item in items:
-                held = dict(integers(item.module))
+                held = numbers(item.module)
                 for path, index in self.chosen[kind]:
                     new = item.sizes.get(held.get(path, 0), [])
                     if not new:  # of other modules of the class
                         continue
-                    number = new[min(index, len(new) - 1)]
+                    value = new[min(index, len(new) - 1)]
                     self._held.append((item.module, path[0], item.module.__dict__[path[0]]))
-                    assign(item.module, path, number)
-                    out[".".join(map(str, (*([item.path] if item.path else []), *path)))] = number
+                    for place, number in _members(path, value):
+                        assign(item.module, place, number)
+                        out[".".join(map(str, (*([item.path] if item.path else []), *place)))] = number
         return out
 
     def advance(self, modules: list[nn.Module], progress: Progress = (0, 0)) -> bool:
@@ -176,12 +197,17 @@ class Choices:
         return False
 
 
+def _members(path: Path, value: Number) -> list[tuple[Path, int]]:
+    """The integers to set for the value at a path."""
+    return [((*path, i), n) for i, n in enumerate(value)] if isinstance(value, tuple) else [(path, value)]
+
+
 def _subsets(items: list[Changed]) -> Iterator[tuple[Option, ...]]:
     """Sets of attributes that hold an old size whose new one differs: small sets, and attributes of many modules, first."""
     modules: dict[Path, int] = {}
     variants: dict[Path, int] = {}
     for item in items:
-        for path, number in integers(item.module):
+        for path, number in numbers(item.module).items():
             if number in item.sizes:
                 modules[path] = modules.get(path, 0) + 1
                 variants[path] = max(variants.get(path, 1), len(item.sizes[number]))

@@ -135,6 +135,31 @@ def test_one_head_in_one_layer_with_fused_projections():
     torch.testing.assert_close(small.model(x), net(x))
 
 
+class Branches(nn.Module):
+    """Sizes of unequal parts in a tuple, and a size beside a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.splits, self.channels = (10, 6, 6), 22
+        self.a, self.b = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 1, groups=6)
+        self.register_buffer("blur", torch.rand(22, 1, 2, 2), persistent=False)
+
+    def forward(self, x):
+        x, a, b = torch.split(x, self.splits, dim=1)
+        return nn.functional.conv2d(torch.cat([x, self.a(a), self.b(b)], 1), self.blur, groups=self.channels)
+
+
+def test_sizes_of_parts_and_of_buffers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 22, 1), Branches(), nn.Conv2d(22, 3, 1)).eval()
+    zero(net[2].weight, ALL, [1, 4, 9, 10, 16, 18])
+    x = torch.randn(2, 2, 5, 5)
+    small = compact(net, x)
+    assert small.removed == {"0": 6} and not small.kept
+    assert (small.model[1].splits, small.model[1].channels, net[1].splits) == ((7, 5, 4), 16, (10, 6, 6))
+    torch.testing.assert_close(small.model(x), net(x))
+
+
 class Cancelling(nn.Module):
     """A large sum that is subtracted again: in float32 the order of the terms decides about the output."""
 
