@@ -25,6 +25,8 @@ Path: TypeAlias = tuple[Any, ...]
 Option: TypeAlias = tuple[Path, int]
 """A path, and which of the new sizes of the value it takes, if several dimensions of this size became different ones."""
 
+State: TypeAlias = dict[type | str, tuple[Option, ...]]
+
 Progress: TypeAlias = tuple[int, int]
 """How far a model got: the stage of the comparison, and the number of modules that finished, or that agree, in it."""
 
@@ -141,8 +143,9 @@ def assign_all(model: nn.Module, sizes: dict[str, int]) -> None:
 class Choices:
     """The search for attributes to set in the classes of modules whose sizes change.
 
-    A state is one set of attributes for each class. Where a state fails, those that differ from it in the set of one class are
-    queued. The next state is the one whose predecessor got furthest; among these, small sets and the likely classes come first.
+    A state is one set of attributes for each class, and other ones for single modules, by their paths. Where a state fails, those
+    that differ from it in the set of one class or module are queued. The next state is the one whose predecessor got furthest;
+    among these, small sets and the likely classes come first.
     """
 
     def __init__(self, changed: list[Changed]) -> None:
@@ -150,10 +153,11 @@ class Choices:
         for item in changed:
             self.members.setdefault(type(item.module), []).append(item)
         self._sets = {kind: list(_subsets(items)) for kind, items in self.members.items()}
-        self.chosen: dict[type, tuple[Option, ...]] = dict.fromkeys(self._sets, ())
+        self._paths = {id(item.module): item.path for item in changed}
+        self.chosen: State = dict.fromkeys(self._sets, ())
         self._cost = 0
-        self._queue: list[tuple[Progress, int, int, dict[type, tuple[Option, ...]]]] = []
-        self._seen = {tuple(self.chosen.values())}
+        self._queue: list[tuple[Progress, int, int, State]] = []
+        self._seen = {frozenset(self.chosen.items())}
         self._count = itertools.count()
         self._held: list[tuple[nn.Module, str, Any]] = []  # what was there before
 
@@ -166,7 +170,7 @@ class Choices:
         for kind, items in self.members.items():
             for item in items:
                 held = numbers(item.module)
-                for path, index in self.chosen[kind]:
+                for path, index in self.chosen.get(item.path, self.chosen[kind]):
                     new = item.sizes.get(held.get(path, 0), [])
                     if not new:  # of other modules of the class
                         continue
@@ -182,17 +186,22 @@ class Choices:
 
         modules: whose code may be the cause, most likely first. progress: how far the model got.
         """
-        kinds = [kind for kind in dict.fromkeys(map(type, modules)) if len(self._sets.get(kind, ())) > 1]
+        first: dict[type, nn.Module] = {}
+        for module in modules:
+            if len(self._sets.get(type(module), ())) > 1 and id(module) in self._paths:
+                first.setdefault(type(module), module)
         before = (-progress[0], -progress[1])
-        for rank, kind in enumerate(kinds):
-            for chosen in self._sets[kind]:
-                state = {**self.chosen, kind: chosen}
-                if tuple(state.values()) not in self._seen:
-                    heapq.heappush(self._queue, (before, self._cost + len(chosen) + rank, next(self._count), state))
+        for rank, (kind, module) in enumerate(first.items()):
+            single = len(self.members[kind]) == 1
+            keys: list[tuple[type | str, int]] = [(kind, 0)] if single else [(kind, 0), (self._paths[id(module)], 1)]
+            for (key, more), chosen in itertools.product(keys, self._sets[kind]):
+                state = {**self.chosen, key: chosen}
+                if frozenset(state.items()) not in self._seen:
+                    heapq.heappush(self._queue, (before, self._cost + len(chosen) + rank + more, next(self._count), state))
         while self._queue:
             _, self._cost, _, self.chosen = heapq.heappop(self._queue)
-            if tuple(self.chosen.values()) not in self._seen:
-                self._seen.add(tuple(self.chosen.values()))
+            if frozenset(self.chosen.items()) not in self._seen:
+                self._seen.add(frozenset(self.chosen.items()))
                 return True
         return False
 

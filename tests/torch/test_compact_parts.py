@@ -152,6 +152,16 @@ def test_the_search_goes_on_in_other_classes_and_from_where_the_model_got_furthe
     assert not choices.advance([nn.ReLU()])
 
 
+def test_an_attribute_that_has_an_old_size_by_chance_is_set_in_the_other_modules_alone():
+    first, second = Splits(Config()), Splits(Config())
+    choices = integers.Choices([integers.Changed("a", first, {12: [9]}), integers.Changed("b", second, {12: [8]})])
+    sizes, tried = choices.apply(), 0
+    while sizes != {"a.shape.1": 9}:
+        assert choices.advance([second] if "a.shape.1" in sizes else [first], (0, int("a.shape.1" in sizes)))
+        sizes, tried = choices.apply(), tried + 1
+    assert tried == 2 and second.shape == (4, 12)
+
+
 def test_integers_that_are_written_in_methods():
     assert {1, 5, 6, 12} <= integers.literals(Splits) and 7 not in integers.literals(Splits)
     assert 128 not in integers.literals(nn.Flatten)
