@@ -2,13 +2,15 @@
 
 A forward pass such as ``x.view(n, self.heads, -1)`` depends on an integer that no tensor determines. The analysis records which
 sizes of views change and in the code of which module. Integers of that module with the old value are candidates. Modules of one
-class share their code, so that the same attributes are set in all of them. The sets of candidates are tried in the order of their
-size, by running the model on the example.
+class share their code, so that the same attributes are set in all of them. Sets of candidates are tried by running the model on
+the example; how far it gets decides which of them are changed further.
 """
 
 from __future__ import annotations
 
 import copy
+import heapq
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,14 @@ Path: TypeAlias = tuple[Any, ...]
 Option: TypeAlias = tuple[Path, int]
 """A path, and which of the new sizes of the value it takes, if several dimensions of this size became different ones."""
 
+State: TypeAlias = dict[type | str, tuple[Option, ...]]
+
+Progress: TypeAlias = tuple[int, int]
+"""How far a model got: the stage of the comparison, and the number of modules that finished, or that agree, in it."""
+
+Number: TypeAlias = int | tuple[int, ...]
+"""A size, or those of all parts of a tensor that is split."""
+
 MOST_SETS = 64
 """Of attributes that are tried for one class."""
 
@@ -35,7 +45,11 @@ class Changed:
 
     path: str
     module: nn.Module
-    sizes: dict[int, list[int]] = field(default_factory=dict)
+    sizes: dict[Number, list[Number]] = field(default_factory=dict)
+
+    def add(self, old: Number, new: Number) -> None:
+        if old != new and new not in self.sizes.setdefault(old, []):
+            self.sizes[old].append(new)
 
 
 def integers(holder: Any, depth: int = 3) -> Iterator[tuple[Path, int]]:
@@ -55,6 +69,35 @@ def integers(holder: Any, depth: int = 3) -> Iterator[tuple[Path, int]]:
             yield (key,), value
         elif depth and not isinstance(value, (str, bytes)):
             yield from (((key, *path), number) for path, number in integers(value, depth - 1))
+
+
+def numbers(holder: Any) -> dict[Path, Number]:
+    """The integers of an object with their places, and its tuples of integers."""
+    found: dict[Path, Number] = dict(integers(holder))
+    members: dict[Path, list[tuple[Any, int]]] = {}
+    for path, number in integers(holder):
+        if len(path) > 1 and isinstance(path[-1], int):
+            members.setdefault(path[:-1], []).append((path[-1], number))
+    for path, entries in members.items():
+        if [index for index, _ in entries] == list(range(len(entries))):
+            found[path] = tuple(number for _, number in entries)
+    return found
+
+
+def literals(kind: type) -> set[int]:
+    """The integers that are written in the methods of a class and of those it inherits from, but for ``nn.Module``."""
+    methods = [inspect.unwrap(f) for c in kind.__mro__ if c not in (nn.Module, object) for f in vars(c).values() if callable(f)]
+    left: list[Any] = [f.__code__ for f in methods if inspect.isfunction(f)]
+    found: set[int] = set()
+    while left:
+        value = left.pop()
+        if isinstance(value, (tuple, frozenset)):
+            left += value
+        elif inspect.iscode(value):
+            left += value.co_consts
+        elif isinstance(value, int):
+            found.add(int(value))
+    return found
 
 
 def changed_copy(holder: Any, path: Path, number: int) -> Any:
@@ -98,14 +141,24 @@ def assign_all(model: nn.Module, sizes: dict[str, int]) -> None:
 
 
 class Choices:
-    """Which attributes to set in each class of modules, and the sets that were not tried yet."""
+    """The search for attributes to set in the classes of modules whose sizes change.
+
+    A state is one set of attributes for each class, and other ones for single modules, by their paths. Where a state fails, those
+    that differ from it in the set of one class or module are queued. The next state is the one whose predecessor got furthest;
+    among these, small sets and the likely classes come first.
+    """
 
     def __init__(self, changed: list[Changed]) -> None:
         self.members: dict[type, list[Changed]] = {}
         for item in changed:
             self.members.setdefault(type(item.module), []).append(item)
-        self._left = {kind: _subsets(items) for kind, items in self.members.items()}
-        self.chosen: dict[type, tuple[Option, ...]] = {kind: next(sets) for kind, sets in self._left.items()}
+        self._sets = {kind: list(_subsets(items)) for kind, items in self.members.items()}
+        self._paths = {id(item.module): item.path for item in changed}
+        self.chosen: State = dict.fromkeys(self._sets, ())
+        self._cost = 0
+        self._queue: list[tuple[Progress, int, int, State]] = []
+        self._seen = {frozenset(self.chosen.items())}
+        self._count = itertools.count()
         self._held: list[tuple[nn.Module, str, Any]] = []  # what was there before
 
     def apply(self) -> dict[str, int]:
@@ -116,35 +169,59 @@ class Choices:
         out: dict[str, int] = {}
         for kind, items in self.members.items():
             for item in items:
-                held = dict(integers(item.module))
-                for path, index in self.chosen[kind]:
-                    new = item.sizes[held[path]]
-                    number = new[min(index, len(new) - 1)]
+                held = numbers(item.module)
+                for path, index in self.chosen.get(item.path, self.chosen[kind]):
+                    new = item.sizes.get(held.get(path, 0), [])
+                    if not new:  # of other modules of the class
+                        continue
+                    value = new[min(index, len(new) - 1)]
                     self._held.append((item.module, path[0], item.module.__dict__[path[0]]))
-                    assign(item.module, path, number)
-                    out[".".join(map(str, (*([item.path] if item.path else []), *path)))] = number
+                    for place, number in _members(path, value):
+                        assign(item.module, place, number)
+                        out[".".join(map(str, (*([item.path] if item.path else []), *place)))] = number
         return out
 
-    def advance(self, modules: list[nn.Module]) -> bool:
-        """Take the next set of attributes for the first of these modules in whose code sizes change; False if none is left."""
-        kind = next((type(module) for module in modules if type(module) in self._left), None)
-        following = next(self._left[kind], None) if kind is not None else None
-        if kind is None or following is None:
-            return False
-        self.chosen[kind] = following
-        return True
+    def advance(self, modules: list[nn.Module], progress: Progress = (0, 0)) -> bool:
+        """Take the next state after the present one failed; False if none is left.
+
+        modules: whose code may be the cause, most likely first. progress: how far the model got.
+        """
+        first: dict[type, nn.Module] = {}
+        for module in modules:
+            if len(self._sets.get(type(module), ())) > 1 and id(module) in self._paths:
+                first.setdefault(type(module), module)
+        before = (-progress[0], -progress[1])
+        for rank, (kind, module) in enumerate(first.items()):
+            single = len(self.members[kind]) == 1
+            keys: list[tuple[type | str, int]] = [(kind, 0)] if single else [(kind, 0), (self._paths[id(module)], 1)]
+            for (key, more), chosen in itertools.product(keys, self._sets[kind]):
+                state = {**self.chosen, key: chosen}
+                if frozenset(state.items()) not in self._seen:
+                    heapq.heappush(self._queue, (before, self._cost + len(chosen) + rank + more, next(self._count), state))
+        while self._queue:
+            _, self._cost, _, self.chosen = heapq.heappop(self._queue)
+            if frozenset(self.chosen.items()) not in self._seen:
+                self._seen.add(frozenset(self.chosen.items()))
+                return True
+        return False
+
+
+def _members(path: Path, value: Number) -> list[tuple[Path, int]]:
+    """The integers to set for the value at a path."""
+    return [((*path, i), n) for i, n in enumerate(value)] if isinstance(value, tuple) else [(path, value)]
 
 
 def _subsets(items: list[Changed]) -> Iterator[tuple[Option, ...]]:
-    """Sets of attributes that hold, in all modules of a class, an old size whose new one differs: small sets first."""
-    common: set[Path] | None = None
+    """Sets of attributes that hold an old size whose new one differs: small sets, and attributes of many modules, first."""
+    modules: dict[Path, int] = {}
     variants: dict[Path, int] = {}
     for item in items:
-        own = {path: len(item.sizes[number]) for path, number in integers(item.module) if number in item.sizes}
-        common = set(own) if common is None else common & set(own)
-        for path, count in own.items():
-            variants[path] = max(variants.get(path, 1), count)
-    options = [(path, index) for path in sorted(common or (), key=str) for index in range(variants[path])]
+        for path, number in numbers(item.module).items():
+            if number in item.sizes:
+                modules[path] = modules.get(path, 0) + 1
+                variants[path] = max(variants.get(path, 1), len(item.sizes[number]))
+    order = sorted(modules, key=lambda path: (-modules[path], str(path)))
+    options = [(path, index) for path in order for index in range(variants[path])]
     sets = (
         chosen
         for size in range(len(options) + 1)

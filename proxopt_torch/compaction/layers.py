@@ -12,6 +12,16 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.modules.batchnorm._NormBase,)
 
+KNOWN = (
+    *(nn.Linear, nn.Bilinear, *CONVS, *TRANSPOSED, *NORMS, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU),
+    *(nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
+)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether ``refresh`` sets the sizes that a module holds."""
+    return isinstance(module, KNOWN)
+
 
 def refresh(model: nn.Module) -> nn.Module:
     """Set the sizes of all layers to those of their tensors, and replace attention layers that cannot have such sizes.
