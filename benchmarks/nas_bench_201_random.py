@@ -10,8 +10,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,18 @@ def search(settings: RandomSearchSettings, seed: int, out: Path) -> dict[str, An
             for number in range(len(trials), len(cells)):
                 torch.manual_seed(seed)  # all cells start with the same weights, as far as they share them
                 batches = cifar.Batches(train, settings.batch, seed, augment, STREAM)
-                trials.append(trained(cells[number], settings, seconds, batches, (held_out, normalise), classes))
+                share = partial(_share_of_time, time.process_time(), TRAINED * seconds)
+                net, masks, steps = trained(cells[number], settings, share, batches, classes)
+                trials.append(Trial(cells[number], evaluated(net, masks, held_out, normalise)[1], steps))
                 write_text(file, json.dumps([vars(trial) for trial in trials], indent=1) + "\n")
                 print(trials[-1], flush=True)
     best = max(trials, key=lambda trial: trial.accuracy)
     return {"rows": [{"seed": seed, "architecture": best.architecture}]}
+
+
+def _share_of_time(start: float, seconds: float, steps: int) -> float:
+    """Which share of the CPU seconds is over, whatever the number of steps."""
+    return (time.process_time() - start) / seconds
 
 
 def drawn(count: int, seed: int) -> list[str]:
@@ -119,22 +127,18 @@ def images_of(settings: RandomSearchSettings) -> tuple[cifar.Images, cifar.Image
 
 
 def trained(
-    architecture: str,
-    s: RandomSearchSettings,
-    seconds: float,
-    batches: cifar.Batches,
-    held_out: tuple[cifar.Images, cifar.Augment],
-    classes: int,
-) -> Trial:
-    """Train the network of a cell, and evaluate it, in so many CPU seconds."""
-    start = time.process_time()
+    architecture: str, s: RandomSearchSettings, share: Callable[[int], float], batches: cifar.Batches, classes: int
+) -> tuple[Supernet, Masks, int]:
+    """Train the network of a cell until `share`, of the number of steps so far, is 1. Returns also the masks of its paths and the
+    number of steps.
+    """
     space = get_space("nasbench201_nonzero")
     masks = space.masks(CellGenotype.from_string(architecture))
     net = Supernet(space, s.channels, s.layers, classes, transition=s.transition)
     optimizer = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
     steps = 0
     for images, labels in without_end(batches):
-        done = (time.process_time() - start) / (TRAINED * seconds)
+        done = share(steps)
         if done >= 1:
             break
         optimizer.param_groups[0]["lr"] = s.lr_min + (s.lr - s.lr_min) * cosine(done)
@@ -144,7 +148,7 @@ def trained(
             torch.nn.utils.clip_grad_norm_(net.parameters(), s.clip)
         optimizer.step()
         steps += 1
-    return Trial(architecture, accuracy(net, masks, *held_out), steps)
+    return net, masks, steps
 
 
 def without_end(batches: cifar.Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -154,10 +158,12 @@ def without_end(batches: cifar.Batches) -> Iterator[tuple[torch.Tensor, torch.Te
 
 
 @torch.no_grad()
-def accuracy(net: Supernet, masks: Masks, images: cifar.Images, normalise: cifar.Augment) -> float:
-    """The accuracy on images, with batch norms by the statistics of each batch, as searches evaluate."""
-    correct = 0
+def evaluated(net: Supernet, masks: Masks, images: cifar.Images, normalise: cifar.Augment) -> tuple[float, float]:
+    """The mean loss and the accuracy on images, with batch norms by the statistics of each batch, as searches evaluate."""
+    loss, correct = 0.0, 0
     with frozen_statistics(net):
         for batch, labels in cifar.evaluation_batches(images, normalise):
-            correct += int((net(batch, None, masks).argmax(1) == labels).sum())
-    return correct / len(images.labels)
+            logits = net(batch, None, masks)
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(1) == labels).sum())
+    return loss / len(images.labels), correct / len(images.labels)

@@ -11,8 +11,9 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from proxopt import ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch import checkpoints, compiled, kernels, options, param_groups, projections, stacks
+from proxopt_torch import checkpoints, compiled, frozen_zeros, kernels, options, param_groups, projections, stacks
 from proxopt_torch.device import triton_steps
+from proxopt_torch.frozen_zeros import ZEROS
 from proxopt_torch.options import EVAL, GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup, Params, State
 from proxopt_torch.penalised import Penalised, warn
@@ -31,6 +32,7 @@ class _Work(NamedTuple):
     batches: list[compiled.Batch]
     stacks: list[tuple[stacks.Stack, Tensor]]
     alone: list[Entry]
+    masks: list[tuple[Tensor, Tensor]]  # of the frozen zeros
 
 
 class ProximalOptimizer(Penalised, Optimizer):
@@ -295,6 +297,7 @@ class ProximalOptimizer(Penalised, Optimizer):
         if part.group.get("projection") is not None:
             for entry in part.present:
                 projections.apply(part.group, entry, [self.state[p] for p in entry])
+        frozen_zeros.apply(part.masks, self.state)
 
     def _planned(self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]) -> _Work:
         """Divide the entries with gradients among Triton, batches, stacks and single ones, and check the gradients."""
@@ -306,7 +309,8 @@ class ProximalOptimizer(Penalised, Optimizer):
         grads = [stacks.gather(stack) for stack in stacked]
         others = [p.grad for e in triton + alone for p in e if p.grad is not None]
         self._check_finite(group, grads + [g for batch in batches for g in batch.grads] + others)
-        return _Work(group, penalty, present, triton, batches, list(zip(stacked, grads)), alone)
+        masks = frozen_zeros.recorded(group, present, self.state)
+        return _Work(group, penalty, present, triton, batches, list(zip(stacked, grads)), alone, masks)
 
     def _batches(
         self, group: ParamGroup, penalty: ProxOperator | None, present: list[Entry]
@@ -421,10 +425,10 @@ class ProximalOptimizer(Penalised, Optimizer):
 
     def _check_state(self, group: ParamGroup, saved: State, p: Tensor, where: str) -> None:
         names = self._state_names(group)
-        found = set(saved) - {"step", "search_point"}
+        found = set(saved) - {"step", "search_point", ZEROS}
         if saved and found != set(names):
             raise ValueError(f"state_dict must hold the state {names} of {type(self).__name__}, got {sorted(found)}")
-        for key in (*names, "search_point"):
+        for key in (*names, "search_point", ZEROS):
             if key in saved and getattr(saved[key], "shape", None) != p.shape:
                 shape = tuple(saved[key].shape) if isinstance(saved[key], Tensor) else repr(saved[key])
                 raise ValueError(f"state_dict must hold {key} of shape {tuple(p.shape)} for {where}, got {shape}")
@@ -434,6 +438,9 @@ class ProximalOptimizer(Penalised, Optimizer):
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             for p, index in zip(group["params"], saved["params"]):
                 self._restore(group, p, state_dict["state"].get(index, {}))
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
         for cached in ("_stacks", "_compiled", "_device_plans", "_device_splits"):
             self.__dict__.pop(cached, None)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from proxopt_torch import param_groups, projections
+from proxopt_torch.frozen_zeros import FROZEN
 from proxopt_torch.options import TRAIN
 from proxopt_torch.param_groups import ParamGroup, State
 
@@ -51,7 +52,7 @@ def _completed_group(optimizer: Penalised, state: States, saved: ParamGroup, gro
         )
     if "projection" in saved:
         projections.check_same(saved["projection"], group.get("projection"), where)
-    saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, **saved, "projection": None}
+    saved = {**{k: v for k, v in group.items() if k != "params"}, "mode": TRAIN, FROZEN: False, **saved, "projection": None}
     param_groups.check_same(saved["penalty"], group["penalty"], where)
     if isinstance(saved["penalty"], dict) and saved["penalty"].get("kind") != param_groups.FOREIGN:
         try:

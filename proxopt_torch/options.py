@@ -19,6 +19,7 @@ GROUP_DEFAULTS: ParamGroup = {
     "mode": TRAIN,
     "check_finite": None,
     "projection": None,
+    "zeros_frozen": False,  # by freeze_zeros()
 }
 
 FLAGS = ("joint", "maximize", "capturable", "differentiable")

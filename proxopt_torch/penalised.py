@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, compiled, options, param_groups, projections, sharding
+from proxopt_torch import checkpoints, compiled, frozen_zeros, options, param_groups, projections, sharding
 from proxopt_torch.options import EVAL, TRAIN
 from proxopt_torch.param_groups import Entry, ParamGroup, State, entries
 
@@ -95,6 +95,45 @@ class Penalised:
     def _swap_parameter(self, p: Tensor, mode: str) -> None:
         """Exchange the value of a parameter; nothing to do where search point and prox point are the same."""
 
+    # -- zeros that stay zero -----------------------------------------------------------------
+
+    def freeze_zeros(self, frozen: bool = True) -> None:
+        """Keep the zeros of all parameters with a penalty from now on, and train the other entries without penalty.
+
+        The zeros are those of the prox point. Use it to finish a training without the bias of the penalty towards zero, before
+        or after ``compact``. Strengths have no effect meanwhile. A checkpoint holds the frozen zeros. Parameters without penalty
+        are not concerned, nor are param groups that are added later.
+
+        Args:
+          frozen: False ends it: the penalties apply again, and zeros may become nonzero. True again takes in new zeros.
+
+        Raises:
+          TypeError: ``frozen`` is not a bool.
+
+        >>> import torch
+        >>> from proxopt import L1
+        >>> from proxopt_torch import ProxSGD
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+        >>> optimizer = ProxSGD([w], lr=0.1, penalty=L1(0.5))
+        >>> optimizer.freeze_zeros()
+        >>> ((w - 2) ** 2).sum().backward()
+        >>> optimizer.step()
+        >>> w.detach()
+        tensor([1.1600, 0.0000])
+        """
+        if not isinstance(frozen, bool):
+            raise TypeError(f"frozen must be True or False, got {frozen!r}")
+        (frozen_zeros.begin if frozen else frozen_zeros.end)(self.param_groups, self.state)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        """Drop what was prepared for the next steps, which depends on the penalties."""
+
+    def _step_penalty(self, group: ParamGroup) -> ProxOperator | None:
+        """The penalty that a step applies: none while zeros are frozen."""
+        penalty = self.penalty_of(group)
+        return None if group.get(frozen_zeros.FROZEN) else penalty
+
     # -- checks -------------------------------------------------------------------------------
 
     def _adopt(self, group: ParamGroup, strength: Any = None) -> None:
@@ -127,7 +166,7 @@ class Penalised:
         if True in [p.grad.is_sparse for entry in with_gradient for p in entry if p.grad is not None]:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients: use a dense embedding (sparse=False)")
         projections.check(group.get("projection"), with_gradient)  # it may have been assigned since
-        penalty = self.penalty_of(group)
+        penalty = self._step_penalty(group)
         sharding.check_step(self, group, penalty)
         return penalty, with_gradient
 
@@ -186,6 +225,10 @@ class Penalised:
     def _finish_loading(self, state_dict: dict[str, Any]) -> None:
         """Bring everything else up to date after torch has loaded a checkpoint."""
         self.__dict__.pop("_penalties", None)
+        for p in [p for group in self.param_groups for p in group["params"]]:
+            mask = (self.state.get(p) or {}).get(frozen_zeros.ZEROS)
+            if mask is not None:  # torch has cast it to the dtype of the parameter
+                self.state[p][frozen_zeros.ZEROS] = mask.bool()
 
 
 def warn(message: str) -> None:

@@ -13,7 +13,7 @@ from torch.optim import SGD
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, compiled, kernels, param_groups, projections
+from proxopt_torch import checkpoints, compiled, frozen_zeros, kernels, param_groups, projections
 from proxopt_torch.options import GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised, warn
@@ -189,7 +189,7 @@ class Proximal(Penalised, Optimizer):
         no ``proxopt.Sphere`` all parameters and states are copied before each step.
         """
         # Penalties and steps before the base moves: they belong to the learning rate of this step, and they may raise
-        work = [(group, self.penalty_of(group), prox_step(self.base, group)) for group in self.param_groups]
+        work = [(group, self._step_penalty(group), prox_step(self.base, group)) for group in self.param_groups]
 
         def checked_closure() -> Any:
             assert closure is not None
@@ -197,6 +197,7 @@ class Proximal(Penalised, Optimizer):
             self._check_gradients()
             return loss
 
+        frozen = [frozen_zeros.recorded(group, param_groups.entries(group), self.state) for group in self.param_groups]
         base_step: Callable[..., Any] = type(self.base).step
         # torch has wrapped the step so that hooks run around it; the bare one is called, because they run around ours
         base_step = getattr(base_step, "__wrapped__", base_step)
@@ -214,6 +215,7 @@ class Proximal(Penalised, Optimizer):
                 if group.get("projection") is not None:
                     for entry in param_groups.with_gradient(group):
                         projections.apply(group, entry)
+        frozen_zeros.apply([pair for pairs in frozen for pair in pairs], self.state)
         return loss
 
     def _prox(self, group: ParamGroup, penalty: ProxOperator, step: Step) -> None:

@@ -176,6 +176,35 @@ def test_random_search_returns_the_best_of_its_cells(bench, command, tmp_path, c
     assert row["architecture"] == max(trials, key=lambda t: t["accuracy"])["architecture"]
 
 
+def test_proxy_compares_operations_on_an_edge_after_training_alone(command, tmp_path, monkeypatch, capsys):
+    import nas_bench_201_proxy as proxy
+
+    strings = [proxy.architecture(edge, "skip_connect") for edge in proxy.EDGES]
+    assert strings[3] == "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    assert len(set(strings)) == 6 and proxy.architecture("1<-0", "nor_conv_3x3") == ALL_3X3
+    result = lambda job: Done({"loss": 2.0 - job.arguments[2] / 10, "accuracy": 10.0}, cpu_seconds=1.0, seconds=1.0)
+    monkeypatch.setattr(proxy, "run", lambda jobs, workers: ((job, result(job)) for job in jobs))
+    out = tmp_path / "proxy"
+    options = [
+        *command[: command.index("--set")],
+        "--out",
+        str(out),
+        "--transitions",
+        "patch",
+        "--seeds",
+        "0",
+        "--steps",
+        "1",
+        "2",
+    ]
+    rows = proxy.main(options)
+    assert [(row["steps"], row["operation"]) for row in rows][:2] == [(1, "skip_connect"), (1, "avg_pool_3x3")] and len(rows) == 6
+    assert rows_of(out / "proxy.csv")[-1]["loss"] == "1.8" and (out / "proxy.png").exists()
+    with pytest.raises(SystemExit):
+        proxy.main([*options, "--operations", "avg_pool_3x3"])
+    assert "--operations must hold skip_connect" in capsys.readouterr().err
+
+
 def test_runs_that_fail_are_named_and_tried_again(bench, command, tmp_path, capsys, monkeypatch):
     fails = lambda jobs, workers: ((job, Done(None, "the train loss must be finite")) for job in jobs)
     with monkeypatch.context() as patch:
