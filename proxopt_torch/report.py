@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxopt import Groups, Penalty, sparsity
 from proxopt.penalties import declared
-from proxopt.penalties.dual import zeroing_strength
+from proxopt.penalties.dual import PROBE, zeroing_strength
 from proxopt_torch import sharding
 from proxopt_torch.param_groups import entries
 from proxopt_torch.penalised import Penalised, as_penalised, not_penalised
@@ -105,7 +106,8 @@ def max_strength(source: Source, penalty: Penalty | None = None) -> float:
 
     for the penalty R at strength 1 and the gradients :math:`g_j` of the problems, which stand for the gradients at zero. It
     gives the scale of useful strengths: take 1e-3 to 1e-1 of it. The equation holds in the dtype of the gradients, not just up
-    to rounding.
+    to rounding. Groups with the weight 0 in the penalties of an optimizer, such as the units that ``groups.coupled`` leaves out,
+    are not counted.
 
     Args:
       source: an optimizer of proxopt_torch, with its own penalties; a module, of which each parameter with two or more axes is a
@@ -157,7 +159,17 @@ def _optimizer_problems(optimizer: Penalised) -> Iterator[Problem]:
         for entry in entries(group) if hasattr(penalty, "with_strength") else []:
             grads = [p.grad for p in entry if p.grad is not None]
             if len(grads) == len(entry):
-                yield (grads if group["joint"] else grads[0]), penalty
+                found = grads if group["joint"] else grads[0]
+                yield (found if isinstance(getattr(penalty, "weights", ""), str) else _penalised(found, penalty)), penalty
+
+
+def _penalised(gradient: Tensor | list[Tensor], penalty: Any) -> Tensor | list[Tensor]:
+    """The gradient with zeros in the groups that have the weight 0, which no strength zeroes."""
+    ones = [torch.ones_like(g) for g in gradient] if isinstance(gradient, list) else torch.ones_like(gradient)
+    kept = penalty.with_strength(1.0).prox(ones, PROBE)
+    if isinstance(gradient, list):
+        return [g.masked_fill(k != 0, 0.0) for g, k in zip(gradient, kept)]
+    return gradient.masked_fill(kept != 0, 0.0)
 
 
 def _optimizer_rows(optimizer: Penalised) -> Iterator[Row]:

@@ -10,6 +10,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, SparseGroupLasso
 from proxopt_torch import HAPG, ProxAdam, ProxSGD, groups, max_strength, sparsity_report
 
+pytestmark = pytest.mark.filterwarnings("ignore:joint=True assumes")
+
 
 def convnet():
     return nn.Sequential(
