@@ -1,0 +1,103 @@
+"""The controller that turns measured shares into a factor for the strengths. It computes with plain numbers only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from proxopt._checks import in_range
+
+Schedule: TypeAlias = Callable[[float], float]
+
+FIRST = 1e-2
+"""The first factor, as a share of the factor at which everything is zero."""
+
+TRAVEL = math.log(1e12)
+"""How far the logarithm of the factor can rise during the schedule. It limits the speed."""
+
+FALL = 3.0
+"""How much faster the factor falls than it rises: groups that are zero seldom become nonzero again."""
+
+HORIZON = 3
+"""The share is predicted so many measurements ahead, by its trend."""
+
+STALLED = math.log(1e4)
+"""Growth of the factor without a fall of the share after which the target counts as out of reach, and growth ends."""
+
+
+def schedule_of(schedule: str | Schedule) -> Schedule:
+    """The function from the share of the time to the share of the way, for a name or a function."""
+    if callable(schedule):
+        return schedule
+    found: dict[Any, Schedule] = {"cubic": lambda t: 1 - (1 - t) ** 3, "linear": lambda t: t}
+    if schedule not in found:
+        raise ValueError(f"schedule must be 'cubic', 'linear' or a function, got {schedule!r}")
+    return found[schedule]
+
+
+@dataclass
+class Controller:
+    r"""Integral control of the logarithm of the factor, with a dead band.
+
+    With the share :math:`c`, its trend :math:`\dot c` per measurement and the wanted share :math:`c^*`,
+
+    .. math::
+
+        e = c + h\,\min(\dot c, 0) - c^*, \qquad
+        \log f \leftarrow \log f + r \operatorname{clip}(e / 2\tau, -3, 1) \quad \text{if } |e| > \tau / 2
+
+    for the tolerance :math:`\tau`, the horizon h and a rate r.
+
+    tolerance: in shares. measurements: number of measurements during the schedule. log_factor: None before the strengths act.
+    best: the smallest share so far, and at: the logarithm of the factor there.
+    """
+
+    tolerance: float
+    measurements: float
+    log_factor: float | None = None
+    share: float | None = None
+    trend: float = 0.0
+    best: float = math.inf
+    at: float = 0.0
+
+    def start(self, zeroing: float | None) -> None:
+        """Let the strengths act. zeroing: the factor at which everything is zero, None if unknown: then the factor starts at 1."""
+        self.log_factor = self.at = math.log(FIRST * zeroing) if zeroing else 0.0
+
+    @property
+    def factor(self) -> float:
+        """The factor that multiplies the strengths."""
+        return 0.0 if self.log_factor is None else math.exp(self.log_factor)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the factor has grown as far as it may without a fall of the share."""
+        return self.log_factor is not None and self.log_factor >= self.at + STALLED
+
+    def update(self, share: float, wanted: float) -> None:
+        """Take in a measurement, and change the factor."""
+        if self.share is not None:
+            self.trend += 0.5 * (share - self.share - self.trend)
+        self.share = share
+        if self.log_factor is None:
+            return
+        if share < self.best - self.tolerance / 4:
+            self.best, self.at = share, self.log_factor
+        error = share + HORIZON * min(self.trend, 0.0) - wanted
+        if abs(error) <= self.tolerance / 2:
+            return
+        rate = min(max(TRAVEL / self.measurements, 0.01), 1.0)
+        change = rate * min(max(error / (2 * self.tolerance), -FALL), 1.0)
+        self.log_factor = max(min(self.log_factor + change, self.at + STALLED), self.at - STALLED)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def wanted_share(schedule: Schedule, target: float, time: float) -> float:
+    """The share that is due at a time in [0, 1] of the schedule."""
+    way = schedule(min(max(time, 0.0), 1.0))
+    in_range(f"schedule({time:g})", way, 0.0, 1.0)
+    return 1 - (1 - target) * float(way)

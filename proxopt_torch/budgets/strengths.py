@@ -1,0 +1,110 @@
+"""The strengths of an optimizer's penalties, multiplied by one common factor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxopt.penalties.dual import PROBE, zeroing_strength
+from proxopt_torch import param_groups, report
+from proxopt_torch.param_groups import ParamGroup
+from proxopt_torch.penalised import Penalised
+
+
+class Strengths:
+    """The strengths at construction, and the factor that multiplies them now.
+
+    Groups are held by their numbers: ``load_state_dict`` of an optimizer replaces its param groups.
+    """
+
+    def __init__(self, optimizer: Penalised) -> None:
+        self.optimizer = optimizer
+        self.factor = 1.0
+        self.own: dict[int, float | Tensor] = {}
+        for number, group in enumerate(optimizer.param_groups):
+            optimizer.penalty_of(group)  # turns a penalty object that was assigned since into plain data
+            if param_groups.has_strength(group):
+                self.own[number] = _positive(group["strength"], number)
+        if not self.own:
+            raise ValueError("optimizer must have a param group whose penalty has a strength to set, got none")
+
+    def groups(self) -> Iterator[tuple[ParamGroup, float | Tensor]]:
+        """The param groups that are driven, with their strengths at construction."""
+        for number, own in self.own.items():
+            yield self.optimizer.param_groups[number], own
+
+    def set(self, factor: float) -> None:
+        """Multiply the strengths at construction by ``factor``."""
+        self.factor = factor
+        for group, own in self.groups():
+            group["strength"] = own * factor
+
+    def largest(self) -> float:
+        """The largest strength now."""
+        return max(_largest(own * self.factor) for own in self.own.values())
+
+    def check(self) -> None:
+        """Raise RuntimeError where a strength was set by others."""
+        for number, own in self.own.items():
+            now: Any = self.optimizer.param_groups[number]["strength"]
+            if not _equal(now, own * self.factor):
+                raise RuntimeError(
+                    f"the strength of param group {number} must be set by the budget alone, {own * self.factor}, got {now}: do not "
+                    "use a StrengthPath or another schedule of strengths on the same optimizer, and when you resume load the "
+                    "states of both the optimizer and the budget"
+                )
+
+    def zeroing_factor(self) -> float | None:
+        """The factor at which zero is a stationary point, by the present gradients; None where they are missing or not finite."""
+        found = []
+        for group, own in self.groups():
+            problems = list(report.group_problems(self.optimizer, group))
+            try:
+                found += [zeroing_strength(problems) / _largest(own)] if problems else []
+            except (TypeError, ValueError):  # a gradient that is not finite, or a penalty of others without a dual
+                continue
+        return max(found) if found and max(found) > 0 else None
+
+    @contextmanager
+    def all_zeroed(self) -> Iterator[None]:
+        """Set everything that the penalties can zero to zero, for the time of a ``with`` block."""
+        saved: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            try:
+                for group, _ in self.groups():
+                    penalty: Any = self.optimizer.penalty_of(group)
+                    for entry in param_groups.entries(group):
+                        ones = [torch.ones_like(p) for p in entry]
+                        unit = penalty.with_strength(1.0)
+                        left = unit.prox(ones, PROBE) if group["joint"] else [unit.prox(ones[0], PROBE)]
+                        for p, kept in zip(entry, left):
+                            saved.append((p, p.detach().clone()))
+                            p.masked_fill_(kept == 0, 0)
+                yield
+            finally:
+                for p, values in saved:
+                    p.copy_(values)
+
+
+def _positive(strength: Any, number: int) -> float | Tensor:
+    if not _largest(strength) > 0:
+        raise ValueError(
+            f"the strength of param group {number} must be > 0 when the budget is made, since it multiplies the strengths by one "
+            f"factor, got {strength}; when you resume, make the budget before you load the states"
+        )
+    found: float | Tensor = strength.detach().clone() if isinstance(strength, Tensor) else float(strength)
+    return found
+
+
+def _largest(strength: float | Tensor) -> float:
+    return float(strength.max()) if isinstance(strength, Tensor) else float(strength)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b.to(a))
+    return bool(a == b)
