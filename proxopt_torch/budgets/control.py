@@ -20,8 +20,14 @@ TRAVEL = math.log(1e12)
 FALL = 3.0
 """How much faster the factor falls than it rises: groups that are zero seldom become nonzero again."""
 
+AHEAD = 0.2
+"""What multiplies the factor while the share is below the wanted one. It is not 0, at which groups would leave zero at once."""
+
 HORIZON = 3
 """The share is predicted so many measurements ahead, by its trend."""
+
+DECAY = (4.0, 15.0)
+"""The penalty may not decay so fast that it would vanish in 1/4 of the time that is left, or in 1/15 of the schedule."""
 
 STALLED = math.log(1e4)
 """Growth of the factor without a fall of the share after which the target counts as out of reach, and growth ends."""
@@ -39,57 +45,66 @@ def schedule_of(schedule: str | Schedule) -> Schedule:
 
 @dataclass
 class Controller:
-    r"""Integral control of the logarithm of the factor, with a dead band.
+    r"""Integral control of the logarithm of the factor, with a dead band and a limit on how fast the penalty decays.
 
-    With the share :math:`c`, its trend :math:`\dot c` per measurement and the wanted share :math:`c^*`,
+    With the share :math:`c`, its trend :math:`\dot c` per measurement, the wanted share :math:`c^*` and the value R of the
+    penalties, which falls long before the first group is zero,
 
     .. math::
 
-        e = c + h\,\min(\dot c, 0) - c^*, \qquad
-        \log f \leftarrow \log f + r \operatorname{clip}(e / 2\tau, -3, 1) \quad \text{if } |e| > \tau / 2
+        e = \frac{c + h \min(\dot c, 0) - c^*}{2 \tau}, \qquad
+        d = 1 + \frac{n \dot R}{R \min(4 / (1 - t), 15)}, \qquad
+        \log f \leftarrow \log f + r \operatorname{clip}(\min(e, 2 d), -3, 1) \quad \text{if } |e| > \tfrac14
 
-    for the tolerance :math:`\tau`, the horizon h and a rate r.
+    for the tolerance :math:`\tau`, the horizon h, the number n of measurements during the schedule, of which the share t has
+    passed, and a rate r.
 
-    tolerance: in shares. measurements: number of measurements during the schedule. log_factor: None before the strengths act.
-    best: the smallest share so far, and at: the logarithm of the factor there.
+    tolerance: in shares. measurements: n. log_factor: log f, None before the strengths act. ahead: whether the share is below the
+    wanted one. best: the smallest share so far, and at: log f there.
     """
 
     tolerance: float
     measurements: float
     log_factor: float | None = None
+    ahead: bool = False
     share: float | None = None
+    value: float | None = None
     trend: float = 0.0
+    decay: float = 0.0
     best: float = math.inf
     at: float = 0.0
 
     def start(self, zeroing: float | None) -> None:
-        """Let the strengths act. zeroing: the factor at which everything is zero, None if unknown: then the factor starts at 1."""
+        """Let the strengths act, with a first factor of 1 where ``zeroing``, at which everything is zero, is unknown."""
         self.log_factor = self.at = math.log(FIRST * zeroing) if zeroing else 0.0
 
     @property
     def factor(self) -> float:
         """The factor that multiplies the strengths."""
-        return 0.0 if self.log_factor is None else math.exp(self.log_factor)
+        return 0.0 if self.log_factor is None else math.exp(self.log_factor) * (AHEAD if self.ahead else 1.0)
 
     @property
     def stalled(self) -> bool:
         """Whether the factor has grown as far as it may without a fall of the share."""
         return self.log_factor is not None and self.log_factor >= self.at + STALLED
 
-    def update(self, share: float, wanted: float) -> None:
-        """Take in a measurement, and change the factor."""
-        if self.share is not None:
+    def update(self, share: float, wanted: float, value: float, time: float) -> None:
+        """Take in a measurement of the share and of the penalty, at a time in [0, 1], and change the factor."""
+        if self.share is not None and self.value is not None:
             self.trend += 0.5 * (share - self.share - self.trend)
-        self.share = share
+            self.decay += 0.5 * ((self.value - value) / max(self.value, 1e-30) - self.decay)
+        self.share, self.value = share, value
         if self.log_factor is None:
             return
         if share < self.best - self.tolerance / 4:
             self.best, self.at = share, self.log_factor
-        error = share + HORIZON * min(self.trend, 0.0) - wanted
-        if abs(error) <= self.tolerance / 2:
+        error = (share + HORIZON * min(self.trend, 0.0) - wanted) / (2 * self.tolerance)
+        self.ahead = error < -0.25
+        if abs(error) <= 0.25:
             return
         rate = min(max(TRAVEL / self.measurements, 0.01), 1.0)
-        change = rate * min(max(error / (2 * self.tolerance), -FALL), 1.0)
+        allowed = min(DECAY[0] / max(1 - time, 1e-9), DECAY[1]) / self.measurements
+        change = rate * min(max(min(error, 2 - 2 * self.decay / allowed), -FALL), 1.0)
         self.log_factor = max(min(self.log_factor + change, self.at + STALLED), self.at - STALLED)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the model that ``compact`` would return, counted from the analysis without making that model."""
+"""Parameters and multiply-adds of the model that ``compact`` would return, counted without making that model."""
 
 from __future__ import annotations
 
@@ -44,12 +44,9 @@ class Remaining:
 
     def parameter(self, name: str) -> Sizes:
         """The shape of a parameter or buffer."""
-        shape = tuple(self.flow.trace.tensors[name].shape)
-        places = self.found.places.get(name, ())
-        kept = [None if units is None else int((~self._gone[units]).sum()) for units in places]
-        return (
-            tuple(kept) if kept and None not in kept else tuple(k if k is not None else n for k, n in zip(kept or shape, shape))
-        )
+        shape = self.flow.trace.tensors[name].shape
+        places: Sequence[Ints | None] = self.found.places.get(name, (None,) * len(shape))
+        return tuple(n if units is None else int((~self._gone[units]).sum()) for n, units in zip(shape, places))
 
     def tensor(self, node: fx.Node) -> Sizes:
         """The shape of a tensor of the graph."""

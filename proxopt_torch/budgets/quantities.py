@@ -91,7 +91,7 @@ class NonzeroGroups:
             raise ValueError(f"modules must hold parameters with a penalty, got none in {modules!r}")
 
     def share(self) -> float:
-        groups = living = 0
+        groups, living = 0, 0
         for entry, partition in self._entries():
             tensors = [sharding.gathered(p.detach()) for p in entry]
             counts = sparsity.summary(tensors if len(tensors) > 1 else tensors[0], partition)
@@ -123,9 +123,9 @@ class Latency:
         small, dense = compact(self._model, self._example).model, copied(self._model)
         for model in (dense, small):
             seconds(model, self._given)  # the first pass allocates and chooses kernels
+        # Alternately, so that other load of the machine slows both
         pairs = [(seconds(dense, self._given), seconds(small, self._given)) for _ in range(REPEATS)]
-        before, after = (statistics.median(times) for times in zip(*pairs))
-        return after / before
+        return statistics.median(after for _, after in pairs) / statistics.median(before for before, _ in pairs)
 
 
 def seconds(model: nn.Module, given: verification.Arguments) -> float:

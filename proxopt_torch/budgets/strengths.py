@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxopt.penalties.dual import PROBE, zeroing_strength
-from proxopt_torch import param_groups, report
+from proxopt_torch import param_groups, report, sharding
 from proxopt_torch.param_groups import ParamGroup
 from proxopt_torch.penalised import Penalised
 
@@ -47,14 +47,26 @@ class Strengths:
         """The largest strength now."""
         return max(_largest(own * self.factor) for own in self.own.values())
 
+    def value(self) -> float:
+        """The value of the penalties at the present parameters, with the strengths at construction."""
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for group, own in self.groups():
+                penalty: Any = self.optimizer.penalty_of(group)
+                penalty = penalty.with_strength(own)
+                for entry in param_groups.entries(group):
+                    tensors = [sharding.gathered(p) for p in entry]
+                    found.append(penalty.value(tensors if group["joint"] else tensors[0]))
+        return float(sum(v.detach().double().cpu() if isinstance(v, Tensor) else v for v in found))
+
     def check(self) -> None:
         """Raise RuntimeError where a strength was set by others."""
         for number, own in self.own.items():
             now: Any = self.optimizer.param_groups[number]["strength"]
             if not _equal(now, own * self.factor):
                 raise RuntimeError(
-                    f"the strength of param group {number} must be set by the budget alone, {own * self.factor}, got {now}: do not "
-                    "use a StrengthPath or another schedule of strengths on the same optimizer, and when you resume load the "
+                    f"the strength of param group {number} must be set by the budget alone, {own * self.factor}, got {now}: do "
+                    "not use a StrengthPath or another schedule of strengths on the same optimizer, and when you resume load the "
                     "states of both the optimizer and the budget"
                 )
 
@@ -62,7 +74,7 @@ class Strengths:
         """The factor at which zero is a stationary point, by the present gradients; None where they are missing or not finite."""
         found = []
         for group, own in self.groups():
-            problems = list(report.group_problems(self.optimizer, group))
+            problems = [(_gathered(x), penalty) for x, penalty in report.group_problems(self.optimizer, group)]
             try:
                 found += [zeroing_strength(problems) / _largest(own)] if problems else []
             except (TypeError, ValueError):  # a gradient that is not finite, or a penalty of others without a dual
@@ -88,6 +100,10 @@ class Strengths:
             finally:
                 for p, values in saved:
                     p.copy_(values)
+
+
+def _gathered(x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return [sharding.gathered(t) for t in x] if isinstance(x, list) else sharding.gathered(x)
 
 
 def _positive(strength: Any, number: int) -> float | Tensor:
