@@ -43,7 +43,7 @@ class View:
     """An operator whose sizes may be written in the code of a module.
 
     module: path of the module whose code runs it. operator: its name. sizes: of the output. blocks: (dimensions, array of units
-    over these dimensions); the other dimensions keep their sizes. parts: index of the output of a split, else 0.
+    over these dimensions); the other dimensions keep their sizes.
     """
 
     module: str
@@ -136,14 +136,17 @@ def removable(dependencies: Dependencies, model: nn.Module | None = None) -> Rem
     flow.forget_numbers()
     values = evaluate(flow)
     count = int(unit.max()) + 1 if unit.size else 0
-    used, present = np.zeros(count, bool), np.zeros(count, bool)
+    used, present, fixed = np.zeros(count, bool), np.zeros(count, bool), np.ones(count, bool)
     for node, step in flow.steps.items():
         for index, block in enumerate(step.blocks if not flow.stored(node) else ()):
             ids = unit[block.atoms.ravel()]
             present[ids] = True
+            fixed[ids[np.isnan(values.constants[node][index])]] = False
             used[ids[values.used[node][index]]] = True
     unread = present & ~used
     kept: dict[int, str] = {int(u): dependencies.kept[int(u)] for u in np.flatnonzero(unread) if int(u) in dependencies.kept}
+    for u in np.flatnonzero(present & used & fixed):
+        kept[int(u)] = dependencies.kept.get(int(u), "it is a constant that cannot be added to the bias of a layer that reads it")
     stored = np.zeros(count, bool)
     for dims in dependencies.places.values():
         for row in dims:

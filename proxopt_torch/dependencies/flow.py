@@ -128,7 +128,7 @@ class Flow:
         if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             return None  # would change the parameters
         with torch.no_grad():
-            result = node.target(*fx.map_arg(node.args, found.__getitem__), **fx.map_arg(node.kwargs, found.__getitem__))
+            result = call(node)(*fx.map_arg(node.args, found.__getitem__), **fx.map_arg(node.kwargs, found.__getitem__))
         return result if isinstance(result, Tensor) else None
 
     def name(self, node: Any) -> str | None:
@@ -232,9 +232,10 @@ class Flow:
     ) -> list[Joined]:
         """Unite the blocks of operands in a joint index space of ``count`` dimensions. summed: see ``align``."""
         pieces = self.pieces(operands) if pieces is None else pieces
-        fixed = {k for k, (x, _) in enumerate(operands) if "parameter" not in self.origins(x)}
-        reason = f"{where(step.node)} combines them with a tensor whose size is fixed by the input or by a constant"
-        joined, lost = align(self.atoms, pieces, self.sizes(operands, count), fixed, reason, summed)
+        reason = (
+            f"{where(step.node)} combines them with a tensor that is not cut there: an input, a constant, or one that they share"
+        )
+        joined, lost = align(self.atoms, pieces, self.sizes(operands, count), reason, summed)
         for p in lost:
             step.reads.append(Read(operands[p.operand][0], p.source, p.at.ravel()))
         return joined
@@ -272,6 +273,12 @@ class Flow:
                 step.reads.append(Read(x, piece.source, positions, product=not pin))
             else:
                 step.links.append(Link(x, piece.source, positions, index, rank[targets]))
+
+
+def call(node: fx.Node) -> Callable[..., Any]:
+    """The operator of a node."""
+    assert callable(node.target)
+    return node.target
 
 
 def where(node: fx.Node) -> str:

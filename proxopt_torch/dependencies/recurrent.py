@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from .flow import Flow, Step, where
+from .flow import Flow, Step, call, where
 from .rules import RESULTS, RULES, argument, base_name, channels
 from .trace import args_of
 from .units import Block, Ints, Link
@@ -78,7 +78,7 @@ def _layer(
     """The node of one layer, and the atoms of the units of each direction."""
     width = hidden * len(weights)
     with flow.trace.graph.inserting_before(node):
-        made = flow.trace.graph.call_function(node.target, args_of(node), node.kwargs)
+        made = flow.trace.graph.call_function(call(node), args_of(node), node.kwargs)
     made.meta = {**node.meta, "val": torch.empty((*flow.shape(x)[:-1], width), device="meta")}
     step = flow.step(made, "recurrent")
     gates = GATES[base_name(node)]
@@ -118,9 +118,9 @@ def _result(flow: Flow, node: fx.Node) -> None:
     """The outputs of the last layer, or the last states of all layers."""
     whole, k = args_of(node)
     layers = flow.steps[whole].operands
-    if not layers:
-        return void(flow.step(node))
     step = flow.step(node, "same")
+    if not layers:
+        return  # a barrier pinned the inputs
     if k == 0:
         for source, block in enumerate(flow.blocks(layers[-1])):
             flow.take(step, layers[-1], source, block.dims, np.arange(block.atoms.size).reshape(block.atoms.shape))
@@ -184,10 +184,6 @@ def used_units(layer: Layer, flow: Flow, used: Flags, zero: Flags) -> tuple[Flag
 def _nonzero(weight: Any, gates: int) -> Flags:
     found: Flags = (weight != 0).reshape(gates, -1, weight.shape[1]).any(0).cpu().numpy()
     return found
-
-
-def void(_: Any) -> None:
-    return None
 
 
 for name in GATES:

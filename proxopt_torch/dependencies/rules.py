@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +53,11 @@ def apply(flow: Flow, node: fx.Node) -> None:
     elif found is None:
         flow.barrier(node)
     else:
-        found(flow, node)
+        try:
+            found(flow, node)
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
+            # Arguments that the rule was not written for. What it has united stays united, which is safe.
+            flow.barrier(node)
 
 
 def base_name(node: fx.Node) -> str:
@@ -106,25 +109,12 @@ def _elementwise(flow: Flow, step: Step, operands: list[tuple[fx.Node, tuple[int
             flow.roles.setdefault(owner, "computes" if added or owner[0].endswith("bias") else "scales")
 
 
-for name in (
-    "clone",
-    "contiguous",
-    "to",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift_fresh_copy",
-    "type_as",
-    "dropout",
-    "alpha_dropout",
-):
-    RULES[name] = elementwise
-for name in ("feature_dropout", "rsub", "clamp_min", "clamp_max", "masked_fill", "where", "softplus", "hardswish", "glu_jvp"):
-    RULES[name] = elementwise
-for name in ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"):
-    RULES[name] = elementwise
-for name in ("float", "half", "double", "relu6", "selu", "celu", "rrelu", "log_sigmoid", "hardtanh", "square", "rmsnorm_scale"):
-    RULES[name] = elementwise
+# Elementwise operators that torch does not tag as such.
+COPIES = ["clone", "contiguous", "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "float", "half", "double"]
+FUNCTIONS = ["relu6", "selu", "celu", "rrelu", "log_sigmoid", "hardtanh", "hardswish", "softplus", "square", "rsub"]
+FUNCTIONS += ["clamp_min", "clamp_max", "masked_fill", "where", "dropout", "alpha_dropout", "feature_dropout"]
+FUNCTIONS += ["__and__", "__or__", "__xor__", "__lshift__", "__rshift__"]
+rule(*COPIES, *FUNCTIONS)(elementwise)
 
 
 @rule("type_as")
@@ -203,14 +193,11 @@ def _permute(flow: Flow, node: fx.Node) -> None:
 def _transpose(flow: Flow, node: fx.Node) -> None:
     count = len(flow.shape(node))
     if base_name(node) == "numpy_T":
-        return void(_moved(flow, node, lambda d: count - 1 - d))
+        _moved(flow, node, lambda d: count - 1 - d)
+        return
     named = list(args_of(node)[1:]) if len(args_of(node)) > 1 else [0, 1] if base_name(node) == "t" else [-2, -1]
     a, b = (axis(d, count) for d in named[:2]) if count > 1 else (0, 0)
     _moved(flow, node, lambda d: b if d == a else a if d == b else d)
-
-
-def void(_: Any) -> None:
-    return None
 
 
 @rule("movedim", "moveaxis")
@@ -353,6 +340,12 @@ def _slice(flow: Flow, node: fx.Node) -> None:
         if any(dim in block.dims for block in flow.blocks(x)):
             return flow.barrier(node, f"{where(node)} takes as many as the input needs")
         start = end = None
+    if jump != 1:  # what is skipped would change
+        for block in flow.blocks(x):
+            if block.dims == (dim,):
+                flow.atoms.pin(block.atoms, f"{where(node)} takes every {jump}th of them")
+            elif dim in block.dims:
+                flow.atoms.collapse(block, {dim})
     flow.views.append(node)
     _selected(flow, node, x, dim, slice(start, end, jump))
 
@@ -654,8 +647,9 @@ def _max(flow: Flow, node: fx.Node) -> None:
     if len(flow.tensors(node)) > 1:
         return elementwise(flow, node)
     if argument(node, "dim") is None:
-        return void(combine(flow, node, axes(None, len(flow.shape(args_of(node)[0]))), "same", False))
-    flow.step(node)  # pairs of (values, indices) are read by getitem
+        combine(flow, node, axes(None, len(flow.shape(args_of(node)[0]))), "same", False)
+    else:
+        flow.step(node)  # pairs of (values, indices) are read by getitem
 
 
 def _max_result(flow: Flow, node: fx.Node) -> None:
@@ -666,7 +660,7 @@ def _max_result(flow: Flow, node: fx.Node) -> None:
 
 
 def _pool_dims(flow: Flow, node: fx.Node) -> set[int]:
-    spatial = int("".join(c for c in base_name(node).replace("im2col", "") if c.isdigit())[0])
+    spatial = int("".join(c for c in base_name(node) if c.isdigit())[0])
     count = len(flow.shape(args_of(node)[0]))
     return set(range(count - spatial, count))
 
@@ -677,25 +671,19 @@ POOLS = [f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive
 @rule(*POOLS)
 def _pool(flow: Flow, node: fx.Node) -> None:
     if shape_of(node) is None:
-        return void(flow.step(node))  # with indices
-    combine(flow, node, _pool_dims(flow, node), "zero" if base_name(node).startswith("avg") else "same", True)
+        return flow.barrier(node)  # with indices
+    constant = base_name(node).startswith(("max", "adaptive"))  # others pad with zeros, or scale by the size of the window
+    combine(flow, node, _pool_dims(flow, node), "same" if constant else "zero", True)
 
 
-@rule(
-    *[
-        f"upsample_{kind}{n}d"
-        for kind in ("nearest", "bilinear", "bicubic", "linear", "trilinear", "nearest_exact", "_nearest_exact")
-        for n in (1, 2, 3)
-    ]
-)
+KINDS = ("nearest", "nearest_exact", "linear", "bilinear", "bicubic", "trilinear")
+UPSAMPLE = [f"{start}upsample_{kind}{n}d{end}" for start in ("", "_") for kind in KINDS for n in (1, 2, 3) for end in ("", "_aa")]
+
+
+@rule(*UPSAMPLE)
 def _upsample(flow: Flow, node: fx.Node) -> None:
     count = len(flow.shape(args_of(node)[0]))
     combine(flow, node, set(range(2, count)), "same", True)
-
-
-@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
-def _upsample_other(flow: Flow, node: fx.Node) -> None:
-    _upsample(flow, node)
 
 
 # Norms.
@@ -1003,7 +991,7 @@ def _einsum(flow: Flow, node: fx.Node) -> None:
         return flow.barrier(node, f"{where(node)} is written with '...' or without '->'")
     left, right = equation.split("->")
     terms = left.split(",")
-    letters = sorted(set(left) - {","})
+    letters = list(dict.fromkeys(right + left.replace(",", "")))
     if any(len(set(term)) < len(term) for term in terms):
         return flow.barrier(node, f"{where(node)} takes a diagonal")
     operands = [(x, tuple(letters.index(c) for c in term)) for x, term in zip(parts, terms)]
@@ -1090,5 +1078,3 @@ def _positions_matter(flow: Flow, node: fx.Node) -> None:
 
 
 RESULTS: dict[str, Rule] = {"max": _max_result, "min": _max_result}
-RULES["getitem"] = _getitem
-assert operator.getitem.__name__ == "getitem"

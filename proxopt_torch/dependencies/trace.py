@@ -122,11 +122,11 @@ def _named(model: nn.Module, program: Any) -> Trace:
     places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         node = places.get(getattr(spec.arg, "name", ""))
-        name = every.get((spec.target or "").removeprefix("inner."))
+        stored = every.get((spec.target or "").removeprefix("inner."))
         if node is None:
             continue
-        if spec.kind.name in ("PARAMETER", "BUFFER") and name is not None:
-            result.names[node] = name
+        if spec.kind.name in ("PARAMETER", "BUFFER") and stored is not None:
+            result.names[node] = stored
         elif spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
             result.constants[node] = program.constants[spec.target]
         else:

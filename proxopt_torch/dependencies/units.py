@@ -98,10 +98,11 @@ class Atoms:
         rows = np.concatenate([a for a, _ in self._pairs])
         columns = np.concatenate([b for _, b in self._pairs])
         graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), (self.count, self.count))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        labels: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+        return labels
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """A block of one operand, in the dimensions of a joint index space. at: positions in the block, shaped like the atoms."""
 
@@ -137,14 +138,13 @@ def spread(array: Ints, dims: tuple[int, ...], over: Block) -> Ints:
 
 
 def align(
-    atoms: Atoms, pieces: list[Piece], sizes: list[tuple[int, ...]], fixed: set[int], reason: str, summed: frozenset[int]
+    atoms: Atoms, pieces: list[Piece], sizes: list[tuple[int, ...]], reason: str, summed: frozenset[int]
 ) -> tuple[list[Joined], list[Piece]]:
     """Unite the blocks of operands that meet in the same dimensions.
 
     Args:
       pieces: the blocks of all operands, in the dimensions of the joint index space.
       sizes: for each operand its size in each of these dimensions, 1 where it is broadcast.
-      fixed: operands whose blocks may be given up so that those of the others can be removed.
       summed: dimensions over which products are summed, along which nothing is removed alone if that can be avoided.
       reason: why indices that meet an untracked dimension cannot be removed.
 
@@ -153,32 +153,34 @@ def align(
     """
     joined, lost = [], []
     for members in _components(pieces):
-        dims = tuple(sorted({d for p in members for d in p.block.dims}))
-        whole = [p for p in members if p.block.dims == dims]
-        if not whole:
-            for p in members:
-                atoms.pin(p.block.atoms, reason)
-            lost += members
-            continue
-        free = _removable_dims(members, whole[0].block, sizes, fixed, summed)
-        part = [p for p in members if p.block.dims != dims]
-        if not free:
-            for p in members:
-                atoms.pin(p.block.atoms, reason)
-        block = whole[0].block
-        for p in members if free else ():
-            atoms.collapse(p.block, set(p.block.dims) - free)
-        for p in whole[1:]:
-            atoms.unite(block.atoms, p.block.atoms)
-        share = [p for p in part if free and free <= set(p.block.dims)]
-        for p in share:
-            atoms.unite(spread(p.block.atoms, p.block.dims, block), block.atoms)
-        for p in part:
-            if p not in share:
-                atoms.pin(p.block.atoms, reason)
-                lost.append(p)
-        joined.append(Joined(block, [*whole, *share]))
+        found, separate = _join(atoms, members, sizes, reason, summed)
+        for p in separate:
+            atoms.pin(p.block.atoms, reason)
+        joined += found
+        lost += separate
     return joined, lost
+
+
+def _join(
+    atoms: Atoms, members: list[Piece], sizes: list[tuple[int, ...]], reason: str, summed: frozenset[int]
+) -> tuple[list[Joined], list[Piece]]:
+    """``align`` for pieces that are connected by shared dimensions."""
+    dims = tuple(sorted({d for p in members for d in p.block.dims}))
+    whole = [p for p in members if p.block.dims == dims]
+    if not whole:
+        return [], members
+    block = whole[0].block
+    for p in whole[1:]:
+        atoms.unite(block.atoms, p.block.atoms)
+    free = _removable_dims(members, block, sizes, summed)
+    if not free:
+        atoms.pin(block.atoms, reason)
+    share = [p for p in members if free and free <= set(p.block.dims)]
+    for p in share:
+        atoms.collapse(p.block, set(p.block.dims) - free)
+        atoms.unite(spread(p.block.atoms, p.block.dims, block), block.atoms)
+    kept = [p for p in members if p in whole or p in share]
+    return [Joined(block, kept)], [p for p in members if p not in whole and p not in share]
 
 
 def _components(pieces: list[Piece]) -> list[list[Piece]]:
@@ -193,9 +195,7 @@ def _components(pieces: list[Piece]) -> list[list[Piece]]:
     return [sorted(members, key=lambda p: p.operand) for _, members in found]
 
 
-def _removable_dims(
-    members: list[Piece], block: Block, sizes: list[tuple[int, ...]], fixed: set[int], summed: frozenset[int]
-) -> set[int]:
+def _removable_dims(members: list[Piece], block: Block, sizes: list[tuple[int, ...]], summed: frozenset[int]) -> set[int]:
     """The dimensions of the block along which slices can be removed."""
     dims = set(block.dims)
     for operand, shape in enumerate(sizes):
@@ -209,9 +209,8 @@ def _removable_dims(
         return outer  # whole heads, not features of a head
     shared = dims.intersection(*part)
     # A part over the leading dimension: one value per channel, or per head. A part over the others only: one value per feature
-    # of a head, the same for all heads (rotary embeddings), so that the heads can be removed and the features cannot.
-    separate = dims - set().union(*part)
-    partial = {p.operand for p in members if set(p.block.dims) != set(block.dims)}
-    if shared and (block.dims[0] in shared or not separate or not partial <= fixed):
+    # of a head, the same for all heads (rotary embeddings, norms of queries), so that the heads can be removed and the features
+    # cannot.
+    if block.dims[0] in shared:
         return shared
-    return separate
+    return dims - set().union(*part) or {min(dims)}

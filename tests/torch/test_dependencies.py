@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from proxopt_torch.dependencies import NotTraceable, analyse, flat_tensors, removable
+from proxopt_torch.dependencies.rules import RULES
 
 
 class Net(nn.Module):
@@ -102,6 +103,12 @@ def einsum_attention(self, x):
     q, k, v = (layer(x).view(*x.shape[:2], 4, 2) for layer in (self.q, self.k, self.v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
     return self.out(torch.einsum("bhij,bjhd->bihd", scores, v).flatten(2))
+
+
+def cosine_attention(self, x):
+    q, k, v = (layer(x).view(*x.shape[:2], 4, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+    scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1)
+    return self.out((scores @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 def shared_head(self, x):
@@ -365,6 +372,12 @@ REMOVED = {
         {"0": 1},
     ),
     "written through a view": (lambda: Net(written, a=conv(3, 4), b=conv(4, 2)), IMAGE, [("a.weight", 0, [0, 1])], {}),
+    "every second channel": (
+        lambda: Net(lambda s, x: s.b(s.a(x)[:, ::2]), a=conv(3, 4), b=conv(2, 2)),
+        IMAGE,
+        [("b.weight", 1, [1])],
+        {},
+    ),
     "softmax over channels": (
         lambda: Net(lambda s, x: s.b(s.a(x).softmax(1)), a=conv(3, 4), b=conv(4, 2)),
         IMAGE,
@@ -410,6 +423,12 @@ REMOVED = {
     ),
     "heads by einsum": (lambda: Net(einsum_attention, **separate_layers()), TOKENS, [("out.weight", 1, [2, 3])], {"q": 1}),
     "queries of one key": (lambda: Net(shared_head, **separate_layers(2)), TOKENS, [("out.weight", 1, [2, 3])], {"q": 1}),
+    "cosine attention": (
+        lambda: Net(cosine_attention, **separate_layers()),
+        TOKENS,
+        [("out.weight", 1, [2, 3])],
+        {"q": 1},
+    ),
     "one head": (lambda: Net(lambda s, x: attention(s, x, heads=1), **qkv_layers()), TOKENS, [("qkv.weight", 0, [1, 9])], {}),
     "torch attention": (
         lambda: nn.TransformerEncoderLayer(8, 4, 16, batch_first=True),
@@ -467,12 +486,33 @@ def test_units_of_a_residual_stream():
     assert kernel == [None, None]
 
 
+def test_why_zeros_stay():
+    net = nn.Sequential(conv(3, 4), nn.Sigmoid(), conv(4, 2, 3, padding=1)).eval()
+    with torch.no_grad():
+        net[0].weight[1] = 0
+    found = analyse(net, IMAGE)
+    unit = int(found.places["0.weight"][0][1])
+    assert removable(found).kept[unit] == "it is a constant that cannot be added to the bias of a layer that reads it"
+
+
 def test_reasons_and_operators_without_rule():
     net = Net(lambda s, x: s.b(torch.linalg.matrix_exp(s.a(x))), a=conv(3, 4), b=conv(4, 2))
     found = analyse(net, IMAGE)
     assert found.unknown == {"aten.linalg_matrix_exp.default": ""}
     (made,) = (f for f in found.families if ("a.weight", 0) in f.places)
     assert made.reason == "linalg_matrix_exp in forward of the model has no rule"
+    assert removable(found).units.size == 0
+
+
+def test_a_rule_that_fails_is_a_barrier(monkeypatch):
+    def fail(flow, node):
+        raise IndexError
+
+    monkeypatch.setitem(RULES, "relu", fail)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    nn.init.zeros_(net[2].weight)
+    found = analyse(net, VECTOR)
+    assert found.unknown == {"aten.relu.default": "1"}
     assert removable(found).units.size == 0
 
 
