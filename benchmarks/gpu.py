@@ -25,7 +25,7 @@ A machine without internet needs this checkout, Python 3.12 with torch or JAX, a
        fetch() { pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
            --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \\
            -c constraints.txt "$@"; }
-       fetch array-api-compat tyro docstring-parser typeguard typing-extensions torch-pruning
+       fetch array-api-compat tyro docstring-parser typeguard typing-extensions
 
    What the tests need is 3 MB more, optax 0.5 MB, and all the rest on top of NumPy and torch or JAX 70 MB, half of it SciPy:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from proxopt_torch.compaction import attention
 
@@ -25,6 +25,10 @@ def refresh(model: nn.Module) -> nn.Module:
             new = attention.smaller(module)
             _replace(model, module, new)
             model = new if module is model else model
+    for module in model.modules():
+        # its nested tensors, for masks of padding, are only for layers that torch fuses
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(part, fx.GraphModule) for part in module.modules()):
+            module.use_nested_tensor = False
     return model
 
 

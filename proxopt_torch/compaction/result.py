@@ -66,8 +66,10 @@ class Compacted:
         return optimizers.sliced(optimizer, original, self.model, self._slices, self._shifts)
 
     def __str__(self) -> str:
-        rows = [(name or "(model)", self._kinds.get(name, ""), str(count), "") for name, count in self.removed.items()]
-        rows += [(name or "(model)", self._kinds.get(name, ""), "", why) for name, why in self.kept.items()]
+        rows = [
+            (name or "(model)", self._kinds.get(name, ""), str(self.removed.get(name, "")), self.kept.get(name, ""))
+            for name in dict.fromkeys([*self.removed, *self.kept])
+        ]
         lines = _table(("name", "kind", "removed", "kept because"), rows) if rows else ["nothing was removed"]
         lines.append(_change("parameters", self.parameters))
         if self.multiply_adds is not None:

@@ -50,7 +50,8 @@ def compact(
 
     The outputs of the two models are compared on the example and on random inputs of the same ranges with other batch sizes.
     Units whose removal would change them, or let the model fail, stay: ``Compacted.kept`` has the reasons. A model that
-    ``torch.export`` cannot trace is returned unchanged.
+    ``torch.export`` cannot trace is returned unchanged. An ``nn.TransformerEncoder`` that lost heads uses no nested tensors for
+    masks of padding, which only changes the outputs of padded positions; with such a mask in the example it loses no heads.
 
     Args:
       model: a network with sparse weights (after ``optimizer.eval()``); it is not changed.

@@ -121,7 +121,7 @@ def tensors(output: Any) -> Iterator[Tensor]:
     shrink.
     """
     if isinstance(output, Tensor):
-        yield output
+        yield output.to_padded_tensor(0.0) if output.is_nested else output
     elif isinstance(output, Mapping):
         for part in output.values():
             yield from tensors(part)
