@@ -47,6 +47,7 @@ class Task:
     held_out: Any
     example: Any
     fresh: Callable[[], Any]  # inputs of another batch size
+    strength: float  # from which it grows
 
 
 @dataclass
@@ -101,7 +102,7 @@ def residual() -> Task:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    return Task(model, batches(), loss, (x[1400:], y[1400:]), x[:2], lambda: torch.rand(7, 1, 8, 8))
+    return Task(model, batches(), loss, (x[1400:], y[1400:]), x[:2], lambda: torch.rand(7, 1, 8, 8), 5e-4)
 
 
 def llama() -> Task:
@@ -136,7 +137,7 @@ def llama() -> Task:
     held_out = windows(test, torch.arange(0, len(test) - 65, 65)[:200])
     example = {"input_ids": held_out[:2, :-1], "use_cache": False}
     fresh = lambda: {"input_ids": torch.randint(0, len(characters), (5, 48)), "use_cache": False}
-    return Task(model, batches(), loss, held_out, example, fresh)
+    return Task(model, batches(), loss, held_out, example, fresh, 1e-4)
 
 
 TASKS = {"residual net": residual, "grouped-query Llama": llama}
@@ -185,7 +186,7 @@ def outputs(model: nn.Module, inputs: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out.logits
 
 
-def run(name: str, optimizer_name: str, steps: int, strength: float, seed: int, report: Callable[[str], None]) -> Row:
+def run(name: str, optimizer_name: str, steps: int, seed: int, report: Callable[[str], None]) -> Row:
     """One training without a penalty, one with it, and the compact model."""
 
     def fresh_task() -> Task:
@@ -195,7 +196,7 @@ def run(name: str, optimizer_name: str, steps: int, strength: float, seed: int, 
     dense = fresh_task()
     train(dense, OPTIMIZERS[optimizer_name]([{"params": list(dense.model.parameters())}]), steps, steps, report)
     task = fresh_task()
-    found = groups.coupled(task.model, task.example, GroupL2(strength))
+    found = groups.coupled(task.model, task.example, GroupL2(task.strength))
     report(str(found))
     optimizer = OPTIMIZERS[optimizer_name](found)
     start = time.perf_counter()
@@ -238,8 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/coupled_training"), help="folder for the table")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=["ProxAdam"])
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--strength", type=float, default=1e-4, help="of all penalties at the start")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     for task in args.tasks:
         for optimizer in args.optimizers:
             report = lambda line, prefix=f"{task}, {optimizer}": print(f"{prefix}: {line}", flush=True)
-            rows.append(run(task, optimizer, args.steps, args.strength, args.seed, report))
+            rows.append(run(task, optimizer, args.steps, args.seed, report))
             write(rows, args.out / "coupled_training.csv")
             report(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in asdict(rows[-1]).items()))
     print(f"written: {args.out}/coupled_training.csv")

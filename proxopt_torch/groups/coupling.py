@@ -42,9 +42,11 @@ def coupled(
     stream is mixed by norms, ``fc1`` and ``fc2`` both belong to the hidden units between them.
 
     ``print`` of the result lists the problems, and the units that are left out with the reason, before anything is trained.
+    Results for different units add up, e.g. with other strengths for heads than for hidden units:
+    ``coupled(net, x, GroupL2(1e-3), "attention heads") + coupled(net, x, GroupL2(1e-2), "hidden units")``.
 
     Args:
-      model: a model that ``torch.export`` can trace. It is not changed.
+      model: a model that ``torch.export`` can trace. Some of its weights are set to zero for a check, and restored.
       example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, with which the model can be called.
       penalty: a penalty without groups of its own, e.g. ``GroupL2(1e-3)``. Where a parameter holds units to penalise and others
         that cannot be removed, the latter get the weight 0; a penalty with an L1 part, which acts on every entry, then leaves the
@@ -117,7 +119,8 @@ def from_dependencies(
 def not_removed(model: nn.Module, found: Dependencies, axes: Mapping[str, int], reasons: Mapping[int, str]) -> dict[int, str]:
     """The units that could not be removed if their parameters were zero, e.g. because something else adds to their output.
 
-    The parameters of every second unit are set to zero for the time of this check, then those of the others.
+    The parameters of every second unit are set to zero for the time of this check, then those of the others: if all were zero at
+    once, many units would count as removable because nothing reads them.
     """
     if any(p.is_meta for p in model.parameters()):
         return {}
