@@ -86,8 +86,8 @@ class Budget:
     Attributes:
       log: one dict for each measurement, the rows of a CSV file.
       record: the last ``BudgetRecord``.
-      smallest: the share that remains when everything that the penalties can zero is zero, a lower bound; None for
-        latency and for sharded parameters.
+      smallest: the share if everything that the penalties can zero is zero but for one group of each problem (of each layer, or
+        of layers that share units); None for latency and for sharded parameters. A warning says if the target is below it.
 
     Raises:
       TypeError: ``optimizer`` is none of proxopt_torch.
@@ -242,13 +242,13 @@ class Budget:
         return f"the target {self.kind}={target:g} is not reached {when}, got {got:.4g}: {remedy}, or take more steps"
 
     def _smallest(self) -> float:
-        """The lower bound of the share; warns where the target lies below it."""
-        with self._strengths.all_zeroed():
+        """The share that the penalties can reach; warns where the target lies below it."""
+        with self._strengths.almost_all_zeroed():
             smallest = self._quantity.share()
         if smallest > self._remaining + self.tolerance / 2:
             warn(
-                f"the target {self.kind}={self.target:g} is out of reach of the penalties: if everything they act on is zero, "
-                f"the share is {self._shown(smallest):.4g}; penalise more parameters, for instance with groups.coupled"
+                f"the target {self.kind}={self.target:g} is out of reach of the penalties: if all they act on but one group of each "
+                f"problem is zero, the share is {self._shown(smallest):.4g}; penalise more parameters (see groups.coupled)"
             )
         return smallest
 

@@ -18,18 +18,21 @@ TRAVEL = math.log(1e12)
 """How far the logarithm of the factor can rise during the schedule. It limits the speed."""
 
 FALL = 3.0
-"""How much faster the factor falls than it rises: groups that are zero seldom become nonzero again."""
+"""How much faster the factor falls than it rises, unless zeros become nonzero again."""
 
 AHEAD = 0.2
-"""What multiplies the factor while the share is below the wanted one. It is not 0, at which groups would leave zero at once."""
+"""What multiplies the factor at once while the share is below the wanted one, unless zeros become nonzero again."""
 
 HORIZON = 3
-"""The share is predicted so many measurements ahead, by its trend."""
+"""The share is predicted so many measurements ahead, by its trend; one where zeros become nonzero again."""
+
+CALMER, BOLDER = 0.5, 1.2
+"""Where zeros become nonzero again: what multiplies the rate when the error changes its sign, and when it does not."""
 
 DECAY = (4.0, 15.0)
 """The penalty may not decay so fast that it would vanish in 1/4 of the time that is left, or in 1/15 of the schedule."""
 
-STALLED = math.log(1e4)
+STALLED = math.log(1e6)
 """Growth of the factor without a fall of the share after which the target counts as out of reach, and growth ends."""
 
 
@@ -60,13 +63,17 @@ class Controller:
     passed, and a rate r.
 
     tolerance: in shares. measurements: n. log_factor: log f, None before the strengths act. ahead: whether the share is below the
-    wanted one. best: the smallest share so far, and at: log f there.
+    wanted one. reversible: whether zeros have become nonzero again when the strength fell. gain: what then multiplies
+    the rate. error: e. best: the smallest share so far, and at: log f there.
     """
 
     tolerance: float
     measurements: float
     log_factor: float | None = None
     ahead: bool = False
+    reversible: bool = False
+    gain: float = 1.0
+    error: float = 0.0
     share: float | None = None
     value: float | None = None
     trend: float = 0.0
@@ -91,6 +98,7 @@ class Controller:
     def update(self, share: float, wanted: float, value: float, time: float) -> None:
         """Take in a measurement of the share and of the penalty, at a time in [0, 1], and change the factor."""
         if self.share is not None and self.value is not None:
+            self.reversible |= self.ahead and share > self.share + self.tolerance / 2
             self.trend += 0.5 * (share - self.share - self.trend)
             self.decay += 0.5 * ((self.value - value) / max(self.value, 1e-30) - self.decay)
         self.share, self.value = share, value
@@ -98,13 +106,17 @@ class Controller:
             return
         if share < self.best - self.tolerance / 4:
             self.best, self.at = share, self.log_factor
-        error = (share + HORIZON * min(self.trend, 0.0) - wanted) / (2 * self.tolerance)
-        self.ahead = error < -0.25
+        horizon = 1 if self.reversible else HORIZON
+        error = (share + horizon * min(self.trend, 0.0) - wanted) / (2 * self.tolerance)
+        self.gain = min(max(self.gain * (CALMER if error * self.error < 0 else BOLDER), 0.1), 1.0) if self.reversible else 1.0
+        self.error = error
+        self.ahead = error < -0.25 and not self.reversible
         if abs(error) <= 0.25:
             return
-        rate = min(max(TRAVEL / self.measurements, 0.01), 1.0)
+        rate = min(max(TRAVEL / self.measurements, 0.01), 1.0) * self.gain
         allowed = min(DECAY[0] / max(1 - time, 1e-9), DECAY[1]) / self.measurements
-        change = rate * min(max(min(error, 2 - 2 * self.decay / allowed), -FALL), 1.0)
+        fall = 1.0 if self.reversible else FALL
+        change = rate * min(max(min(error, 2 - 2 * self.decay / allowed), -fall), 1.0)
         self.log_factor = max(min(self.log_factor + change, self.at + STALLED), self.at - STALLED)
 
     def state_dict(self) -> dict[str, Any]:

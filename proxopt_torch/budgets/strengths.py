@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxopt import GroupL2, sparsity
+from proxopt.penalties import declared
 from proxopt.penalties.dual import PROBE, zeroing_strength
 from proxopt_torch import param_groups, report, sharding
-from proxopt_torch.param_groups import ParamGroup
+from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised
 
 
@@ -82,24 +84,43 @@ class Strengths:
         return max(found) if found and max(found) > 0 else None
 
     @contextmanager
-    def all_zeroed(self) -> Iterator[None]:
-        """Set everything that the penalties can zero to zero, for the time of a ``with`` block."""
+    def almost_all_zeroed(self) -> Iterator[None]:
+        """Zero what the penalties can zero, but for one group of each problem, for the time of a ``with`` block.
+
+        A network without any unit in a layer would be constant, and say nothing of the size of the others.
+        """
         saved: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             try:
                 for group, _ in self.groups():
-                    penalty: Any = self.optimizer.penalty_of(group)
+                    penalty = self.optimizer.penalty_of(group)
                     for entry in param_groups.entries(group):
-                        ones = [torch.ones_like(p) for p in entry]
-                        unit = penalty.with_strength(1.0)
-                        left = unit.prox(ones, PROBE) if group["joint"] else [unit.prox(ones[0], PROBE)]
-                        for p, kept in zip(entry, left):
+                        for p, kept in zip(entry, _kept(penalty, entry, group["joint"])):
                             saved.append((p, p.detach().clone()))
-                            p.masked_fill_(kept == 0, 0)
+                            p.masked_fill_(~kept, 0)
                 yield
             finally:
                 for p, values in saved:
                     p.copy_(values)
+
+
+def _kept(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
+    """Which entries of a problem the penalty cannot zero, and those of the first group that it can zero, if it has several."""
+
+    def nonzero(operator: Any, x: list[Tensor]) -> list[Tensor]:
+        left = operator.prox(x if joint else x[0], PROBE)
+        return [part != 0 for part in (left if joint else [left])]
+
+    ones = [torch.ones_like(p) for p in entry]
+    kept = nonzero(penalty.with_strength(1.0), ones)
+    partition = declared.partition(penalty)
+    place = next((i for i, k in enumerate(kept) if not bool(k.all())), None)
+    if partition is None or place is None or sparsity.summary(ones if joint else ones[0], partition).groups < 2:
+        return kept
+    # A group with one huge entry is the only one that stays
+    ones[place].view(-1)[int(kept[place].reshape(-1).int().argmin())] = PROBE**1.5
+    first = nonzero(GroupL2(1.0, partition, weights="none"), ones)
+    return [a | b for a, b in zip(kept, first)]
 
 
 def _gathered(x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

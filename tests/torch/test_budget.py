@@ -39,7 +39,7 @@ class Transformer(nn.Module):
     def __init__(self, heads=8):
         super().__init__()
         self.embedding = nn.Embedding(12, 16)
-        self.layer = nn.TransformerEncoderLayer(16, heads, 128, batch_first=True, dropout=0.0)
+        self.layer = nn.TransformerEncoderLayer(16, heads, 256, batch_first=True, dropout=0.0)
         self.head = nn.Linear(16, 4)
 
     def forward(self, x):
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         self.norm, self.inner, self.table = nn.LayerNorm(16), nn.Linear(16, 10), nn.Parameter(torch.randn(10, 16))
 
     def forward(self, x):
-        q, k, v = (layer(self.norm(x)).unflatten(-1, (4, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(self.norm(x)).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return torch.einsum("btj,jd->btd", F.relu(self.inner(x)), self.table) @ self.table.T
 
@@ -85,7 +85,7 @@ def mlp():
 NETS = {
     "mlp": (mlp, lambda: torch.randn(64, 6)),
     "residual": (Residual, lambda: torch.randn(32, 3, 4, 4)),
-    "transformer": (Transformer, lambda: torch.randint(0, 12, (32, 5))),
+    "transformer": (Transformer, lambda: torch.randint(0, 12, (16, 5))),
 }
 COUNTED = NETS | {
     "attention": (Attention, lambda: torch.randn(2, 5, 16)),
@@ -217,8 +217,8 @@ def test_controller_lowers_the_strength_below_the_wanted_share():
 def test_schedules():
     assert [wanted_share(schedule_of("linear"), 0.5, t) for t in (-1, 0, 0.5, 1, 2)] == [1, 1, 0.75, 0.5, 0.5]
     assert wanted_share(schedule_of("cubic"), 0.5, 0.5) == 0.5 + 0.5 * 0.125
-    assert wanted_share(schedule_of(lambda t: t > 0.5), 0.5, 0.6) == 0.5
-    with pytest.raises(ValueError, match=r"schedule\(0.5\) must lie in \[0, 1\], got 2"):
+    assert wanted_share(schedule_of(lambda t: float(t > 0.5)), 0.5, 0.6) == 0.5
+    with pytest.raises(ValueError, match=r"schedule\(0\.5\) must lie in \[0, 1\], got 2"):
         wanted_share(schedule_of(lambda t: 2.0), 0.5, 0.5)
 
 
@@ -299,7 +299,7 @@ def test_ratios_of_strengths_remain_and_freezing_ends_control():
     first, second, _ = (float(g["strength"]) for g in optimizer.param_groups)
     assert second == pytest.approx(3 * first) and 0.01 <= first < 0.03
     with torch.no_grad():
-        net[0].weight[40:], net[0].bias[40:], net[2].weight[:, 40:] = 0, 0, 0
+        net[0].weight[38:], net[0].bias[38:], net[2].weight[:, 38:] = 0, 0, 0
     assert budget.step().frozen and all(g.get("zeros_frozen") for g in optimizer.param_groups[:2])
     strength = optimizer.param_groups[0]["strength"]
     assert budget.step().strength == pytest.approx(3 * strength)
@@ -385,7 +385,7 @@ def test_too_small_a_network_is_frozen_when_the_target_is_due():
 def test_strengths_that_others_set_are_refused():
     training = Training(macs=0.5, steps=5)
     StrengthPath(training.optimizer, lambda epoch: 0.1)
-    with pytest.raises(RuntimeError, match="must be set by the budget alone, 0.0, got 0.1: do not use a StrengthPath"):
+    with pytest.raises(RuntimeError, match=r"must be set by the budget alone, 0\.0, got 0\.1: do not use a StrengthPath"):
         training.budget.step()
 
 
@@ -432,5 +432,5 @@ def test_arguments_are_checked():
 def test_a_state_of_other_groups_is_refused():
     state = Training().budget.state_dict()
     state["own"] = {5: 1.0}
-    with pytest.raises(ValueError, match=r"whose param groups \[0\] have penalties, got \[5\]"):
+    with pytest.raises(ValueError, match=r"whose param groups \[0, 1\] have penalties, got \[5\]"):
         Training().budget.load_state_dict(state)
