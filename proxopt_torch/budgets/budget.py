@@ -247,8 +247,8 @@ class Budget:
             smallest = self._quantity.share()
         if smallest > self._remaining + self.tolerance / 2:
             warn(
-                f"the target {self.kind}={self.target:g} is out of reach of the penalties: if all they act on but one group of each "
-                f"problem is zero, the share is {self._shown(smallest):.4g}; penalise more parameters (see groups.coupled)"
+                f"the target {self.kind}={self.target:g} is out of reach of the penalties: if all they act on but one group of "
+                f"each problem is zero, the share is {self._shown(smallest):.4g}; penalise more parameters (see groups.coupled)"
             )
         return smallest
 

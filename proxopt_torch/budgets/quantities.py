@@ -15,11 +15,17 @@ from proxopt.penalties import declared
 from proxopt_torch import sharding
 from proxopt_torch.budgets import counting
 from proxopt_torch.compaction import compact, verification
-from proxopt_torch.compaction.attempts import copied
-from proxopt_torch.dependencies import NotTraceable, analyse, removable
+from proxopt_torch.compaction.attempts import Attempts, copied
+from proxopt_torch.compaction.surgery import ATTEMPTS
+from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse, removable
+from proxopt_torch.groups import assignment
+from proxopt_torch.groups.coupling import zeroed
 from proxopt_torch.groups.selection import Selection, matching
 from proxopt_torch.param_groups import Entry, entries
 from proxopt_torch.penalised import Penalised
+
+TOLERANCE = 1e-4
+"""That of ``compact``."""
 
 REPEATS = 15
 """Pairs of passes, of the dense and of the smaller model, whose medians are compared."""
@@ -46,6 +52,7 @@ class Analysed:
                 f"model must be one that torch.export can trace with example_inputs to count {kind}: {error}; "
                 "sparsity and living_groups need no trace"
             ) from error
+        keep_what_code_fixes(self._found, model, (args, kwargs))
         self._counter: counting.MultiplyAdds | counting.Parameters
         if kind == "macs":
             self.label = "multiply-adds"
@@ -58,6 +65,23 @@ class Analysed:
 
     def share(self) -> float:
         return self._counter.count(removable(self._found)) / self._counter.dense
+
+
+def keep_what_code_fixes(found: Dependencies, model: nn.Module, given: verification.Arguments) -> None:
+    """Mark units as never removed if ``compact`` gives them back, as their number is written in the code of a module.
+
+    Two trial cuts, each of every second unit, show which.
+    """
+    reasons = assignment.refused(found, model)
+    axes = assignment.axes(found, model, reasons)
+    units = [int(u) for family in found.families for u in family.units if int(u) not in reasons]
+    for part in (units[::2], units[1::2]):
+        with zeroed(model, found, axes, part):
+            original = copied(model)
+            attempts = Attempts(original, given, found, verification.run(original, given), TOLERANCE, False)
+            for _ in range(ATTEMPTS):  # they note in ``found`` what has to stay
+                if attempts.next() is not None:
+                    break
 
 
 class NonzeroWeights:
