@@ -296,12 +296,6 @@ def test_quantities_and_options(make, penalty, options):
     rows = training.budget.log
     assert [r["step"] for r in rows][:3] == [n * options.get("every", 1) for n in (1, 2, 3)]
     assert set(rows[0]) >= {"step", "share", "target", "strength", "reached"}
-        "step",
-        "share",
-        "target",
-        "strength",
-        "reached",
-    }
     if options.get("start"):
         assert {r["strength"] for r in rows if r["step"] < 30} == {0.0} and all(r["wanted"] == 1 for r in rows if r["step"] < 30)
     label = {"parameters": "parameters", "living_groups": "nonzero groups", "macs": "multiply-adds", "sparsity": "zero weights"}
