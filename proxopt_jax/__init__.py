@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
         f'proxopt_jax needs JAX and optax ({missing} is missing): pip install "proxopt[jax]"', name=missing
     ) from error
 
+from proxopt_jax.frozen_zeros import freeze_zeros
 from proxopt_jax.links import group_l2, l1, sgl
 from proxopt_jax.optimizers import adam_hapg, hapg, prox_adam, prox_sgd
 from proxopt_jax.point import prox_point
@@ -22,6 +23,7 @@ from proxopt_jax.trees import tree_labels
 __all__ = [
     "ProximalState",
     "adam_hapg",
+    "freeze_zeros",
     "group_l2",
     "hapg",
     "l1",

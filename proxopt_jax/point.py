@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
     """The parameters at the prox point, exactly sparse: evaluate, report, save and prune these.
 
     For ``hapg``, ``adam_hapg`` and ``prox_sgd`` with ``tau`` it is the last output of the prox, p_t or w_hat, which the state
-    holds. For all other transformations the parameters themselves are that point. Leaves that a mask excludes are returned as
-    they are.
+    holds. For all other transformations, and for other optimizers inside ``freeze_zeros``, the parameters themselves are that
+    point. Leaves that a mask excludes are returned as they are.
 
     Wrappers that average or rescale the parameters after the prox undo the zeros: ``optax.contrib.schedule_free``,
     ``optax.contrib.mechanize``, ``optax.lookahead``, and ``optax.ema`` as a later link of a chain. They are refused where the
@@ -59,11 +60,10 @@ def prox_point(state: optax.OptState, params: optax.Params) -> PyTree:
     >>> prox_point(state, w).round(3)
     Array([0.537, 0.   ], dtype=float32)
     """
-    found = _own_states(state)
-    if not found:
+    if not _is_sparse(state):
         raise ValueError(f"state must hold the state of a proxopt_jax transformation, got {jax.tree.structure(state)}")
     _refuse_averages(state)
-    for s in found:
+    for s in _own_states(state):
         point = getattr(s, "point", None)
         if point is not None:
             params = _overlay(point, params)
@@ -89,10 +89,10 @@ def _refuse_averages(state: optax.OptState) -> None:
 
     def undone(node: Any) -> str | None:
         name = type(node).__name__
-        if name in AVERAGING and _own_states(tuple(node)):
+        if name in AVERAGING and _is_sparse(tuple(node)):
             return f"{name} of {AVERAGING[name]}"
         if type(node) is tuple:  # the states of optax.chain, in its order
-            last = max((k for k, part in enumerate(node) if _own_states(part)), default=len(node))
+            last = max((k for k, part in enumerate(node) if _is_sparse(part)), default=len(node))
             if any(isinstance(part, optax.EmaState) for part in node[last + 1 :]):
                 return "EmaState of optax.ema"
         return None
@@ -115,6 +115,25 @@ def _own_states(tree: Any) -> list[Any]:
     return [node for node in jax.tree.leaves(tree, is_leaf=is_own_state) if is_own_state(node)]
 
 
+def _is_sparse(tree: Any) -> bool:
+    """Whether a tree of states holds one of this package: that of a prox or of ``freeze_zeros``."""
+
+    def is_sparse(node: Any) -> bool:
+        return is_own_state(node) or isinstance(node, states.FreezeZerosState)
+
+    return any(map(is_sparse, jax.tree.leaves(tree, is_leaf=is_sparse)))
+
+
 def is_own_state(node: Any) -> bool:
-    """Whether a node of a tree of states is the state of a transformation of this package."""
+    """Whether a node of a tree of states is the state of a method of this package that applies a prox."""
     return isinstance(node, OWN + EARLIER)
+
+
+def map_points(f: Callable[[PyTree], PyTree], state: optax.OptState) -> optax.OptState:
+    """The state with ``f(point)`` in place of each prox point that it holds."""
+
+    def changed(node: Any) -> Any:
+        point = getattr(node, "point", None) if is_own_state(node) else None
+        return node if point is None else node._replace(point=f(point))
+
+    return jax.tree.map(changed, state, is_leaf=is_own_state)

@@ -12,7 +12,7 @@ import optax
 
 from proxopt import _arrays
 from proxopt.penalties import declared
-from proxopt_jax.point import is_own_state
+from proxopt_jax.point import map_points
 from proxopt_jax.steps import NO_PARAMS, any_sharding, difference
 from proxopt_jax.trees import Penalties, PyTree, is_rules, paths
 
@@ -82,17 +82,13 @@ def projected(
             z = jax.tree.map(lambda a, b: _arrays.widen(a) + _arrays.widen(jnp.asarray(b)), x, u)
             new = any_sharding(problem.penalty.prox, x)(z)
             problem.put(us, jax.tree.map(difference, new, x, u))
-        project = partial(_with_projected_point, projections, params)
-        return treedef.unflatten(us), jax.tree.map(project, state, is_leaf=is_own_state)
+        return treedef.unflatten(us), map_points(partial(_projected, projections, params), state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _with_projected_point(projections: Penalties, params: optax.Params, node: Any) -> Any:
-    """A state whose prox point is projected; any other node of a tree of states as it is."""
-    point = getattr(node, "point", None) if is_own_state(node) else None
-    if point is None:
-        return node
+def _projected(projections: Penalties, params: optax.Params, point: PyTree) -> PyTree:
+    """The projection of a prox point."""
     treedef: Any = jax.tree.structure(point)
     leaves = jax.tree.leaves(point)
     place = {path: i for i, path in enumerate(paths(point))}  # a wrapper may have masked some of the leaves of params
@@ -105,7 +101,7 @@ def _with_projected_point(projections: Penalties, params: optax.Params, node: An
         new = any_sharding(problem.penalty.prox, p)(p)
         for k, value in zip(there, new if problem.joint else [new]):
             leaves[k] = value
-    return node._replace(point=treedef.unflatten(leaves))
+    return treedef.unflatten(leaves)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""States of the transformations, which name the moments of Adam as optax does, so that ``optax.tree.get`` finds them."""
+"""States of the transformations; the moments of Adam have the names of optax, so that ``optax.tree.get`` finds them."""
 
 from __future__ import annotations
 
@@ -53,3 +53,15 @@ class AdamHAPGState(NamedTuple):
     def square(self) -> Any:
         """``nu``, as ``proxopt.updates`` names it."""
         return self.nu
+
+
+class FreezeZerosState(NamedTuple):
+    """State of ``freeze_zeros``.
+
+    Attributes:
+      inner_state: the state of the optimizer inside.
+      zeros: a tree like the parameters of boolean arrays, True where an entry stays zero.
+    """
+
+    inner_state: Any
+    zeros: Any

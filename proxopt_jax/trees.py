@@ -151,6 +151,10 @@ class Penalties:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{self.name} must fit params leaf {where}: {error}") from error
 
+    def selected(self, params: PyTree) -> list[bool]:
+        """Whether each leaf has a penalty."""
+        return [p is not None for p in self._chosen(params)]
+
     def _chosen(self, params: PyTree) -> list[Any]:
         """The penalty of each leaf, or None."""
         n = len(jax.tree.leaves(params))

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxopt_torch.compaction import attention, counting, layers, slicing, verification
-from proxopt_torch.compaction.integers import Changed, Choices, Watch
+from proxopt_torch.compaction import attention, counting, integers, layers, slicing, verification
+from proxopt_torch.compaction.integers import Changed, Choices, Progress, Watch
 from proxopt_torch.compaction.slicing import Kept
 from proxopt_torch.compaction.verification import Arguments
 from proxopt_torch.dependencies import Dependencies, Removal, removable
 
 RUNS = 40
 """Passes on the example, most of which fail early, in the search for the sizes that code reads from attributes."""
+
+ROUNDING = 100
+"""A difference of up to this many times the tolerance may be rounding: it is looked at in double precision."""
 
 
 @dataclass
@@ -35,11 +38,17 @@ class Smaller:
 
 @dataclass
 class _Outcome:
-    """What a comparison showed. reason: how the outputs differ, or why there are none; empty where they are the same."""
+    """What a comparison showed.
+
+    reason: how the outputs differ, or why there are none; empty where they are the same. suspects: the modules that may be the
+    cause, most likely first. running: those that had not finished when the model failed. progress: see ``Choices.advance``.
+    """
 
     reason: str = ""
     suspects: list[nn.Module] = field(default_factory=list)
     failed: bool = False
+    running: list[nn.Module] = field(default_factory=list)
+    progress: Progress = (0, 0)
     multiply_adds: int | None = None
 
 
@@ -55,6 +64,8 @@ class Attempts:
     with_inputs: bool
     given_back: dict[int, str] = field(default_factory=dict)
     _probes: list[tuple[Arguments, list[Tensor]]] | None = None
+    _blamed: set[type[nn.Module]] = field(default_factory=set)
+    _double: nn.Module | None = None
 
     def next(self) -> Smaller | None:
         """The model without all units that can be removed, or None after units of it were found that must stay."""
@@ -71,33 +82,69 @@ class Attempts:
         small = layers.refresh(small)
         norms = self._resize_norms(small, gone)
         choices = Choices(self._changed(small, gone))
+        best: _Outcome | None = None
         for _ in range(RUNS):
             sizes = {**norms, **choices.apply()}
             outcome = self._try(small, features)
             if not outcome.reason:
                 shifts = {n: slicing.selected(s, kept.get(n, (None,))) for n, s in shifts.items()}
                 return Smaller(small, removal, kept, features, sizes, outcome.multiply_adds, shifts)
-            if not choices.advance(outcome.suspects):
+            best = outcome if best is None or outcome.progress > best.progress else best
+            if not choices.advance(outcome.suspects, outcome.progress):
                 break
-        self._give_back(small, outcome.suspects, outcome.reason, outcome.failed, gone)
+        self._give_back(small, best or outcome, gone)
         return None
 
     def _try(self, small: nn.Module, features: Tensor | None) -> _Outcome:
         """Compare a smaller model with the original."""
+        stage = 0
         with Watch(small) as watch:
             try:
                 got, number = counting.counted(small, _narrowed(self.example, features))
-                given, text = self.example, verification.difference(self.expected, got, self.tolerance)
-                for probe, expected in [] if text else self._fresh():
+                stage = 1
+                if differing := self._compared(small, self.example, self.expected, got, features):
+                    return self._difference(small, watch, stage, *differing)
+                stage = 2
+                for probe, expected in self._fresh():
                     got = verification.run(small, _narrowed(probe, features))
-                    given, text = probe, verification.difference(expected, got, self.tolerance)
-                    if text:
-                        break
+                    if differing := self._compared(small, probe, expected, got, features):
+                        return self._difference(small, watch, stage, *differing)
             except Exception as error:  # of the code of the model, which does not run with these sizes
-                return _Outcome(f"{type(error).__name__}: {first_line(error)}", watch.suspects(), failed=True)
-        if text:
-            return _Outcome(text, self._differing(small, given, features) or watch.suspects())
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                return _Outcome(reason, watch.suspects(), True, watch.running, (stage, len(watch.finished)))
         return _Outcome(multiply_adds=number)
+
+    def _difference(self, small: nn.Module, watch: Watch, stage: int, reason: str, given: tuple[Any, ...]) -> _Outcome:
+        """The outcome for a model that runs and computes something else; ``given`` are the arguments of ``_differing``."""
+        agree, paths = self._differing(*given)
+        modules = dict(small.named_modules())
+        return _Outcome(reason, [modules[p] for p in paths if p in modules] or watch.suspects(), progress=(stage, agree))
+
+    def _compared(
+        self, small: nn.Module, given: Arguments, expected: list[Tensor], got: list[Tensor], features: Tensor | None
+    ) -> tuple[str, tuple[Any, ...]] | None:
+        """How outputs differ, with the models and inputs that show it, or None where they differ by rounding at most.
+
+        Outputs of an ill-conditioned model may differ by more than the tolerance although the functions are equal. A difference
+        that is small enough for this is looked at again in double precision.
+        """
+        text = verification.difference(expected, got, self.tolerance)
+        if not text:
+            return None
+        as_given = (self.original, small, given, features)
+        if verification.difference(expected, got, ROUNDING * self.tolerance):
+            return text, as_given
+        try:
+            if self._double is None:
+                self._double = copied(self.original).double()
+            precise, wide = copied(small).double(), verification.double(given)
+            want, have = verification.run(self._double, wide), verification.run(precise, _narrowed(wide, features))
+            if verification.difference(expected, [t.to(e) for t, e in zip(want, expected)], ROUNDING * self.tolerance):
+                return text, as_given  # in double precision it is another function
+            text = verification.difference(want, have, self.tolerance)
+            return (text, (self._double, precise, wide, features)) if text else None
+        except Exception:  # of a model that only runs in its own precision
+            return text, as_given
 
     def _fresh(self) -> list[tuple[Arguments, list[Tensor]]]:
         """Inputs that differ from the example, and the outputs of the original for them, where it runs."""
@@ -149,55 +196,86 @@ class Attempts:
                         numbers.append(new)
         return list(found.values())
 
-    def _differing(self, small: nn.Module, given: Arguments, features: Tensor | None) -> list[nn.Module]:
-        """The first module of the smaller model whose output differs, and those that contain it, innermost first."""
-        modules = dict(small.named_modules())
+    def _differing(
+        self, original: nn.Module, small: nn.Module, given: Arguments, features: Tensor | None
+    ) -> tuple[int, list[str]]:
+        """The first module whose output differs, and those that contain it, innermost first; before, how many agree."""
         try:
-            want, got = _outputs(self.original, given), _outputs(small, _narrowed(given, features))
+            want, got = _outputs(original, given), _outputs(small, _narrowed(given, features))
         except Exception:  # of a layer of torch that behaves otherwise with hooks
-            return []
-        for name, outputs in got.items():
+            return 0, []
+        for index, (name, outputs) in enumerate(got.items()):
             expected = want.get(name, [])
             same = [t.shape for t in expected] == [t.shape for t in outputs]
             if same and verification.difference(expected, outputs, self.tolerance):
                 parts = name.split(".") if name else []
-                return [modules[".".join(parts[:n])] for n in range(len(parts), -1, -1) if ".".join(parts[:n]) in modules]
-        return []
+                return index, [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
+        return len(got), []
 
-    def _give_back(self, small: nn.Module, suspects: list[nn.Module], reason: str, failed: bool, gone: np.ndarray) -> None:
-        """Keep units from now on: those whose sizes are in the code of a suspect, else those in its tensors, else all.
-
-        failed: the model did not run, so that the code of a module with a size that changes is the likely cause.
-        """
+    def _give_back(self, small: nn.Module, outcome: _Outcome, gone: np.ndarray) -> None:
+        """Keep units from now on: those whose sizes are in the code of a suspect, else those in its tensors, else all."""
         names = {id(module): name for name, module in small.named_modules()}
         removed = set(gone.tolist())
-        paths = [names[id(module)] for module in dict.fromkeys(suspects) if id(module) in names]
-        for path in paths if failed else ():
-            found = self._written(type(self.original.get_submodule(path)), gone)
+        paths = [names[id(module)] for module in dict.fromkeys(outcome.suspects) if id(module) in names]
+        if outcome.failed:
+            running = {names[id(module)] for module in outcome.running if id(module) in names}
+            found = self._in_code(paths, running, gone)
             if found:
                 self._keep(found)
                 return
         for path in paths:
             inside = [a for n, arrays in self.dependencies.places.items() if n.startswith(f"{path}.".lstrip(".")) for a in arrays]
             units = {int(u) for array in inside if array is not None for u in np.unique(array)}
-            units = (units | set(self._written(type(self.original.get_submodule(path)), gone))) & removed
+            units = (units | set(self._written(path, gone))) & removed
             if units:
-                self._keep(dict.fromkeys(units, f"{path or 'the model'}: {reason}"))
+                self._keep(dict.fromkeys(units, f"{path or 'the model'}: {outcome.reason}"))
                 return
-        self._keep(dict.fromkeys(removed, reason))
+        self._keep(dict.fromkeys(removed, outcome.reason))
 
-    def _written(self, kind: type[nn.Module], gone: np.ndarray) -> dict[int, str]:
-        """The units that a size in the code of a class depends on."""
+    def _in_code(self, paths: list[str], running: set[str], gone: np.ndarray) -> dict[int, str]:
+        """The units whose sizes are in the code of the most likely of some modules.
+
+        That is one with such a number in its code, then one that had not finished, then one that holds such a number. The code of
+        others takes all sizes from its inputs.
+        """
+        sizes = {path: found for path in paths if (found := self._sizes(path, gone))}
+        modules = {path: self.original.get_submodule(path) for path in sizes}
+        for path, module in modules.items():
+            numbers = sizes[path] & integers.literals(type(module))
+            if numbers and (found := self._written(path, gone, numbers, everywhere=True)):
+                return found
+        held = {path: sizes[path] & {number for _, number in integers.integers(module)} for path, module in modules.items()}
+        for path in [*(p for p in sizes if p in running), *(p for p in sizes if held[p])]:
+            if found := self._written(path, gone, sizes[path]):
+                return found
+        return {}
+
+    def _sizes(self, path: str, gone: np.ndarray) -> set[int]:
+        """The sizes in the code of a module that change."""
+        views = [view for view in self.dependencies.views if view.module == path]
+        return {old for view in views for old, new in zip(view.sizes, view.resized(gone)) if old != new}
+
+    def _written(self, path: str, gone: np.ndarray, sizes: set[int] | None = None, everywhere: bool = False) -> dict[int, str]:
+        """The units that sizes in the code of a module depend on.
+
+        everywhere: also in the other modules of its class, as for a class that is found a second time.
+        """
         out: dict[int, str] = {}
         modules = dict(self.original.named_modules(remove_duplicate=False))
+        kind = type(modules[path])
+        everywhere = everywhere or kind in self._blamed
         for view in self.dependencies.views:
-            if type(modules.get(view.module)) is not kind:
+            if view.module != path and not (everywhere and type(modules.get(view.module)) is kind):
                 continue
             for dimension, (old, new) in enumerate(zip(view.sizes, view.resized(gone))):
-                for dimensions, units in view.blocks if old != new else ():
+                if old == new or (sizes is not None and view.module == path and old not in sizes):
+                    continue
+                for dimensions, units in view.blocks:
                     if dimension in dimensions:
                         reason = f"the size {old} is written in the code of {kind.__name__}.forward"
                         out |= dict.fromkeys(np.unique(units[np.isin(units, gone)]).tolist(), reason)
+        if out:
+            self._blamed.add(kind)
         return out
 
     def _keep(self, units: dict[int, str]) -> None:

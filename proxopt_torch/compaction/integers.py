@@ -2,13 +2,15 @@
 
 A forward pass such as ``x.view(n, self.heads, -1)`` depends on an integer that no tensor determines. The analysis records which
 sizes of views change and in the code of which module. Integers of that module with the old value are candidates. Modules of one
-class share their code, so that the same attributes are set in all of them. The sets of candidates are tried in the order of their
-size, by running the model on the example.
+class share their code, so that the same attributes are set in all of them. Sets of candidates are tried by running the model on
+the example; how far it gets decides which of them are changed further.
 """
 
 from __future__ import annotations
 
 import copy
+import heapq
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,9 @@ Path: TypeAlias = tuple[Any, ...]
 
 Option: TypeAlias = tuple[Path, int]
 """A path, and which of the new sizes of the value it takes, if several dimensions of this size became different ones."""
+
+Progress: TypeAlias = tuple[int, int]
+"""How far a model got: the stage of the comparison, and the number of modules that finished, or that agree, in it."""
 
 MOST_SETS = 64
 """Of attributes that are tried for one class."""
@@ -55,6 +60,22 @@ def integers(holder: Any, depth: int = 3) -> Iterator[tuple[Path, int]]:
             yield (key,), value
         elif depth and not isinstance(value, (str, bytes)):
             yield from (((key, *path), number) for path, number in integers(value, depth - 1))
+
+
+def literals(kind: type) -> set[int]:
+    """The integers that are written in the methods of a class and of those it inherits from, but for ``nn.Module``."""
+    methods = [inspect.unwrap(f) for c in kind.__mro__ if c not in (nn.Module, object) for f in vars(c).values() if callable(f)]
+    left: list[Any] = [f.__code__ for f in methods if inspect.isfunction(f)]
+    found: set[int] = set()
+    while left:
+        value = left.pop()
+        if isinstance(value, (tuple, frozenset)):
+            left += value
+        elif inspect.iscode(value):
+            left += value.co_consts
+        elif isinstance(value, int):
+            found.add(int(value))
+    return found
 
 
 def changed_copy(holder: Any, path: Path, number: int) -> Any:
@@ -98,14 +119,22 @@ def assign_all(model: nn.Module, sizes: dict[str, int]) -> None:
 
 
 class Choices:
-    """Which attributes to set in each class of modules, and the sets that were not tried yet."""
+    """The search for attributes to set in the classes of modules whose sizes change.
+
+    A state is one set of attributes for each class. Where a state fails, those that differ from it in the set of one class are
+    queued. The next state is the one whose predecessor got furthest; among these, small sets and the likely classes come first.
+    """
 
     def __init__(self, changed: list[Changed]) -> None:
         self.members: dict[type, list[Changed]] = {}
         for item in changed:
             self.members.setdefault(type(item.module), []).append(item)
-        self._left = {kind: _subsets(items) for kind, items in self.members.items()}
-        self.chosen: dict[type, tuple[Option, ...]] = {kind: next(sets) for kind, sets in self._left.items()}
+        self._sets = {kind: list(_subsets(items)) for kind, items in self.members.items()}
+        self.chosen: dict[type, tuple[Option, ...]] = dict.fromkeys(self._sets, ())
+        self._cost = 0
+        self._queue: list[tuple[Progress, int, int, dict[type, tuple[Option, ...]]]] = []
+        self._seen = {tuple(self.chosen.values())}
+        self._count = itertools.count()
         self._held: list[tuple[nn.Module, str, Any]] = []  # what was there before
 
     def apply(self) -> dict[str, int]:
@@ -118,33 +147,46 @@ class Choices:
             for item in items:
                 held = dict(integers(item.module))
                 for path, index in self.chosen[kind]:
-                    new = item.sizes[held[path]]
+                    new = item.sizes.get(held.get(path, 0), [])
+                    if not new:  # of other modules of the class
+                        continue
                     number = new[min(index, len(new) - 1)]
                     self._held.append((item.module, path[0], item.module.__dict__[path[0]]))
                     assign(item.module, path, number)
                     out[".".join(map(str, (*([item.path] if item.path else []), *path)))] = number
         return out
 
-    def advance(self, modules: list[nn.Module]) -> bool:
-        """Take the next set of attributes for the first of these modules in whose code sizes change; False if none is left."""
-        kind = next((type(module) for module in modules if type(module) in self._left), None)
-        following = next(self._left[kind], None) if kind is not None else None
-        if kind is None or following is None:
-            return False
-        self.chosen[kind] = following
-        return True
+    def advance(self, modules: list[nn.Module], progress: Progress = (0, 0)) -> bool:
+        """Take the next state after the present one failed; False if none is left.
+
+        modules: whose code may be the cause, most likely first. progress: how far the model got.
+        """
+        kinds = [kind for kind in dict.fromkeys(map(type, modules)) if len(self._sets.get(kind, ())) > 1]
+        before = (-progress[0], -progress[1])
+        for rank, kind in enumerate(kinds):
+            for chosen in self._sets[kind]:
+                state = {**self.chosen, kind: chosen}
+                if tuple(state.values()) not in self._seen:
+                    heapq.heappush(self._queue, (before, self._cost + len(chosen) + rank, next(self._count), state))
+        while self._queue:
+            _, self._cost, _, self.chosen = heapq.heappop(self._queue)
+            if tuple(self.chosen.values()) not in self._seen:
+                self._seen.add(tuple(self.chosen.values()))
+                return True
+        return False
 
 
 def _subsets(items: list[Changed]) -> Iterator[tuple[Option, ...]]:
-    """Sets of attributes that hold, in all modules of a class, an old size whose new one differs: small sets first."""
-    common: set[Path] | None = None
+    """Sets of attributes that hold an old size whose new one differs: small sets, and attributes of many modules, first."""
+    modules: dict[Path, int] = {}
     variants: dict[Path, int] = {}
     for item in items:
-        own = {path: len(item.sizes[number]) for path, number in integers(item.module) if number in item.sizes}
-        common = set(own) if common is None else common & set(own)
-        for path, count in own.items():
-            variants[path] = max(variants.get(path, 1), count)
-    options = [(path, index) for path in sorted(common or (), key=str) for index in range(variants[path])]
+        for path, number in integers(item.module):
+            if number in item.sizes:
+                modules[path] = modules.get(path, 0) + 1
+                variants[path] = max(variants.get(path, 1), len(item.sizes[number]))
+    order = sorted(modules, key=lambda path: (-modules[path], str(path)))
+    options = [(path, index) for path in order for index in range(variants[path])]
     sets = (
         chosen
         for size in range(len(options) + 1)

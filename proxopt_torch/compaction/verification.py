@@ -44,6 +44,18 @@ def fresh(given: Arguments, more: int, generator: torch.Generator) -> Arguments:
     return args, kwargs
 
 
+def double(given: Arguments) -> Arguments:
+    """The arguments in double precision."""
+
+    def widened(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.complex128)
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    args, kwargs = _mapped(given, widened)
+    return args, kwargs
+
+
 def run(model: nn.Module, given: Arguments) -> list[Tensor]:
     """The tensors that a model returns, without gradients and from a fixed random state.
 
@@ -153,15 +165,15 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _drawn(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Values like those of a tensor: floats and integers of the same range, and the entries themselves of masks."""
+    """Values like those of a tensor: floats of its mean, deviation and range, integers of its range, and masks as they are."""
     if not tensor.numel() or tensor.dtype == torch.bool or tensor.layout != torch.strided or tensor.is_quantized:
         return _repeated(tensor, shape)
     if tensor.is_complex():
         real, imaginary = (_drawn(part, shape, generator) for part in (tensor.real, tensor.imag))
         return torch.complex(real, imaginary)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)  # on the CPU, as some devices lack this type
     if not tensor.is_floating_point():
         low, high = int(tensor.min()), int(tensor.max())
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)  # on the CPU, as some devices lack this type
         drawn = (low + uniform * (high - low + 1)).floor().clamp(low, high)
         return drawn.to(tensor.dtype).to(tensor.device)
     finite = tensor[tensor.isfinite()].cpu().double()
@@ -169,8 +181,11 @@ def _drawn(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
         return _repeated(tensor, shape)
     bottom, top = float(finite.min()), float(finite.max())
     if bottom == top:  # a constant shows nothing of the range
-        bottom, top = bottom - 1, top + 1
-    return (bottom + uniform * (top - bottom)).to(tensor.dtype).to(tensor.device)
+        drawn = bottom - 1 + 2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    else:
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * finite.std() + finite.mean()
+        drawn = drawn.clamp(bottom, top)
+    return drawn.to(tensor.dtype).to(tensor.device)
 
 
 def _repeated(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

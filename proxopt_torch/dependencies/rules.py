@@ -144,7 +144,7 @@ def _glu(flow: Flow, node: fx.Node) -> None:
     """The two halves are multiplied."""
     x = args_of(node)[0]
     dim = axis(argument(node, "dim", -1), len(flow.shape(x)))
-    step = flow.step(node, "zero")
+    step = flow.step(node, "glu")
     for source, block in enumerate(flow.blocks(x)):
         if dim not in block.dims:
             flow.take(step, x, source, block.dims, _positions(block))
@@ -164,7 +164,7 @@ def _glu(flow: Flow, node: fx.Node) -> None:
 def _prelu(flow: Flow, node: fx.Node) -> None:
     x, weight = args_of(node)[:2]
     count = len(flow.shape(x))
-    step = flow.step(node, "zero")
+    step = flow.step(node, "prelu")
     _elementwise(flow, step, [(x, tuple(range(count))), (weight, (min(1, count - 1),))], count)
 
 
@@ -312,7 +312,8 @@ def _selected(flow: Flow, node: fx.Node, x: fx.Node, dim: int, chosen: Any, drop
         if dim in dims:
             place = dims.index(dim)
             kept = at[(slice(None),) * place + (slice(chosen, chosen + 1) if drop else chosen,)]
-            if flow.stored(x) and kept.size < at.size:
+            whole = base_name(node) == "getitem"  # of a split, whose other parts are read too
+            if flow.stored(x) and kept.size < at.size and not whole:
                 gone = np.setdiff1d(at.ravel(), kept.ravel())
                 flow.atoms.pin(block.atoms.flat[gone], f"{where(node)} takes as many as the input needs")
             if drop:
@@ -743,7 +744,7 @@ def _group_norm(flow: Flow, node: fx.Node) -> None:
     x, groups = args_of(node)[0], args_of(node)[1]
     count = len(flow.shape(x))
     stored = [a for a in args_of(node)[2:4] if isinstance(a, fx.Node)]
-    step = flow.step(node, "norm")
+    step = flow.step(node, "group_norm")
     operands = [(x, tuple(range(count))), *((s, (1,)) for s in stored)]
     if any(block.dims != (1,) for block in flow.blocks(x)):
         return flow.barrier(node, f"{where(node)} combines all of them")

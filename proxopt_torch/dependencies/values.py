@@ -207,7 +207,8 @@ def _call(flow: Flow, node: fx.Node, operands: dict[fx.Node, Floats], size: int)
         try:
             with torch.no_grad():
                 out = node.target(*fx.map_arg(args_of(node), replace), **fx.map_arg(node.kwargs, replace))  # type: ignore[operator]
-            if isinstance(out, Tensor) and out.dtype.is_floating_point and out.shape == (int((~varies).sum()),):
+            numbers = isinstance(out, Tensor) and (out.dtype.is_floating_point or out.dtype == torch.bool)
+            if numbers and out.shape == (int((~varies).sum()),):
                 result[~varies] = out.double().cpu().numpy()
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # an argument that does not fit flat arrays: not constant
@@ -246,6 +247,36 @@ def _norm(values: Values, step: Step) -> list[Floats]:
     scale = _gathered(values, step, given[0])
     shift = _gathered(values, step, given[1]) if len(given) > 1 else [np.zeros_like(s) for s in scale]
     return [np.where(a == 0, b, np.nan) for a, b in zip(scale, shift)]
+
+
+def _group_norm(values: Values, step: Step) -> list[Floats]:
+    """A group of channels that are all zero leaves the shift, too."""
+    x, shift = args_of(step.node)[0], argument(step.node, "bias")
+    found = _norm(values, step)
+    shifts = _gathered(values, step, shift) if shift is not None else [np.zeros_like(f) for f in found]
+    return [np.where(value == 0, b, a) for a, b, value in zip(found, shifts, _gathered(values, step, x))]
+
+
+def _prelu(values: Values, step: Step) -> list[Floats]:
+    """A constant, times the slope where it is negative."""
+    x, weight = args_of(step.node)[:2]
+    slopes = _gathered(values, step, weight)
+    if int(np.prod(shape_of(weight) or ())) == 1:
+        alone = values.flow.numeric(weight)
+        slopes = [np.full_like(s, np.nan if alone is None else float(alone)) for s in slopes]
+    return [np.where(value >= 0, value, value * slope) for value, slope in zip(_gathered(values, step, x), slopes)]
+
+
+def _glu(values: Values, step: Step) -> list[Floats]:
+    """A zero in the first half gives zero, whatever the gate is."""
+    found = _zero(values, step)
+    for index in range(len(step.blocks)):
+        parts = [link for link in step.links if link.block == index]
+        if len(parts) == 2:
+            first = parts[0]
+            value = values.constants[first.node][first.source][first.positions]
+            found[index][first.targets[value == 0]] = 0
+    return found
 
 
 def _vector(flow: Flow, node: Any, size: int) -> Floats | None:
@@ -322,6 +353,9 @@ CONSTANTS: dict[str, Callable[[Values, Step], list[Floats]]] = {
     "elementwise": _elementwise,
     "batch_norm": _batch_norm,
     "norm": _norm,
+    "group_norm": _group_norm,
+    "prelu": _prelu,
+    "glu": _glu,
     "filled": _filled,
     "recurrent": _recurrent,
     "affine": _affine,

@@ -69,6 +69,7 @@ transformations = {
     "injected": lambda: optax.inject_hyperparams(proxopt_jax.prox_adam)(0.3, COLUMNS, **INJECTED),
     "link, schedule": lambda: optax.chain(optax.sgd(DECAY), proxopt_jax.sgl(lambda t: 0.3 * t, learning_rate=DECAY)),
     "array strength": lambda: proxopt_jax.hapg(0.3, L1(jnp.linspace(0, 1, 4))),
+    "freeze_zeros": lambda: proxopt_jax.freeze_zeros(proxopt_jax.hapg(0.3, None)),
     "labels": lambda: proxopt_jax.prox_adam(0.3, GroupL2(0.3, Groups.labels([k % 3 for k in range(8)], axis=1))),
 }
 types = lambda tree: jax.tree.map(jax.typeof, tree)

@@ -66,6 +66,102 @@ def test_a_size_that_is_written_in_code_is_the_reason_why_units_stay():
     torch.testing.assert_close(small.model(x), net(x))
 
 
+class Autoencoder(nn.Module):
+    """The decoder reads a size from an attribute; nn.Flatten holds none."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = 8
+        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten())
+        self.middle, self.expand, self.out = nn.Linear(128, 5), nn.Linear(5, 128), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.expand(self.middle(self.encoder(x)))).view(-1, self.channels, 4, 4))
+
+
+class WrittenAutoencoder(Autoencoder):
+    def forward(self, x):
+        return self.out(torch.relu(self.expand(self.middle(self.encoder(x)))).view(-1, 8, 4, 4))
+
+
+@pytest.mark.parametrize("net", [Autoencoder, WrittenAutoencoder])
+def test_a_layer_that_takes_its_sizes_from_its_input_is_not_the_cause(net):
+    torch.manual_seed(0)
+    net, x = net().eval(), torch.randn(2, 1, 4, 4)
+    zero(net.encoder[0].weight, slice(0, 8, 2))
+    zero(net.encoder[0].bias, slice(0, 8, 2))
+    zero(net.out.weight, ALL, slice(0, 4))
+    small = compact(net, x)
+    if isinstance(net, WrittenAutoencoder):
+        assert small.removed == {"encoder.0": 4}
+        assert small.kept == {"expand": "the size 8 is written in the code of WrittenAutoencoder.forward (4 of them)"}
+    else:
+        assert small.removed == {"encoder.0": 4, "expand": 4} and not small.kept
+        assert small.model.channels == 4
+    torch.testing.assert_close(small.model(x), net(x))
+
+
+class Rows(nn.Module):
+    """A layer with its own views, which holds the number of its outputs."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+
+    def forward(self, x):
+        return torch.mm(x.view(-1, x.size(-1)), self.weight).view(*x.size()[:-1], self.nf)
+
+
+class SplitAttention(nn.Module):
+    def __init__(self, size, heads):
+        super().__init__()
+        self.embed_dim, self.split_size, self.num_heads, self.head_dim = size, size, heads, size // heads
+        self.qkv, self.proj = Rows(size, 3 * size), Rows(size, size)
+
+    def forward(self, x):
+        q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim).transpose(1, 2) for t in self.qkv(x).split(self.split_size, dim=2))
+        x = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.reshape(*x.shape[:-2], -1))
+
+
+def test_one_head_in_one_layer_with_fused_projections():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(SplitAttention(8, 4), nn.LayerNorm(8), SplitAttention(8, 4)).eval(), torch.randn(2, 5, 8)
+    zero(net[0].proj.weight, slice(2, 4))
+    small = compact(net, x)
+    assert small.removed == {"0.qkv": 1} and not small.kept
+    assert small.sizes == {"0.split_size": 6} and net[0].split_size == small.model[2].split_size == 8
+    torch.testing.assert_close(small.model(x), net(x))
+
+
+class Cancelling(nn.Module):
+    """A large sum that is subtracted again: in float32 the order of the terms decides about the output."""
+
+    def __init__(self, changes=False):
+        super().__init__()
+        self.changes = changes
+        self.fc, self.out = nn.Linear(64, 256), nn.Linear(256, 3)
+        zero(self.out.weight, ALL, slice(0, 256, 2))
+        with torch.no_grad():
+            self.out.bias.copy_(-2e3 * self.out.weight.sum(1))
+
+    def forward(self, x):
+        h = self.out(torch.relu(self.fc(x)) + 2e3)
+        return h * (1 + 2e-4 * (self.fc.out_features < 256)) if self.changes else h
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_rounding_is_no_other_function(changes):
+    torch.manual_seed(0)
+    net, x = Cancelling(changes).eval(), torch.randn(8, 64)
+    small = compact(net, x)
+    assert small.removed == ({} if changes else {"fc": 128})
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(x.double())
+        torch.testing.assert_close(small.model.double()(x.double()), exact)
+
+
 def test_excluded_layers_are_not_cut():
     net, x = built("layers of attention")
     for exclude in ("0*", ["0.proj"]):

@@ -137,6 +137,33 @@ def test_integers_of_code_are_found_and_set_in_copies_of_what_holds_them():
     assert net[1].config.heads == 2 and net[1].shape == (7, 12) and config.heads == 4
 
 
+def test_the_search_goes_on_in_other_classes_and_from_where_the_model_got_furthest():
+    class Inner(Splits):
+        pass
+
+    outer, inner = Splits(Config()), Inner(Config())
+    choices = integers.Choices([integers.Changed("a", outer, {4: [3]}), integers.Changed("b", inner, {12: [9]})])
+    assert choices.apply() == {}
+    tried = []
+    while choices.advance([inner, outer], (0, int("b.shape.1" in choices.apply()))):
+        tried.append(choices.apply())
+    assert tried[:2] == [{"b.shape.1": 9}, {"b.shape.1": 9, "a.config.heads": 3}]
+    assert {"a.depth": 3} in tried and len(tried) == 15  # all but the first of 8 sets of the one, times 2 of the other
+    assert not choices.advance([nn.ReLU()])
+
+
+def test_integers_that_are_written_in_methods():
+    assert {1, 5, 6, 12} <= integers.literals(Splits) and 7 not in integers.literals(Splits)
+    assert 128 not in integers.literals(nn.Flatten)
+
+
+def test_fresh_inputs_have_the_statistics_of_the_example():
+    example = 3 + torch.randn(50, 40).exp()
+    ((x,), _) = verification.fresh(((example,), {}), 1, torch.Generator().manual_seed(0))
+    assert example.min() <= x.min() and x.max() <= example.max()
+    assert abs(x.mean() - example.mean()) < 0.5 and x.std() < 1.2 * example.std()
+
+
 def test_fresh_inputs_have_the_types_and_ranges_of_the_example():
     example = ((torch.zeros(2, 3), torch.randint(3, 9, (2, 40))), {"mask": torch.tensor([[True], [False]]), "scale": 2.0})
     (x, ids), more = verification.fresh(example, 1, torch.Generator().manual_seed(0))

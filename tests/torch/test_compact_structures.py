@@ -259,7 +259,7 @@ BETWEEN = {
     "stacked": Between(lambda m, h, x: torch.stack([h, -h], 2).flatten(1, 2), o=12, out=16),
     "repeated": Between(lambda m, h, x: h.repeat(1, 2, 1, 1), o=12, out=16),
     "each channel repeated": Between(lambda m, h, x: h.repeat_interleave(2, 1), o=12, out=16),
-    "reversed": Between(lambda m, h, x: h.flip(1)),
+    "reversed": Between(lambda m, h, x: h.flip(1), **ANY),
     "rolled": Between(lambda m, h, x: h.roll(1, 1), **ANY),
     "rolled, last channel zero": Between(lambda m, h, x: h.roll(1, 1), **ANY, dead=(7,)),
     "indexed": Between(lambda m, h, x: h[:, [2, 0, 1, 3]], c=None, o=None, out=4),

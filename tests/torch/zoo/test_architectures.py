@@ -29,7 +29,7 @@ def test_zeroed_units_are_removed(name):
         assert size(model) - size(case.narrower()) == removable
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3", "Swin", "ViT", "BERT", "GPT-2", "T5", "Llama", "TransformerEncoder"])
+@pytest.mark.parametrize("name", ["RegNet", "Swin", "BERT", "GPT-2", "Llama", "TransformerEncoder"])
 def test_a_network_without_zeros_loses_nothing(name):
     case = SMALL[name]
     torch.manual_seed(0)
