@@ -55,8 +55,8 @@ class Budget:
     (Zhu and Gupta, To prune, or not to prune, 2017, Eq. 1). The factor rises while the measured share is above it, falls while
     it is below, and is constant in a band around it. The first factor follows from the gradients of the last backward pass, if
     they exist: 1e-2 of that at which zero is a stationary point; otherwise it is 1. The share is that of the model that
-    ``compact`` would return at the prox point. It is counted from one analysis of the graph and two trial cuts at construction; a measurement needs no
-    pass of the model.
+    ``compact`` would return at the prox point. It is counted from one analysis of the graph and two trial cuts at
+    construction; a measurement needs no pass of the model.
 
     Call ``step()`` once after each update, or after each epoch; ``steps`` counts these calls. When the share is within the
     tolerance of the target, ``optimizer.freeze_zeros()`` is called, so that the rest of the training is without penalty.
