@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
 
 from proxopt_torch import groups
 from proxopt_torch.base import ProximalOptimizer
+from proxopt_torch.budgets import Budget, BudgetRecord
 from proxopt_torch.compaction import Compacted, compact, load_compact
 from proxopt_torch.optimizers import HAPG, AdamHAPG, ProxAdam, ProxSGD
 from proxopt_torch.proximal import Proximal
@@ -18,6 +19,8 @@ from proxopt_torch.strength_path import StrengthPath
 __all__ = [
     "HAPG",
     "AdamHAPG",
+    "Budget",
+    "BudgetRecord",
     "Compacted",
     "ProxAdam",
     "ProxSGD",

@@ -14,7 +14,7 @@ from proxopt import Groups, Penalty, sparsity
 from proxopt.penalties import declared
 from proxopt.penalties.dual import PROBE, zeroing_strength
 from proxopt_torch import sharding
-from proxopt_torch.param_groups import entries
+from proxopt_torch.param_groups import ParamGroup, entries
 from proxopt_torch.penalised import Penalised, as_penalised, not_penalised
 
 Problem: TypeAlias = tuple[Tensor | list[Tensor], Any]  # gradients and the penalty of their parameters
@@ -136,7 +136,8 @@ def _problems(source: Source, penalty: Penalty | None) -> Iterator[Problem]:
     if isinstance(source, Penalised):
         if penalty is not None:
             raise ValueError("penalty must be None for an optimizer, which has its own")
-        yield from _optimizer_problems(source)
+        for group in source.param_groups:
+            yield from group_problems(source, group)
         return
     if isinstance(source, Optimizer):
         raise not_penalised("source", source, "a module, parameters or ")
@@ -153,14 +154,14 @@ def _problems(source: Source, penalty: Penalty | None) -> Iterator[Problem]:
             yield p.grad, penalty
 
 
-def _optimizer_problems(optimizer: Penalised) -> Iterator[Problem]:
-    for group in optimizer.param_groups:
-        penalty = optimizer.penalty_of(group)
-        for entry in entries(group) if hasattr(penalty, "with_strength") else []:
-            grads = [p.grad for p in entry if p.grad is not None]
-            if len(grads) == len(entry):
-                found = grads if group["joint"] else grads[0]
-                yield (found if isinstance(getattr(penalty, "weights", ""), str) else _penalised(found, penalty)), penalty
+def group_problems(optimizer: Penalised, group: ParamGroup) -> Iterator[Problem]:
+    """The gradients and the penalty of each problem of a param group, where all gradients exist."""
+    penalty: Any = optimizer.penalty_of(group)
+    for entry in entries(group) if hasattr(penalty, "with_strength") else []:
+        grads = [p.grad for p in entry if p.grad is not None]
+        if len(grads) == len(entry):
+            found = grads if group["joint"] else grads[0]
+            yield (found if isinstance(getattr(penalty, "weights", ""), str) else _penalised(found, penalty)), penalty
 
 
 def _penalised(gradient: Tensor | list[Tensor], penalty: Any) -> Tensor | list[Tensor]:

@@ -20,7 +20,7 @@ def parameters(model: nn.Module) -> int:
 
 def counted(model: nn.Module, given: Arguments) -> tuple[list[Tensor], int | None]:
     """The outputs of a model, and the multiply-adds of this pass; None where an operator does not run under the counter."""
-    counter = FlopCounterMode(display=False, custom_mapping=_more_operators())
+    counter = FlopCounterMode(display=False, custom_mapping=more_operators())
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the operators of fused layers are not counted
     try:
@@ -34,7 +34,7 @@ def counted(model: nn.Module, given: Arguments) -> tuple[list[Tensor], int | Non
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _more_operators() -> dict[Any, Any]:
+def more_operators() -> dict[Any, Any]:
     """Operators of a CPU that torch does not count, with their numbers of operations."""
 
     def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
