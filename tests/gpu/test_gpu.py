@@ -22,7 +22,7 @@ from torch import nn
 from torch_cases import MAKERS, PENALTIES, groups_of, problem, snapshot, train
 
 from proxopt import GroupL2, Groups, SparseGroupLasso, sparse_code
-from proxopt_torch import Proximal, compact
+from proxopt_torch import Budget, ProxAdam, Proximal, compact, groups
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -138,6 +138,29 @@ def test_a_network_on_the_device_compacts_there():
     small = compact(net, x, inputs=True)
     assert small.removed == {"0": 3}
     torch.testing.assert_close(small.model(x[:, small.inputs]), net(x))
+
+
+def test_coupled_groups_budgets_and_frozen_zeros_on_the_device():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    net = nn.Sequential(nn.Linear(6, 16), layer, nn.Linear(16, 2)).cuda()
+    x = torch.randn(4, 5, 6, device="cuda")
+    optimizer = ProxAdam(groups.coupled(net, x, GroupL2(1e-2)), lr=1e-2)
+    budget = Budget(optimizer, net, x, macs=0.8, steps=40)
+    for _ in range(40):
+        optimizer.zero_grad()
+        (net(x) - x.mean((1, 2), keepdim=True)).square().mean().backward()
+        optimizer.step()
+        record = budget.step()
+    optimizer.freeze_zeros()
+    zeros = [(p == 0) & p.is_cuda for p in net.parameters()]
+    optimizer.step()
+    assert all(bool((p[z] == 0).all()) for p, z in zip(net.parameters(), zeros) if p.ndim > 1)
+    small = compact(net.eval(), x)
+    assert small.removed and record.share < 1
+    assert all(t.is_cuda for t in (*small.model.parameters(), *small.model.buffers()))
+    other = torch.randn(3, 7, 6, device="cuda")
+    torch.testing.assert_close(small.model(other), net(other), rtol=1e-4, atol=1e-5)
 
 
 def test_labels_and_whole_groups_live_on_the_device():
