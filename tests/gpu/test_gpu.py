@@ -165,9 +165,9 @@ def test_coupled_groups_budgets_and_frozen_zeros_on_the_device():
 
 def test_labels_and_whole_groups_live_on_the_device():
     x = torch.randn(6, 5, device="cuda")
-    for groups in (Groups.labels([0, 1, 0, 2, 2, 1], axis=0), Groups.whole(), Groups.along(1)):
+    for split in (Groups.labels([0, 1, 0, 2, 2, 1], axis=0), Groups.whole(), Groups.along(1)):
         for metric in ("exact", "median", "support"):
-            penalty = SparseGroupLasso(0.3, 0.5, groups, metric=metric)
+            penalty = SparseGroupLasso(0.3, 0.5, split, metric=metric)
             step = torch.rand(6, 5, device="cuda") + 0.1
             torch.testing.assert_close(penalty.prox(x, step).cpu(), penalty.prox(x.cpu(), step.cpu()), rtol=1e-4, atol=1e-5)
 

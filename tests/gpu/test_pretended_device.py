@@ -163,7 +163,6 @@ def test_the_step_count_of_a_checkpoint_read_to_the_device_is_where_the_optimize
 def test_what_the_device_tests_do_runs_as_far_as_it_can_be_pretended():
     with pretended():
         test_gpu.test_a_scaler_skips_the_step_with_inf()
-        test_gpu.test_a_network_on_the_device_compacts_there()
         test_gpu.test_labels_and_whole_groups_live_on_the_device()
         for method in ("active_set", "homotopy"):
             test_gpu.test_codes_on_the_device_are_those_of_the_host(method)
