@@ -124,14 +124,16 @@ def sound(settings: Any) -> Any:
     """The settings with the sound rule of the architecture steps in place of the published one (see `methods.sparse_supernet`).
 
     Settings of images or of text; the size of the search is kept. Where a cell has one operation on each edge, the norm of each
-    edge is held; elsewhere that of the cell, so that edges and nodes compete. Where a preset searches on few images, every epoch
-    has as many others.
+    edge is held; elsewhere that of the cell, so that edges and nodes compete. Where a preset for other spaces has few images, an
+    epoch has as many others.
     """
     own: dict[str, Any] = {"hold_norm": "cell", "arch_lr": 1e-3, "strength": 0.5}
     if isinstance(settings, CifarSearchSettings):
         own["path_norm"] = True
         if settings.space.startswith("nasbench201"):
             own |= {"hold_norm": "edge", "arch_lr": 0.02, "strength": 0.15}
+            if settings.epoch_steps:  # a short search: many passes through few images lead to the same cell more often
+                own |= {"images": 5000}
         elif settings.images < 50_000:
             own |= {"images": 50_000, "epoch_steps": settings.images // settings.batch, "valid_images": 2000}
     return replace(
