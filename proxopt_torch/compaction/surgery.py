@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxopt_torch.compaction import counting, loading, result, verification
+from proxopt_torch.compaction import counting, loading, reasons, result, verification
 from proxopt_torch.compaction.attempts import Attempts, Smaller, copied, first_line
 from proxopt_torch.compaction.result import Compacted
 from proxopt_torch.compaction.verification import Arguments
@@ -159,7 +159,8 @@ def _result(model: nn.Module, attempts: Attempts, small: Smaller, before: int | 
     kept: dict[str, list[str]] = {}
     kinds: dict[str, str] = {}
     gone = np.asarray(sorted(small.removal.units), dtype=np.int64)
-    stay = {**small.removal.kept, **attempts.given_back}
+    zeroed = reasons.of_zeroed_units(attempts.dependencies, attempts.original, gone)
+    stay = {**zeroed, **small.removal.kept, **attempts.given_back}
     for family in attempts.dependencies.families:
         units = np.unique(family.units)
         count = _count(attempts.dependencies, family, gone)
@@ -176,7 +177,7 @@ def _result(model: nn.Module, attempts: Attempts, small: Smaller, before: int | 
         small.model,
         small.inputs,
         removed,
-        {name: _reasons(reasons) for name, reasons in kept.items()},
+        {name: reasons.joined(texts) for name, texts in kept.items()},
         (counting.parameters(attempts.original), counting.parameters(small.model)),
         (before, small.multiply_adds) if before is not None and small.multiply_adds is not None else None,
         sizes,
@@ -194,12 +195,6 @@ def _count(dependencies: Dependencies, family: Family, gone: np.ndarray) -> int:
         return len(units)
     places = [dependencies.places[name][dimension] for name, dimension in family.places]
     return min(int(np.isin(place, units).sum()) for place in places if place is not None)
-
-
-def _reasons(reasons: list[str]) -> str:
-    """Each reason once, with the number of units where there are several."""
-    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    return "; ".join(f"{reason} ({count} of them)" if count > 1 else reason for reason, count in counts.items())
 
 
 def _unchanged(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from compact_cases import ALL, KINDS, REMOVED, Attention, TiedEmbedding, Written, built, outputs, zero
+from compact_cases import ALL, KINDS, REMOVED, TOKENS, Attention, TiedEmbedding, Written, built, outputs, zero
 from torch import nn
 
 from proxopt_torch import ProxAdam, compact, load_compact
@@ -185,6 +185,32 @@ def test_rounding_is_no_other_function(changes):
     with torch.no_grad():
         exact = copy.deepcopy(net).double()(x.double())
         torch.testing.assert_close(small.model.double()(x.double()), exact)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.out(torch.relu(x + self.b(x)))
+
+
+def test_zeroed_units_that_stay_have_a_reason():
+    def kept(net, x, weight, *index):
+        zero(weight(net), *index)
+        return compact(net.eval(), x).kept
+
+    x = torch.randn(3, 4)
+    normed = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    assert kept(normed, x, lambda m: m[0].weight, 1) == {"0": "layer_norm in 1 combines all of them"}
+    assert kept(Residual(), x, lambda m: m.b.weight, [1, 2]) == {"a": "another layer computes it too (2 of them)"}
+    assert kept(Attention(), torch.randn(TOKENS), lambda m: m.proj.weight, ALL, [0, 5]) == {
+        "qkv": "only a part of it is zero (2 of them)"
+    }
+    assert kept(nn.Sequential(nn.Linear(4, 6)), x, lambda m: m[0].weight, 2) == {"0": "they are an output of the model"}
+    assert kept(nn.Sequential(nn.Linear(4, 6)), x, lambda m: m[0].weight, ALL, 2) == {}  # a feature of the input
 
 
 def test_excluded_layers_are_not_cut():
