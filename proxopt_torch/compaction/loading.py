@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -23,7 +22,7 @@ def remember_sizes(model: nn.Module, sizes: dict[str, int]) -> None:
         return
     graph = fx.Graph()
     metadata = [graph.placeholder(name) for name in ("module", "state_dict", "prefix", "metadata")][-1]
-    graph.call_function(operator.setitem, (metadata, SIZES, dict(sizes)))
+    graph.call_method("update", (metadata, {SIZES: dict(sizes)}))  # unpickling traces the code, where setitem would fail
     graph.output(None)
     register: Any = model.register_state_dict_post_hook
     register(fx.GraphModule(nn.Module(), graph))

@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -308,24 +309,31 @@ def test_a_smaller_network_can_lose_more():
 
 
 WITHOUT_US = """
-import sys, torch
+import pickle, sys, torch
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0].startswith("proxopt"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-net, x, expected = torch.load(sys.argv[1], weights_only=False)
-torch.testing.assert_close(net(x), expected)
-net.train()(x).sum().backward()
+sys.path.append(sys.argv[2])
+for net, x, expected in torch.load(sys.argv[1], weights_only=False):
+    again = pickle.loads(pickle.dumps(net))
+    torch.testing.assert_close(again(x), expected)
+    again.train()(x).sum().backward()
+    assert again.state_dict()._metadata[""] == net.state_dict()._metadata[""]
 print("loaded")
 """
 
 
 def test_a_pickled_network_loads_without_this_package(tmp_path):
-    net, x = built("encoder")
-    small = compact(net, x).model
-    torch.save((small, x, small(x).detach()), tmp_path / "net.pt")
-    done = subprocess.run([sys.executable, "-c", WITHOUT_US, tmp_path / "net.pt"], capture_output=True, text=True, check=False)
+    saved = []
+    for kind in ("encoder", "layers of attention", "recurrent"):  # a replaced layer; sizes in the metadata; neither
+        net, x = built(kind)
+        small = compact(net, x).model
+        saved.append((small, x, small(x).detach()))
+    torch.save(saved, tmp_path / "nets.pt")
+    command = [sys.executable, "-c", WITHOUT_US, tmp_path / "nets.pt", Path(__file__).parents[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "loaded\n", done.stderr
 
 
