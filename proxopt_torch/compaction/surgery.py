@@ -87,7 +87,8 @@ def compact(
     original = copied(model)
     expected, before = counting.counted(original, given)
     try:
-        dependencies = analyse(original, *given, inputs=inputs)
+        with verification.preserved(original):  # torch 2.9 leaves fake tensors in attributes
+            dependencies = analyse(original, *given, inputs=inputs)
     except Exception as error:  # also one that the analysis does not foresee: the model runs, so that there is a result
         reason = str(error) if isinstance(error, NotTraceable) else f"{type(error).__name__}: {first_line(error)}"
         return _unchanged(model, original, given, before, inputs, {"": reason})

@@ -62,12 +62,12 @@ def run(model: nn.Module, given: Arguments) -> list[Tensor]:
     The arguments are not changed, nor is the state of the model, such as counters in buffers and results kept in attributes.
     """
     args, kwargs = _mapped(given, torch.clone)
-    with torch.no_grad(), fixed_random_state(), _preserved(model):
+    with torch.no_grad(), fixed_random_state(), preserved(model):
         return list(tensors(model(*args, **kwargs)))
 
 
 @contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[None]:
     """Restore the attributes and buffers of all modules at the end."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]  # they have none
     attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
