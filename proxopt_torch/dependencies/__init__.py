@@ -16,11 +16,22 @@ from torch import nn
 from .flow import Flow
 from .reading import read_graph
 from .rules import base_name
-from .trace import NotTraceable, Trace, flat_tensors, module_path, trace_model
+from .trace import Arguments, NotTraceable, Trace, arguments, flat_tensors, module_path, trace_model
 from .units import Ints
 from .values import Removal, evaluate, shifts
 
-__all__ = ["Dependencies", "Family", "NotTraceable", "Removal", "View", "analyse", "flat_tensors", "removable"]
+__all__ = [
+    "Arguments",
+    "Dependencies",
+    "Family",
+    "NotTraceable",
+    "Removal",
+    "View",
+    "analyse",
+    "arguments",
+    "flat_tensors",
+    "removable",
+]
 
 
 @dataclass

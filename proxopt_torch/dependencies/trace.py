@@ -7,13 +7,15 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 
 
 class NotTraceable(Exception):
@@ -57,6 +59,13 @@ def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return _named(model, program)
 
 
+def arguments(example_inputs: Any) -> Arguments:
+    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
+
+
 def flat_tensors(out: Any) -> list[Tensor]:
     """The tensors of a nested output: dicts, tuples, lists and dataclasses.
 
@@ -65,7 +74,7 @@ def flat_tensors(out: Any) -> list[Tensor]:
     """
     if isinstance(out, Tensor):
         return [out]
-    if isinstance(out, dict):
+    if isinstance(out, Mapping):
         return [t for part in out.values() for t in flat_tensors(part)]
     if isinstance(out, (tuple, list)):
         return [t for part in out for t in flat_tensors(part)]
