@@ -17,7 +17,7 @@ from proxopt_torch.budgets import counting
 from proxopt_torch.compaction import compact, verification
 from proxopt_torch.compaction.attempts import Attempts, copied
 from proxopt_torch.compaction.surgery import ATTEMPTS
-from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse, removable
+from proxopt_torch.dependencies import Arguments, Dependencies, NotTraceable, analyse, arguments, removable
 from proxopt_torch.groups import assignment
 from proxopt_torch.groups.coupling import zeroed
 from proxopt_torch.groups.selection import Selection, matching
@@ -44,7 +44,7 @@ class Analysed:
     """Multiply-adds or parameters of the model that ``compact`` would return."""
 
     def __init__(self, kind: str, model: nn.Module, example_inputs: Any, modules: Selection) -> None:
-        args, kwargs = verification.arguments(example_inputs)
+        args, kwargs = arguments(example_inputs)
         try:
             self._found = analyse(model, args, kwargs)
         except NotTraceable as error:
@@ -67,7 +67,7 @@ class Analysed:
         return self._counter.count(removable(self._found)) / self._counter.dense
 
 
-def keep_what_code_fixes(found: Dependencies, model: nn.Module, given: verification.Arguments) -> None:
+def keep_what_code_fixes(found: Dependencies, model: nn.Module, given: Arguments) -> None:
     """Mark units as never removed if ``compact`` gives them back, as their number is written in the code of a module.
 
     Two trial cuts, each of every second unit, show which.
@@ -141,7 +141,7 @@ class Latency:
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self._model, self._example = model, example_inputs
-        self._given = verification.arguments(example_inputs)
+        self._given = arguments(example_inputs)
 
     def share(self) -> float:
         small, dense = compact(self._model, self._example).model, copied(self._model)
@@ -152,7 +152,7 @@ class Latency:
         return statistics.median(after for _, after in pairs) / statistics.median(before for before, _ in pairs)
 
 
-def seconds(model: nn.Module, given: verification.Arguments) -> float:
+def seconds(model: nn.Module, given: Arguments) -> float:
     """The time of one pass without gradients."""
     args, kwargs = given
     with torch.no_grad():

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from proxopt_torch.compaction import attention, counting, integers, layers, slicing, verification
 from proxopt_torch.compaction.integers import Changed, Choices, Progress, Watch
 from proxopt_torch.compaction.slicing import Kept
-from proxopt_torch.compaction.verification import Arguments
-from proxopt_torch.dependencies import Dependencies, Removal, removable
+from proxopt_torch.dependencies import Arguments, Dependencies, Removal, removable
 
 RUNS = 40
 """Passes on the example, most of which fail early, in the search for the sizes that code reads from attributes."""

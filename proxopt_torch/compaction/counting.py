@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxopt_torch.compaction import verification
-from proxopt_torch.compaction.verification import Arguments
+from proxopt_torch.dependencies import Arguments
 
 
 def parameters(model: nn.Module) -> int:

@@ -125,19 +125,23 @@ def assign(module: nn.Module, path: Path, number: int) -> None:
     module.__dict__[path[0]] = changed_copy(module.__dict__[path[0]], path[1:], number)
 
 
-def assign_all(model: nn.Module, sizes: dict[str, int]) -> None:
-    """Set integers given by the path of a module and the attribute, joined by dots, as ``Choices.apply`` returns them."""
+def located(model: nn.Module, sizes: dict[str, int]) -> list[tuple[nn.Module, Path, int]]:
+    """Where a model holds integers that are given by the path of a module and the attribute, as ``Choices.apply`` returns them.
+
+    Raises:
+      ValueError: the model has no such integer.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
+    out: list[tuple[nn.Module, Path, int]] = []
     for name, number in sizes.items():
         parts = name.split(".")
         length = next(n for n in range(len(parts) - 1, -1, -1) if ".".join(parts[:n]) in modules)
-        module: Any = modules[".".join(parts[:length])]
-        holder, path = module.__dict__, []
-        for part in parts[length:]:
-            key: Any = int(part) if isinstance(holder, (tuple, list)) else part
-            path.append(key)
-            holder = holder[key] if isinstance(holder, (dict, tuple, list)) else getattr(holder, key)
-        assign(module, tuple(path), number)
+        module = modules[".".join(parts[:length])]
+        path = next((path for path, _ in integers(module) if list(map(str, path)) == parts[length:]), None)
+        if path is None:
+            raise ValueError(f"sizes must name integers that modules of the model hold, got {name!r}")
+        out.append((module, path, number))
+    return out
 
 
 class Choices:

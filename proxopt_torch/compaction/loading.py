@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -41,7 +42,9 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
       ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement.
 
     Raises:
-      ValueError: the names differ, or a tensor is larger than that of the model; nothing was changed.
+      TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` is no mapping.
+      ValueError: the names differ, a tensor is larger than that of the model, or the model has no integers with the names in
+        ``sizes``; nothing was changed.
 
     >>> import torch
     >>> from proxopt_torch import load_compact
@@ -50,7 +53,11 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     >>> load_compact(net, small.state_dict())[0]
     Linear(in_features=4, out_features=3, bias=True)
     """
+    if not isinstance(model, nn.Module) or not isinstance(state_dict, Mapping):
+        got = f"{type(model).__name__} and {type(state_dict).__name__}"
+        raise TypeError(f"model and state_dict must be an nn.Module and the state_dict of a smaller one, got {got}")
     first, places = first_names(model), slots(model)
+    numbers = integers.located(model, sizes_of(state_dict) if sizes is None else sizes)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     tensors = {name: value for name, value in state_dict.items() if not name.endswith("_extra_state")}
     _check_names(model, own, tensors)
@@ -69,7 +76,8 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     for name, value in state_dict.items():
         if name not in tensors:
             model.get_submodule(name.rpartition(".")[0]).set_extra_state(value)
-    integers.assign_all(model, sizes_of(state_dict) if sizes is None else sizes)
+    for module, place, number in numbers:
+        integers.assign(module, place, number)
     return layers.refresh(model)
 
 

@@ -27,6 +27,10 @@ def sliced(optimizer: O, before: nn.Module, after: nn.Module, kept: dict[str, Ke
       kept: the remaining indices of the tensors that were cut, by name.
       shifts: what was added to biases of ``after``, by name.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(getattr(optimizer, "base", optimizer), torch.optim.LBFGS):
+        raise ValueError("optimizer must have a state for each parameter, got LBFGS: make a new one for the smaller model")
     names, new = first_names(before), dict(after.named_parameters(remove_duplicate=False))
     old = dict(before.named_parameters(remove_duplicate=False))
     owners = {id(p): names[name] for name, p in reversed(old.items())}

@@ -46,7 +46,8 @@ class Compacted:
 
         Raises:
           RuntimeError: the original model no longer exists, so that the parameters of the optimizer have no names.
-          ValueError: the optimizer holds other parameters than those of the original model.
+          TypeError: ``optimizer`` is no optimizer.
+          ValueError: the optimizer holds other parameters than those of the original model, or is ``LBFGS``.
 
         >>> import torch
         >>> from proxopt_torch import compact

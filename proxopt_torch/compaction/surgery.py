@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-from fnmatch import fnmatch
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +11,8 @@ from torch import Tensor, nn
 from proxopt_torch.compaction import counting, loading, reasons, result, verification
 from proxopt_torch.compaction.attempts import Attempts, Smaller, copied, first_line
 from proxopt_torch.compaction.result import Compacted
-from proxopt_torch.compaction.verification import Arguments
-from proxopt_torch.dependencies import Dependencies, Family, NotTraceable, analyse
-
-Selection: TypeAlias = str | type[nn.Module] | Iterable[str | type[nn.Module]]
+from proxopt_torch.dependencies import Arguments, Dependencies, Family, NotTraceable, analyse, arguments
+from proxopt_torch.groups.selection import Selection, matching
 
 ATTEMPTS = 12
 """Sets of units that are tried before the model is returned unchanged."""
@@ -62,8 +57,9 @@ def compact(
       exclude: layers that are not cut, by name (patterns such as ``"encoder.*"``) or type.
 
     Raises:
-      ValueError: ``inputs=True`` and something other than a Linear layer reads the input; a part of ``exclude`` that matches no
-        module; ``tolerance`` is no number >= 0.
+      TypeError: ``model`` is no ``nn.Module``.
+      ValueError: the model does not run with ``example_inputs``, or is on the meta device; ``inputs=True`` and something other
+        than a Linear layer reads the input; a part of ``exclude`` matches no layer; ``tolerance`` is no number >= 0.
 
     >>> import torch
     >>> from proxopt_torch import compact
@@ -80,12 +76,18 @@ def compact(
     multiply-adds: 144 -> 30 (79.2 % fewer)
     inputs: 3 features are read
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be a number >= 0, got {tolerance!r}")
-    excluded = _excluded(model, exclude)
-    given = verification.arguments(example_inputs)
+    _check(model, tolerance)
+    modules = dict(model.named_modules())
+    excluded = matching(modules, exclude, "exclude", modules)
+    given = arguments(example_inputs)
     original = copied(model)
-    expected, before = counting.counted(original, given)
+    try:
+        expected, before = counting.counted(original, given)
+    except Exception as error:
+        raise ValueError(
+            "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments with which the model runs, got "
+            f"{_described(example_inputs)}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     try:
         with verification.preserved(original):  # torch 2.9 leaves fake tensors in attributes
             dependencies = analyse(original, *given, inputs=inputs)
@@ -104,31 +106,25 @@ def compact(
     return _unchanged(model, original, given, before, inputs, {"": "no smaller model was found that computes the same"})
 
 
-def _excluded(model: nn.Module, exclude: Selection) -> dict[str, str]:
-    """The names of the modules that are not cut, with everything inside them."""
-    items = [exclude] if isinstance(exclude, (str, type)) else list(exclude)
-    modules = dict(model.named_modules())
-    out: dict[str, str] = {}
-    for item in items:
-        if not isinstance(item, (str, type)):
-            raise ValueError(f"exclude must hold names and types of modules, got {item!r}")
-        found = [n for n, m in modules.items() if (fnmatch(n, item) if isinstance(item, str) else isinstance(m, item))]
-        if not found:
-            close = get_close_matches(item, modules, n=3, cutoff=0.4) if isinstance(item, str) else []
-            hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-            raise ValueError(f"exclude must name modules of the model, got {item!r}{hint}")
-        out |= {name: f"{name or 'the model'} is excluded" for name in found}
-    return out
+def _check(model: Any, tolerance: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    without = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if without is not None:
+        raise ValueError(f"model must hold numbers, got {without} on the meta device")
+    if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number >= 0, got {tolerance!r}")
 
 
-def _pinned(dependencies: Dependencies, excluded: dict[str, str]) -> dict[int, str]:
-    """The units that have a part in an excluded module."""
+def _pinned(dependencies: Dependencies, excluded: set[str]) -> dict[int, str]:
+    """The units that have a part in an excluded module, with the reason."""
     out: dict[int, str] = {}
     for name, places in dependencies.places.items():
-        reason = next((r for module, r in excluded.items() if not module or name.startswith(f"{module}.")), None)
-        for units in places if reason is not None else ():
+        module = min((m for m in excluded if not m or name.startswith(f"{m}.")), default=None)  # the outermost
+        for units in places if module is not None else ():
             if units is not None:
-                out |= dict.fromkeys(np.unique(units).tolist(), reason or "")
+                out |= dict.fromkeys(np.unique(units).tolist(), f"{module or 'the model'} is excluded")
     return out
 
 

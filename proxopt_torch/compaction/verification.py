@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from proxopt_torch.dependencies import Arguments, flat_tensors
 
 SEED = 0
 """Of the random state in which both models run, and of the fresh inputs."""
@@ -19,19 +19,12 @@ FRESH_BATCHES = (1, 2)
 """What is added to the batch size of the example, for each fresh input."""
 
 
-def arguments(example_inputs: Any) -> Arguments:
-    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
-
-
 def fresh(given: Arguments, more: int, generator: torch.Generator) -> Arguments:
     """Arguments with new values of the observed types and ranges, and a batch that has ``more`` members.
 
     The first axis of the first tensor is the batch, as is that of every tensor with the same first size.
     """
-    first = next((t for t in _inputs(given) if t.ndim), None)
+    first = next((t for t in flat_tensors(given) if t.ndim), None)
     batch = len(first) if first is not None else -1
 
     def draw(tensor: Tensor) -> Tensor:
@@ -63,7 +56,7 @@ def run(model: nn.Module, given: Arguments) -> list[Tensor]:
     """
     args, kwargs = _mapped(given, torch.clone)
     with torch.no_grad(), fixed_random_state(), preserved(model):
-        return list(tensors(model(*args, **kwargs)))
+        return tensors(model(*args, **kwargs))
 
 
 @contextmanager
@@ -126,27 +119,9 @@ def _gap(want: Tensor, have: Tensor, tolerance: float) -> str:
     return "" if gap <= tolerance * max(largest, 1e-30) else f"outputs that differ by {gap:.3g} of {largest:.3g}"
 
 
-def tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of a nested output, in order.
-
-    Members of other objects, such as the keys and values of a cache, are the state of the model and no outputs: their sizes may
-    shrink.
-    """
-    if isinstance(output, Tensor):
-        yield output.to_padded_tensor(0.0) if output.is_nested else output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from tensors(part)
-    elif isinstance(output, (tuple, list)):
-        for part in output:
-            yield from tensors(part)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from tensors(getattr(output, field.name, None))
-
-
-def _inputs(given: Arguments) -> Iterator[Tensor]:
-    yield from tensors(given)
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors of a nested output, padded where they are nested tensors."""
+    return [t.to_padded_tensor(0.0) if t.is_nested else t for t in flat_tensors(output)]
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -176,7 +151,7 @@ def _drawn(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)  # on the CPU, as some devices lack this type
         drawn = (low + uniform * (high - low + 1)).floor().clamp(low, high)
         return drawn.to(tensor.dtype).to(tensor.device)
-    finite = tensor[tensor.isfinite()].cpu().double()
+    finite = tensor.detach()[tensor.isfinite()].cpu().double()
     if finite.numel() < tensor.numel():  # an additive mask
         return _repeated(tensor, shape)
     bottom, top = float(finite.min()), float(finite.max())

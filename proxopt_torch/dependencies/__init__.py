@@ -16,11 +16,22 @@ from torch import nn
 from .flow import Flow
 from .reading import read_graph
 from .rules import base_name
-from .trace import NotTraceable, Trace, flat_tensors, module_path, trace_model
+from .trace import Arguments, NotTraceable, Trace, arguments, flat_tensors, module_path, trace_model
 from .units import Ints
 from .values import Removal, evaluate, shifts
 
-__all__ = ["Dependencies", "Family", "NotTraceable", "Removal", "View", "analyse", "flat_tensors", "removable"]
+__all__ = [
+    "Arguments",
+    "Dependencies",
+    "Family",
+    "NotTraceable",
+    "Removal",
+    "View",
+    "analyse",
+    "arguments",
+    "flat_tensors",
+    "removable",
+]
 
 
 @dataclass
@@ -166,7 +177,7 @@ def _restrict(flow: Flow, unit: Ints, removed: np.ndarray[Any, np.dtype[np.bool_
             arrays[block.atoms.shape, block.atoms.tobytes()] = unit[block.atoms]
     arrays = {(a.shape, a.tobytes()): a for a in arrays.values()}
     rigid = [(unit[atoms], axis) for atoms, axis in flow.rigid]
-    even = [(unit[atoms], axis, ends) for atoms, axis, ends in flow.even]
+    even = [(rule.parts(unit), rule.reason) for rule in flow.even]
 
     def keep(ids: Ints, reason: str) -> bool:
         ids = np.unique(ids)
@@ -196,22 +207,11 @@ def _restrict(flow: Flow, unit: Ints, removed: np.ndarray[Any, np.dtype[np.bool_
             slices = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
             empty = removed[slices].all(1)
             changed |= keep(slices[empty, 0], "its index is written in the code of the model")
-        for array, axis, ends in even:
-            changed |= _even(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), ends, removed, keep)
-
-
-def _even(slices: Ints, ends: list[int], removed: Any, keep: Any) -> bool:
-    """Let each part of a split lose equally many slices; a last part of another size loses none."""
-    size = ends[0]
-    parts = [slices[a:b] for a, b in zip([0, *ends], ends)]
-    changed = False
-    if len({len(p) for p in parts}) > 1:
-        return bool(keep(slices, f"the code of the model splits them into parts of {size}"))
-    gone = [np.flatnonzero(removed[p].all(1)) for p in parts]
-    least = min(len(g) for g in gone)
-    for part, which in zip(parts, gone):
-        changed |= keep(part[which[least:]], f"the code of the model splits them into {len(parts)} equal parts")
-    return changed
+        for parts, reason in even:
+            lost = [np.flatnonzero(removed[part].all(1)) for part in parts]
+            least = 0 if len({len(part) for part in parts}) > 1 else min(len(which) for which in lost)
+            for part, which in zip(parts, lost):
+                changed |= keep(part[which[least:]], reason)
 
 
 def _reasons(flow: Flow, unit: Ints) -> dict[int, str]:
@@ -220,7 +220,24 @@ def _reasons(flow: Flow, unit: Ints) -> dict[int, str]:
     for atoms, reason in flow.atoms.pins:
         for u in np.unique(unit[atoms]):
             kept.setdefault(int(u), reason)
+    _keep_even(flow, unit, kept)
     return kept
+
+
+def _keep_even(flow: Flow, unit: Ints, kept: dict[int, str]) -> None:
+    """Keep all parts of a split that must stay equal if one of them can lose nothing, or has another size."""
+    even = [(rule.parts(unit), rule.reason) for rule in flow.even]
+    before = -1
+    while before != len(kept):
+        before = len(kept)
+        for parts, reason in even:
+            if any((part != part[:, :1]).any() for part in parts):
+                continue  # a part of each slice can be removed, such as a head of queries, keys and values
+            stay = [all(int(u) in kept for u in part[:, 0]) for part in parts]
+            if any(stay) or len({len(part) for part in parts}) > 1:
+                for part in parts:
+                    for u in part[:, 0].tolist():
+                        kept.setdefault(u, reason)
 
 
 def _places(flow: Flow, unit: Ints) -> dict[str, tuple[Ints | None, ...]]:

@@ -54,6 +54,21 @@ class Step:
     operands: list[Any] = field(default_factory=list)
 
 
+@dataclass
+class Even:
+    """Parts of an axis of a block, ended by these indices, that must keep equal sizes. reason: why."""
+
+    atoms: Ints
+    axis: int
+    ends: list[int]
+    reason: str
+
+    def parts(self, unit: Ints) -> list[Ints]:
+        """The units of each slice, for each part."""
+        units = np.moveaxis(unit[self.atoms], self.axis, 0)
+        return [part.reshape(len(part), -1) for part in np.split(units, self.ends[:-1])]
+
+
 class Flow:
     """All that is found while the operators of a graph are read in order."""
 
@@ -66,7 +81,7 @@ class Flow:
         self.unknown: dict[str, str] = {}
         self.views: list[fx.Node] = []
         self.rigid: list[tuple[Ints, int]] = []  # slices along an axis of a block that must all keep something
-        self.even: list[tuple[Ints, int, list[int]]] = []  # parts of an axis, ended by these indices, that must keep equal sizes
+        self.even: list[Even] = []
         self.volatile: set[fx.Node] = set()  # tensors that are changed through another name
         self._starts: list[int] = []
         self._owners: list[tuple[str, int]] = []

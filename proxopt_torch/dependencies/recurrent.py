@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from .flow import Flow, Step, call, where
+from .flow import Even, Flow, Step, call, where
 from .rules import RESULTS, RULES, argument, base_name, channels
 from .trace import args_of
 from .units import Block, Ints, Link
@@ -59,10 +59,11 @@ def recurrent(flow: Flow, node: fx.Node) -> None:
         layers.append(x)
     every = np.concatenate(units)
     if len(units) > 1:
-        flow.even.append((every, 0, [hidden * (k + 1) for k in range(len(units))]))
+        reason = f"{where(node)} has one hidden size for all layers and directions"
+        flow.even.append(Even(every, 0, [hidden * (k + 1) for k in range(len(units))], reason))
     for s in states:
         for block in flow.blocks(s):
-            if zero and block.atoms.size == hidden and len(units) == 1:
+            if zero and block.dims == (len(flow.shape(s)) - 1,) and len(units) == 1:
                 flow.atoms.unite(block.atoms, units[0])
             elif not zero:
                 flow.atoms.pin(block.atoms, f"{where(node)} takes them as initial state")

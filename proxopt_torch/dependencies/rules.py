@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .flow import Affine, Flow, Step, where
+from .flow import Affine, Even, Flow, Step, where
 from .trace import args_of, module_path, shape_of
 from .units import Block, Ints, Link, Piece, Read
 
@@ -151,7 +151,7 @@ def _glu(flow: Flow, node: fx.Node) -> None:
             continue
         place = block.dims.index(dim)
         half = block.atoms.shape[place] // 2
-        flow.even.append((block.atoms, place, [half, 2 * half]))
+        flow.even.append(Even(block.atoms, place, [half, 2 * half], f"{where(node)} splits them into two halves"))
         first, second = np.split(_positions(block), 2, place)
         atoms = block.atoms.ravel()
         flow.atoms.unite(atoms[first], atoms[second])
@@ -227,7 +227,9 @@ def _reshape(flow: Flow, node: fx.Node) -> None:
     for source, block in enumerate(flow.blocks(x)):
         mine = touched[source]
         others = [flow.blocks(x)[k] for k, other in enumerate(touched) if k != source and mine & other]
-        if any(other.dims[0] < block.dims[0] for other in others):
+        fixed = [flow.atoms.pinned(b.atoms) for b in (block, *others)] if others else []
+        # One of them passes: the first that can be removed.
+        if any((is_fixed, b.dims) < (fixed[0], block.dims) for is_fixed, b in zip(fixed[1:], others)):
             flow.lose(step, x, source, f"{where(node)} merges them into a dimension that is cut in another way")
             continue
         before = [d for k in sorted(mine) for d in sets[k][0]]
@@ -274,7 +276,7 @@ def _expand(flow: Flow, node: fx.Node) -> None:
     step = _moved(flow, node, lambda d: d + more)
     old = (1,) * more + flow.shape(x)
     for dim, size in enumerate(node.meta["val"].shape):
-        if isinstance(size, int) and size > 1 and old[dim] == 1:
+        if isinstance(size, int) and size > 1 and old[dim] == 1 and not (dim == 0 and size in flow.trace.batches):
             flow.add(step, Block((dim,), flow.atoms.new(size)))
 
 
@@ -373,7 +375,8 @@ def _parts(flow: Flow, node: fx.Node) -> None:
     ends = list(np.cumsum([part.shape[dim] for part in node.meta["val"]]))
     for block in flow.blocks(x):
         if dim in block.dims:
-            flow.even.append((block.atoms, block.dims.index(dim), [int(n) for n in ends]))
+            reason = f"{where(node)} splits them into {len(ends)} parts of the same size"
+            flow.even.append(Even(block.atoms, block.dims.index(dim), [int(n) for n in ends], reason))
 
 
 @rule("getitem")
@@ -1061,7 +1064,7 @@ def _filled(flow: Flow, node: fx.Node) -> None:
     step = flow.step(node, "filled")
     symbolic = [not isinstance(size, int) for size in node.meta["val"].shape]
     for dim, size in enumerate(shape):
-        if size > 1 and not symbolic[dim]:
+        if size > 1 and not symbolic[dim] and not (dim == 0 and size in flow.trace.batches):
             flow.add(step, Block((dim,), flow.atoms.new(size)))
     flow.views.append(node)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import re
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 
 
 class NotTraceable(Exception):
@@ -22,7 +28,8 @@ class Trace:
 
     graph: nodes in the order of execution. names: placeholder -> name of the parameter or buffer; all names of a shared tensor
     stand for the first one. tensors: name -> tensor. constants: placeholder -> tensor that the code of the model holds.
-    inputs: the placeholders of the arguments, in order.
+    inputs: the placeholders of the arguments, in order. batches: batch sizes that the code fixes to those of the example, e.g. by
+    ``len(x)``.
     """
 
     model: nn.Module
@@ -31,6 +38,13 @@ class Trace:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     constants: dict[fx.Node, Tensor] = field(default_factory=dict)
     inputs: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def batches(self) -> set[int]:
+        values = [node.meta.get("val") for node in self.inputs]
+        sizes: list[Any] = [x.shape[0] for x in values if isinstance(x, Tensor) and x.ndim]
+        fixed = [size if isinstance(size, int) else size.node.maybe_as_int() for size in sizes]
+        return {size for size in fixed if size is not None}
 
 
 def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
@@ -45,6 +59,13 @@ def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return _named(model, program)
 
 
+def arguments(example_inputs: Any) -> Arguments:
+    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
+
+
 def flat_tensors(out: Any) -> list[Tensor]:
     """The tensors of a nested output: dicts, tuples, lists and dataclasses.
 
@@ -53,7 +74,7 @@ def flat_tensors(out: Any) -> list[Tensor]:
     """
     if isinstance(out, Tensor):
         return [out]
-    if isinstance(out, dict):
+    if isinstance(out, Mapping):
         return [t for part in out.values() for t in flat_tensors(part)]
     if isinstance(out, (tuple, list)):
         return [t for part in out for t in flat_tensors(part)]
@@ -94,13 +115,54 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         sizes = torch.utils._pytree.tree_map(_dynamic, example)
         try:
             # With gradients, since torch runs fused transformer layers without.
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")
+            with _quiet(), _masks_not_read(), torch.enable_grad():
                 return torch.export.export(_Flat(model), example, dynamic_shapes=sizes, strict=False)
         except Exception as error:  # export runs the code of the user
             failure = error
-    text = str(failure).strip().splitlines()
-    raise NotTraceable(f"torch.export: {type(failure).__name__}: {text[0] if text else ''}") from failure
+    raise NotTraceable(f"torch.export: {_reason(failure)}") from failure
+
+
+def _reason(failure: Exception | None) -> str:
+    """The first line of an error of torch.export; for a branch that depends on data, the line of code."""
+    text = str(failure).strip()
+    if type(failure).__name__ == "GuardOnDataDependentSymNode":
+        found = re.search(r'File "(.+)", line (\d+), in .+\n\s*(.+)', text)
+        return "the code depends on the values of a tensor" + (f": {found[3]} (line {found[2]} of {found[1]})" if found else "")
+    return f"{type(failure).__name__}: {text.partition(chr(10))[0]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings, and without the graph that torch writes to stderr and the log where a model cannot be exported."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _masks_not_read() -> Iterator[None]:
+    """Let transformer layers of torch use their masks without looking whether they are causal, which only selects a kernel.
+
+    A branch that depends on the numbers of a tensor cannot be exported.
+    """
+    module: Any = torch.nn.modules.transformer
+    original = getattr(module, "_detect_is_causal_mask", None)
+    if original is None:  # private: another version of torch may have another name
+        yield
+        return
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = original
 
 
 def _twice(x: Any) -> Any:

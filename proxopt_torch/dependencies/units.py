@@ -87,6 +87,10 @@ class Atoms:
         """Never remove these atoms."""
         self.pins.append((np.unique(atoms), reason))
 
+    def pinned(self, atoms: Ints) -> bool:
+        """Whether none of these atoms can ever be removed."""
+        return bool(self.pins) and bool(np.isin(atoms, np.concatenate([pinned for pinned, _ in self.pins])).all())
+
     def mark(self, atoms: Ints, kind: str) -> None:
         """Record what kind of units the atoms belong to."""
         self.marks.append((np.unique(atoms), kind))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from proxopt import Groups, ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse, removable
+from proxopt_torch.dependencies import Dependencies, NotTraceable, analyse, arguments, removable
 from proxopt_torch.groups import assignment
 from proxopt_torch.groups.assignment import Problem
 from proxopt_torch.groups.claims import Claim, collect, with_groups
@@ -56,7 +56,7 @@ def coupled(
         computes. No parameter of an excluded layer is penalised.
 
     Raises:
-      TypeError: ``penalty`` is no ``ProxOperator``.
+      TypeError: ``model`` is no ``nn.Module``, or ``penalty`` no ``ProxOperator``.
       ValueError: the model cannot be traced; a name or type that matches no layer; a penalty that has groups or an array of
         weights; or no units are left to penalise.
 
@@ -69,6 +69,8 @@ def coupled(
     [['0.weight', '0.bias', '2.weight'], ['2.bias']]
     >>> optimizer = ProxAdam(found)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     _check_penalty(penalty)
     args, kwargs = arguments(example_inputs)
     try:
@@ -81,13 +83,6 @@ def coupled(
     reasons = assignment.refused(found, model)
     reasons |= not_removed(model, found, assignment.axes(found, model, reasons), reasons)
     return from_dependencies(model, found, penalty, include, exclude, reasons)
-
-
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments that ``example_inputs`` stands for."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
 def from_dependencies(
@@ -111,7 +106,8 @@ def from_dependencies(
     left_out = _left_out(model, found, penalised, reasons)
     if not parts:
         shown = "; ".join(f"{u}: {reason}" for u, reason in list(left_out.items())[:5])
-        raise ValueError(f"model must have units that can be removed, got none to penalise in {type(model).__name__} ({shown})")
+        hint = f" ({shown})" if shown else ""
+        raise ValueError(f"model must have units that can be removed, got none to penalise in {type(model).__name__}{hint}")
     claimed = [_claim(model, found, part, penalty) for part in parts]
     return collect(model, claimed, left_out)
 
@@ -200,7 +196,7 @@ def _left_out(model: nn.Module, found: Dependencies, penalised: set[int], reason
         if not computed & set(family.units):
             continue  # an input of the model, or a buffer
         rest = [int(u) for u in family.units if int(u) not in penalised]
-        for reason, count in Counter(reasons.get(u, "no parameter computes them") for u in rest).items():
+        for reason, count in Counter(reasons.get(u, "no parameter of theirs is trained") for u in rest).items():
             out[Units(family.kind, family.name, count)] = reason
     return out
 
@@ -231,7 +227,7 @@ def _matched(model: nn.Module, found: Dependencies, selection: Selection, argume
     modules = {name: module for name, module in model.named_modules() if name or len(model._parameters)}
     present = list(dict.fromkeys(family.kind for family in found.families))
     kinds, names = set(), set()
-    for item in items(selection):
+    for item in items(selection, argument):
         if isinstance(item, str) and item in KINDS and item not in modules:
             if item not in present:
                 raise ValueError(f"{argument} must name kinds of units in the model, got {item!r}; there are {present}")

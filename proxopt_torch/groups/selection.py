@@ -39,7 +39,7 @@ def select(model: nn.Module, kinds: tuple[type[nn.Module], ...], include: Select
 def matching(found: Mapping[str, Any], selection: Selection, argument: str, everything: Mapping[str, nn.Module]) -> set[str]:
     """Names in ``found`` that a selection matches; raises, with suggestions, for a part of it that matches none."""
     chosen: set[str] = set()
-    for item in items(selection):
+    for item in items(selection, argument):
         matches = {n for n, m in found.items() if (fnmatch(n, item) if isinstance(item, str) else isinstance(m, item))}
         if not matches:
             close = get_close_matches(item, found, n=3, cutoff=0.4) if isinstance(item, str) else []
@@ -55,9 +55,16 @@ def matching(found: Mapping[str, Any], selection: Selection, argument: str, ever
     return chosen
 
 
-def items(selection: Selection) -> list[str | type[nn.Module]]:
+def items(selection: Selection, argument: str) -> list[str | type[nn.Module]]:
     """The patterns and types of a selection."""
-    return [selection] if isinstance(selection, (str, type)) else list(selection or [])
+    if selection is None:
+        return []
+    several = isinstance(selection, Iterable) and not isinstance(selection, (str, type, nn.Module))
+    found: list[Any] = list(selection) if several else [selection]  # type: ignore[arg-type]
+    wrong = next((item for item in found if not isinstance(item, (str, type))), None)
+    if wrong is not None:
+        raise TypeError(f"{argument} must be names and types of layers, got {wrong!r}")
+    return found
 
 
 def parameter(model: nn.Module, module: nn.Module, key: str) -> str:

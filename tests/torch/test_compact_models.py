@@ -11,7 +11,8 @@ import torch
 from compact_cases import ALL, KINDS, REMOVED, TOKENS, Attention, TiedEmbedding, Written, built, outputs, zero
 from torch import nn
 
-from proxopt_torch import ProxAdam, compact, load_compact
+from proxopt import GroupL2
+from proxopt_torch import ProxAdam, compact, groups, load_compact
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,10 +222,38 @@ def test_excluded_layers_are_not_cut():
         assert small.removed == {"2.qkv": 2}
         assert "is excluded" in small.kept["0.qkv"]
     assert not compact(net, x, exclude=Attention).removed
-    with pytest.raises(ValueError, match=r"exclude must name modules of the model, got '0.qvk'; did you mean '0.qkv'"):
+    with pytest.raises(ValueError, match=r"exclude must name layers of the model, got '0.qvk'; did you mean '0.qkv'"):
         compact(net, x, exclude="0.qvk")
-    with pytest.raises(ValueError, match=r"tolerance must be a number >= 0, got -1"):
-        compact(net, x, tolerance=-1)
+
+
+def linear():
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+X, NET = torch.randn(2, 4), linear()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: compact(linear().state_dict(), X), TypeError, "model must be an nn.Module, got OrderedDict"),
+        (lambda: compact(linear().to("meta"), X), ValueError, "model must hold numbers, got 0.weight on the meta device"),
+        (lambda: compact(linear(), X[:, :3]), ValueError, r"with which the model runs, got shape \(2, 3\): RuntimeError: mat1"),
+        (lambda: compact(linear(), [X]), ValueError, r"a tuple of arguments or a dict .* got list: TypeError: linear"),
+        (lambda: compact(linear(), X, tolerance=-1), ValueError, "tolerance must be a number >= 0, got -1"),
+        (lambda: compact(linear(), X, tolerance="1"), ValueError, "tolerance must be a number >= 0, got '1'"),
+        (lambda: compact(linear(), X, exclude=3), TypeError, "exclude must be names and types of layers, got 3"),
+        (lambda: load_compact(linear(), linear()), TypeError, "got Sequential and Sequential"),
+        (lambda: load_compact(linear(), linear().state_dict(), {"0.heads": 2}), ValueError, "sizes must name .* got '0.heads'"),
+        (lambda: compact(NET, X).optimizer(torch.optim.Adam), TypeError, "optimizer must be a torch.optim.Optimizer, got type"),
+        (lambda: compact(NET, X).optimizer(torch.optim.LBFGS(NET.parameters())), ValueError, "a state for each .* got LBFGS"),
+        (lambda: groups.coupled(X, linear(), GroupL2(1.0)), TypeError, "model must be an nn.Module, got Tensor"),
+        (lambda: groups.coupled(linear(), X, GroupL2(1.0), linear()), TypeError, "include must be names and types of layers"),
+    ],
+)
+def test_wrong_arguments_are_named(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

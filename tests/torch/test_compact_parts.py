@@ -133,7 +133,8 @@ def test_integers_of_code_are_found_and_set_in_copies_of_what_holds_them():
     assert net[0].config.heads == 3 and net[0].shape == (4, 9) and net[0].depth == 4
     assert net[1].config.heads == 4 and config.heads == 4
     assert () in seen
-    integers.assign_all(net, {"1.config.heads": 2, "1.shape.0": 7})
+    for module, path, number in integers.located(net, {"1.config.heads": 2, "1.shape.0": 7}):
+        integers.assign(module, path, number)
     assert net[1].config.heads == 2 and net[1].shape == (7, 12) and config.heads == 4
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from proxopt import GroupL2, SparseGroupLasso
 from proxopt_torch import ProxAdam, ProxSGD, compact, groups, sparsity_report
-from proxopt_torch.dependencies import analyse, removable
+from proxopt_torch.dependencies import analyse, arguments, removable
 
 
 class Residual(nn.Module):
@@ -128,8 +128,8 @@ def case(name, monkeypatch):
     if name not in ANALYSED:
         model = build()
         randomise(model)
-        arguments = groups.coupling.arguments(inputs())
-        ANALYSED[name] = model.eval(), copy.deepcopy(model.state_dict()), analyse(model, *arguments)
+        given = arguments(inputs())
+        ANALYSED[name] = model.eval(), copy.deepcopy(model.state_dict()), analyse(model, *given)
     model, weights, dependencies = ANALYSED[name]
     model.load_state_dict(weights)
     monkeypatch.setattr(groups.coupling, "analyse", lambda *_: dependencies)

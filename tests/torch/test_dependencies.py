@@ -33,6 +33,21 @@ class Net(nn.Module):
         return self.function(self, *args)
 
 
+class ClassToken(nn.Module):
+    """A transformer whose code uses ``len`` of the batch, and a mask of which torch does not know that it is causal."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 6, 8))
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(6))
+        layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.encoder(x, mask=self.mask)
+
+
 def removed_units(net, args, zero=()):
     """The number of removable units by layer; the function must not depend on them.
 
@@ -436,6 +451,22 @@ REMOVED = {
         [("self_attn.out_proj.weight", 1, [2, 3]), ("linear2.weight", 1, [5])],
         {"self_attn": 1, "linear1": 1},
     ),
+    "torch attention with a causal mask and a class token": (
+        ClassToken,
+        TOKENS,
+        [("encoder.layers.0.self_attn.out_proj.weight", 1, [2, 3]), ("encoder.layers.0.linear2.weight", 1, [5])],
+        {"encoder.layers.0.self_attn": 1, "encoder.layers.0.linear1": 1},
+    ),
+    "a batch size that the code fixes": (
+        lambda: Net(
+            lambda s, x: s.b(F.relu(s.a(torch.cat([x, torch.zeros(len(x), 5, 1)], -1))).reshape(len(x) * 5, 6)).view(len(x), -1),
+            a=nn.Linear(9, 6),
+            b=nn.Linear(6, 2),
+        ),
+        TOKENS,
+        [("b.weight", 1, [1])],
+        {"a": 1},
+    ),
 }
 
 
@@ -533,9 +564,27 @@ def test_features_of_the_input():
     assert analyse(net, VECTOR).inputs is None
 
 
-def test_a_model_without_graph():
-    with pytest.raises(NotTraceable, match=r"torch\.export"):
+def test_a_model_without_graph(capfd):
+    with pytest.raises(NotTraceable, match=r"torch\.export: the code depends on the values of a tensor: .* \(line \d+ of "):
         analyse(Net(lambda s, x: x if x.sum() > 0 else -x), VECTOR)
+    assert capfd.readouterr().err == ""  # torch writes the graph that it has so far
+
+
+def test_parts_that_must_stay_equal_stay_where_one_of_them_can_lose_nothing():
+    def forward(self, x):
+        a, b = self.a(x).chunk(2, -1)
+        return a, self.b(F.relu(b))
+
+    found = analyse(Net(forward, a=nn.Linear(6, 8), b=nn.Linear(4, 2)), VECTOR)
+    first, second = (family.reason for family in found.families if ("a.bias", 0) in family.places)
+    assert first == "they are an output of the model"
+    assert second == "chunk in forward of the model splits them into 2 parts of the same size"
+
+
+def test_recurrent_layers_have_one_size():
+    net = Net(lambda s, x: s.norm(s.cell(x)[0]), cell=nn.RNN(8, 6, num_layers=2), norm=nn.LayerNorm(6))
+    reasons = {family.reason for family in analyse(net, TOKENS).families if family.name == "cell"}
+    assert "rnn_tanh in cell has one hidden size for all layers and directions" in reasons
 
 
 def test_modes_of_the_model_stay():
