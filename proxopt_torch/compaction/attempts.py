@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from proxopt_torch.compaction import attention, counting, integers, layers, slicing, verification
 from proxopt_torch.compaction.integers import Changed, Choices, Progress, Watch
@@ -361,9 +362,6 @@ def first_line(error: Exception) -> str:
 
 def copied(model: nn.Module) -> Any:
     """A copy in eval mode; tensors that autograd computed, which cannot be copied, become constants."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    held = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    memo: dict[int, Any] = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
     return copy.deepcopy(getattr(model, "_orig_mod", model), memo).eval()

@@ -58,8 +58,9 @@ def compact(
 
     Raises:
       TypeError: ``model`` is no ``nn.Module``.
-      ValueError: the model does not run with ``example_inputs``, or is on the meta device; ``inputs=True`` and something other
-        than a Linear layer reads the input; a part of ``exclude`` matches no layer; ``tolerance`` is no number >= 0.
+      ValueError: the model cannot be copied, does not run with ``example_inputs``, or is on the meta device; ``inputs=True`` and
+        something other than a Linear layer reads the input; a part of ``exclude`` matches no layer; ``tolerance`` is no number
+        >= 0.
 
     >>> import torch
     >>> from proxopt_torch import compact
@@ -80,7 +81,10 @@ def compact(
     modules = dict(model.named_modules())
     excluded = matching(modules, exclude, "exclude", modules)
     given = arguments(example_inputs)
-    original = copied(model)
+    try:
+        original = copied(model)
+    except Exception as error:
+        raise ValueError(f"model must be one that copy.deepcopy can copy: {type(error).__name__}: {first_line(error)}") from error
     try:
         expected, before = counting.counted(original, given)
     except Exception as error:

@@ -641,9 +641,22 @@ def _sum(flow: Flow, node: fx.Node) -> None:
     combine(flow, node, dims, "zero" if zero else "varies", bool(argument(node, "keepdim")))
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "normalize")
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "argsort", "normalize")
 def _softmax(flow: Flow, node: fx.Node) -> None:
-    combine(flow, node, axes(argument(node, "dim"), len(flow.shape(args_of(node)[0]))), "varies", True)
+    zero = base_name(node) in ("cumsum", "cumprod", "normalize")
+    dims = axes(argument(node, "dim"), len(flow.shape(args_of(node)[0])))
+    combine(flow, node, dims, "zero" if zero else "varies", True)
+
+
+@rule("sort")
+def _sort(flow: Flow, node: fx.Node) -> None:
+    flow.step(node)  # pairs of (values, indices) are read by getitem
+
+
+def _sort_result(flow: Flow, node: fx.Node) -> None:
+    whole, k = args_of(node)
+    x = args_of(whole)[0]
+    combine(flow, node, axes(argument(whole, "dim"), len(flow.shape(x))), "varies" if k else "same", True, read=x)
 
 
 @rule("max", "min")
@@ -1081,4 +1094,4 @@ def _positions_matter(flow: Flow, node: fx.Node) -> None:
     flow.barrier(node, f"{where(node)} depends on their positions")
 
 
-RESULTS: dict[str, Rule] = {"max": _max_result, "min": _max_result}
+RESULTS: dict[str, Rule] = {"max": _max_result, "min": _max_result, "sort": _sort_result}

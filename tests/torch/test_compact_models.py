@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,12 @@ def test_excluded_layers_are_not_cut():
         compact(net, x, exclude="0.qvk")
 
 
+class Locked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
 def linear():
     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
@@ -237,6 +244,7 @@ X, NET = torch.randn(2, 4), linear()
     ("call", "kind", "message"),
     [
         (lambda: compact(linear().state_dict(), X), TypeError, "model must be an nn.Module, got OrderedDict"),
+        (lambda: compact(Locked(), X), ValueError, "model must be one that copy.deepcopy can copy: TypeError: cannot pickle"),
         (lambda: compact(linear().to("meta"), X), ValueError, "model must hold numbers, got 0.weight on the meta device"),
         (lambda: compact(linear(), X[:, :3]), ValueError, r"with which the model runs, got shape \(2, 3\): RuntimeError: mat1"),
         (lambda: compact(linear(), [X]), ValueError, r"a tuple of arguments or a dict .* got list: TypeError: linear"),

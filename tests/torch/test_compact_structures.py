@@ -249,6 +249,9 @@ BETWEEN = {
     "sort": Between(lambda m, h, x: h.sort(1).values, **STAYS),
     "mean of channels": Between(lambda m, h, x: h - h.mean(1, keepdim=True), **STAYS),
     "normalised channels": Between(lambda m, h, x: F.normalize(h, dim=1), **ANY),
+    "norm of each row": Between(lambda m, h, x: F.normalize(h, dim=3)),
+    "cumulative sum of rows": Between(lambda m, h, x: h.cumsum(2)),
+    "sorted rows": Between(lambda m, h, x: h.sort(2).values),
     "largest channel": Between(lambda m, h, x: h.amax(1, keepdim=True), c=None, o=1, out=1),
     "index of the largest": Between(lambda m, h, x: h.argmax(1, keepdim=True).float(), c=8, o=1, out=1),
     "differences of channels": Between(lambda m, h, x: h.diff(dim=1), c=None, o=None, out=7),
@@ -657,6 +660,7 @@ def test_weight_norm_of_old():
 def test_a_network_that_keeps_its_activations():
     def forward(m, x):
         m.last = torch.relu(m.a(x))
+        m.every = {"hidden": [m.last * 2]}
         return m.b(m.last)
 
     net = Net(forward, **hidden_units())
