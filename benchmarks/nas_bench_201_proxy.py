@@ -70,31 +70,37 @@ def proxy(data_dir: Path, held_out: int) -> RandomSearchSettings:
     return RandomSearchSettings(**sizes, images=50_000, data_dir=data_dir, held_out=held_out)
 
 
+def gaps(rows: Sequence[Mapping[str, Any]], transition: str, operation: str, steps: int) -> list[float]:
+    """The loss of an operation less that of a skip connection, for each seed that has both."""
+    at = [row for row in rows if (row["transition"], row["steps"]) == (transition, steps)]
+    skip = {row["seed"]: row["loss"] for row in at if row["operation"] == "skip_connect"}
+    return [row["loss"] - skip[row["seed"]] for row in at if row["operation"] == operation and row["seed"] in skip]
+
+
 def picture(rows: Sequence[Mapping[str, Any]]) -> plt.Figure:
     """The loss of every operation less that of a skip connection, over the steps, a panel for each transition."""
     transitions, operations = (list(dict.fromkeys(row[name] for row in rows)) for name in ("transition", "operation"))
-    seeds = sorted({row["seed"] for row in rows})
-    figure, axes = plt.subplots(1, len(transitions), figsize=(4.6 * len(transitions), 4), squeeze=False, sharey=True)
-    losses = {(row["transition"], row["operation"], row["steps"], row["seed"]): row["loss"] for row in rows}
+    size = (1.5 + 4.6 * len(transitions), 4.2)
+    figure, axes = plt.subplots(1, len(transitions), figsize=size, squeeze=False, sharey=True, layout="constrained")
     places = {row["operation"]: (row["cifar10"], row["rank"]) for row in rows}
     for axis, transition in zip(axes[0], transitions):
         for operation, marker in zip(operations, "osD^"):
             accuracy, rank = places[operation]
             points = []
             for steps in sorted({row["steps"] for row in rows}):
-                pairs = [((transition, name, steps, seed) for name in (operation, "skip_connect")) for seed in seeds]
-                gaps = [losses[a] - losses[b] for a, b in pairs if a in losses and b in losses]
-                if gaps:
-                    points.append((steps, statistics.mean(gaps), min(gaps), max(gaps)))
+                if found := gaps(rows, transition, operation, steps):
+                    points.append((steps, statistics.mean(found), min(found), max(found)))
             if points:
                 steps, mean, low, high = zip(*points)
                 axis.plot(steps, mean, marker=marker, label=f"{operation}: {accuracy:.2f} % in the table, rank {rank}")
                 axis.fill_between(steps, low, high, alpha=0.15)
+        shown = sorted({row["steps"] for row in rows})
         axis.set(xscale="log", xlabel="training steps", title=f"transition: {transition}")
+        axis.set_xticks(shown, [f"{steps:,}".replace(",", " ") for steps in shown])
+        axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("held-out loss less that of the skip connection")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-    figure.subplots_adjust(bottom=0.3, top=0.92, left=0.11, right=0.98)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(transitions), frameon=False)
     return figure
 
 

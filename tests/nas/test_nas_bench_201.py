@@ -200,6 +200,11 @@ def test_proxy_compares_operations_on_an_edge_after_training_alone(command, tmp_
     rows = proxy.main(options)
     assert [(row["steps"], row["operation"]) for row in rows][:2] == [(1, "skip_connect"), (1, "avg_pool_3x3")] and len(rows) == 6
     assert rows_of(out / "proxy.csv")[-1]["loss"] == "1.8" and (out / "proxy.png").exists()
+    several = [{**row, "seed": seed, "loss": row["loss"] * (1 + seed)} for row in rows for seed in (0, 1)]
+    several += [
+        {**row, "loss": row["loss"] + 1.0, "operation": "nor_conv_1x1"} for row in several if row["operation"] == "skip_connect"
+    ]
+    assert proxy.gaps(several, "patch", "nor_conv_1x1", 2) == pytest.approx([1.0, 1.0])
     with pytest.raises(SystemExit):
         proxy.main([*options, "--operations", "avg_pool_3x3"])
     assert "--operations must hold skip_connect" in capsys.readouterr().err
