@@ -89,7 +89,7 @@ def test_excluded_layers_are_not_cut():
         small = compact(net, x, exclude=exclude)
         assert small.removed == {"1.0": 1} and small.kept == {"0.0": "0 is excluded" if exclude == "0*" else "0.0 is excluded"}
     assert not compact(net, x, exclude=nn.Linear).removed
-    with pytest.raises(ValueError, match=r"exclude must name layers of the model, got '0.O'; did you mean '0.0'"):
+    with pytest.raises(ValueError, match=r"exclude must name layers of the model, got '0.O'; did you mean .*'0.0'"):
         compact(net, x, exclude="0.O")
 
 
@@ -149,8 +149,8 @@ def test_padding_of_an_encoder_with_nested_tensors():
 
 
 def test_the_state_of_a_model_is_as_it_was():
-    net, _, result = compacted("counting")
-    small = result.model
+    net, x = built("counting")
+    small = compact(net, x).model
     assert float(net.calls) == float(small.calls) == 0.0 and net.last is small.last is None
 
 
