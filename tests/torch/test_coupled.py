@@ -289,18 +289,20 @@ def test_a_training_with_a_large_strength_leaves_what_compact_removes(case, make
     torch.testing.assert_close(call(result.model, fresh), call(model, fresh), rtol=1e-4, atol=1e-5)
 
 
-def test_a_residual_stream_is_one_problem_with_its_norms_and_the_weights_of_all_blocks():
-    torch.manual_seed(0)
-    found = groups.coupled(Residual(), image(), GroupL2(1e-3))
+@pytest.mark.parametrize("name", ["residual"])
+def test_a_residual_stream_is_one_problem_with_its_norms_and_the_weights_of_all_blocks(case):
+    model, inputs, _ = case
+    found = groups.coupled(model, inputs(), GroupL2(1e-3))
     stream = next(n for n in names(found) if "stem.weight" in n)
     assert sorted(stream) == sorted(["stem.weight", "conv2.weight", "bn0.weight", "bn0.bias", "bn2.weight", "bn2.bias"])
     last = next(n for n in names(found) if "short.weight" in n)
     assert {"conv4.weight", "conv4.bias", "bn4.weight", "bn4.bias", "bns.weight", "bns.bias", "fc.weight"} < set(last)
 
 
-def test_in_a_transformer_heads_and_hidden_units_are_apart_and_add_up():
-    torch.manual_seed(0)
-    model, x = Encoder(), torch.randn(2, 5, 12)
+@pytest.mark.parametrize("name", ["encoder"])
+def test_in_a_transformer_heads_and_hidden_units_are_apart_and_add_up(case):
+    model, inputs, _ = case
+    x = inputs()
     heads = groups.coupled(model, x, GroupL2(1e-3), include="attention heads")
     hidden = groups.coupled(model, x, GroupL2(1e-2), include="hidden units")
     found = heads + hidden
@@ -315,10 +317,10 @@ def test_in_a_transformer_heads_and_hidden_units_are_apart_and_add_up():
     assert "left out: " in text
 
 
-def test_a_head_of_the_groups_is_that_of_attention_heads():
-    torch.manual_seed(0)
-    model = Encoder()
-    found = groups.coupled(model, torch.randn(2, 5, 12), GroupL2(1e-3), include="attention heads")
+@pytest.mark.parametrize("name", ["encoder"])
+def test_a_head_of_the_groups_is_that_of_attention_heads(case):
+    model, inputs, _ = case
+    found = groups.coupled(model, inputs(), GroupL2(1e-3), include="attention heads")
     plain = groups.attention_heads(model, GroupL2(1e-3))
     for a, b in zip(found[:-1], plain[:-1]):
         params = [p.detach() for _, p in a["params"]]

@@ -477,8 +477,7 @@ def test_what_is_removed_has_no_effect_and_nothing_else_is_removed(case):
     assert removed_units(build(), args, zero) == expected
 
 
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("cell", "last"), [(nn.LSTM, True), (nn.GRU, False), (nn.RNN, False), (nn.RNN, True)])
 def test_recurrent_units(cell, last):
     torch.manual_seed(0)
 
