@@ -27,6 +27,10 @@ class BudgetRecord:
     asked for in the end. strength: the largest strength of the penalties. reached: whether the share is the target, within the
     tolerance. frozen: whether the zeros are frozen. For ``sparsity=`` the shares are those of zero weights, else what remains of
     the dense model.
+
+    >>> record = BudgetRecord(100, 0.49, 0.5, 0.5, 2e-3, reached=True, frozen=True)
+    >>> record.row()["share"]
+    0.49
     """
 
     step: int
