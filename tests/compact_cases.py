@@ -67,12 +67,13 @@ class Counting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.last = nn.Linear(4, 6), nn.Linear(6, 2), None
+        self.a, self.b, self.last, self.every = nn.Linear(4, 6), nn.Linear(6, 2), None, {"outputs": []}
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x):
         self.calls += 1
         self.last = self.b(F.relu(self.a(x))) * self.calls
+        self.every["outputs"].append(self.last)
         return self.last
 
 

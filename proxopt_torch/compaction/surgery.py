@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxopt_torch.compaction import counting, loading, reasons, result, verification
+from proxopt_torch.compaction import counting, loading, reasons, result
 from proxopt_torch.compaction.attempts import Attempts, Smaller, copied, first_line
 from proxopt_torch.compaction.result import Compacted
-from proxopt_torch.dependencies import Arguments, Dependencies, Family, NotTraceable, analyse, arguments
+from proxopt_torch.dependencies import Arguments, Dependencies, Family, NotTraceable, analyse, arguments, preserved
 from proxopt_torch.groups.selection import Selection, matching
 
 ATTEMPTS = 12
@@ -80,6 +80,11 @@ def compact(
     _check(model, tolerance)
     modules = dict(model.named_modules())
     excluded = matching(modules, exclude, "exclude", modules)
+    with preserved(model):  # hooks of a copy may hold the model itself
+        return _compacted(model, example_inputs, inputs, tolerance, excluded)
+
+
+def _compacted(model: nn.Module, example_inputs: Any, inputs: bool, tolerance: float, excluded: set[str]) -> Compacted:
     given = arguments(example_inputs)
     try:
         original = copied(model)
@@ -93,8 +98,7 @@ def compact(
             f"{_described(example_inputs)}: {type(error).__name__}: {first_line(error)}"
         ) from error
     try:
-        with verification.preserved(original):  # torch 2.9 leaves fake tensors in attributes
-            dependencies = analyse(original, *given, inputs=inputs)
+        dependencies = analyse(original, *given, inputs=inputs)
     except Exception as error:  # also one that the analysis does not foresee: the model runs, so that there is a result
         reason = str(error) if isinstance(error, NotTraceable) else f"{type(error).__name__}: {first_line(error)}"
         return _unchanged(model, original, given, before, inputs, {"": reason})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxopt_torch.dependencies import Arguments, flat_tensors
+from proxopt_torch.dependencies import Arguments, flat_tensors, preserved
 
 SEED = 0
 """Of the random state in which both models run, and of the fresh inputs."""
@@ -57,25 +57,6 @@ def run(model: nn.Module, given: Arguments) -> list[Tensor]:
     args, kwargs = _mapped(given, torch.clone)
     with torch.no_grad(), fixed_random_state(), preserved(model):
         return tensors(model(*args, **kwargs))
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes and buffers of all modules at the end."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]  # they have none
-    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
-    values = [(b, b.clone()) for _, _, buffers in attributes for b in buffers.values() if b is not None]
-    try:
-        yield
-    finally:
-        for module, held, buffers in attributes:
-            vars(module).clear()
-            vars(module).update(held)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for buffer, value in values:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 from .flow import Flow
 from .reading import read_graph
 from .rules import base_name
-from .trace import Arguments, NotTraceable, Trace, arguments, flat_tensors, module_path, trace_model
+from .trace import Arguments, NotTraceable, Trace, arguments, flat_tensors, module_path, preserved, trace_model
 from .units import Ints
 from .values import Removal, evaluate, shifts
 
@@ -30,6 +30,7 @@ __all__ = [
     "analyse",
     "arguments",
     "flat_tensors",
+    "preserved",
     "removable",
 ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import logging
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -49,14 +51,43 @@ class Trace:
 
 def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Export ``model`` in eval mode. Raises ``NotTraceable``."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with preserved(model):
         model.eval()
         program = _export(model, args, kwargs)
+    return _named(model, program)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore attributes, lists and dicts in them, and buffers of all modules at the end; of scripted modules only the mode."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modes = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    attributes = [(module, dict(vars(module))) for module in modules]
+    containers = [(part, copy.copy(part)) for _, held in attributes for part in _containers(list(held.values()))]
+    buffers = [b for module in modules for b in module._buffers.values() if b is not None and not b.is_meta]
+    values = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
     finally:
+        for module, held in attributes:
+            vars(module).clear()
+            vars(module).update(held)
+        for part, content in containers:
+            part.clear()
+            part.extend(content) if isinstance(part, list) else part.update(content)
         for module, mode in modes:
             module.training = mode
-    return _named(model, program)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+def _containers(value: Any, depth: int = 4) -> Iterator[Any]:
+    """The lists and dicts inside a list or dict, and inside of them."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if type(part) in (list, dict, OrderedDict) and depth:
+            yield part
+            yield from _containers(part, depth - 1)
 
 
 def arguments(example_inputs: Any) -> Arguments:

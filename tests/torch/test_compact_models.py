@@ -299,7 +299,9 @@ def test_padding_of_an_encoder_with_nested_tensors():
 def test_the_state_of_a_model_is_as_it_was():
     net, x = built("counting")
     small = compact(net, x).model
+    groups.coupled(net, x, GroupL2(1.0))
     assert float(net.calls) == float(small.calls) == 0.0 and net.last is small.last is None
+    assert net.every == small.every == {"outputs": []}
 
 
 def test_a_model_without_a_graph_is_returned_unchanged():

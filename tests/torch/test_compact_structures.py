@@ -468,6 +468,20 @@ def test_a_size_in_a_tuple():
     assert small.model.shape == (7, 2, 2)
 
 
+def test_a_size_beside_a_module_whose_code_has_none():
+    """With half of the channels the view runs and makes the batch smaller, so that the layer after it fails."""
+
+    def forward(m, x):
+        return m.o(m.hidden(m.first(x)).relu().view(-1, m.channels, 2, 2))
+
+    first = nn.Sequential(zero(nn.Conv2d(3, 8, 3), *range(4)), nn.Flatten())
+    net = Net(forward, first=first, hidden=nn.Linear(8 * 16, 32), o=nn.ConvTranspose2d(8, 2, 2), channels=8)
+    with torch.no_grad():
+        net.o.weight[:4] = 0
+    small = check(net, images, hidden=(16, 64), o=(4,))
+    assert small.model.channels == 4
+
+
 def test_a_size_of_another_layer():
     net = decoder(lambda m, z: m.o(F.relu(m.fc(z)).view(-1, m.o.in_channels, 2, 2)))
     check(net, lambda n: (torch.randn(n, 5),), fc=(28, 5), o=(2, 7))
@@ -531,6 +545,18 @@ def test_a_constant_example(value):
     small = compact(net, torch.full((2, 3, SIDE, SIDE), value)).model
     x = torch.randn(3, 3, SIDE, SIDE)
     torch.testing.assert_close(net(x), small(x))
+
+
+def test_rounding_that_drawn_inputs_amplify():
+    """All features are drawn from the range of the first, which the network does not read: outputs are sines of large numbers."""
+    torch.manual_seed(1)
+    net = Net(lambda m, x: torch.sin(1e3 * m.b(F.relu(m.a(x))).square()), a=nn.Linear(4, 8), b=nn.Linear(8, 3))
+    x = 1e-3 * torch.randn(2, 4)
+    x[:, 0] = torch.tensor([-10.0, 10.0])
+    with torch.no_grad():
+        net.a.weight[:, 0] = 0
+        net.a.weight[[1, 4]] = 0
+    assert compact(net, x).removed == {"a": 2}
 
 
 def test_hidden_features_among_the_outputs():
