@@ -242,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.steps < 1 or args.seed < 0:
+        parser.error(f"--steps must be at least 1 and --seed at least 0, got {args.steps} and {args.seed}")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for task in args.tasks:

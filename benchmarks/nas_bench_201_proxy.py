@@ -121,7 +121,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         parser.error(f"--steps and --jobs must be at least 1, got {args.steps} and {args.jobs}")
     if "skip_connect" not in args.operations:
         parser.error("--operations must hold skip_connect, with which the others are compared")
-    table, base = Table.read(args.table), proxy(args.data_dir, args.held_out)
+    try:
+        table, base = Table.read(args.table), proxy(args.data_dir, args.held_out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
     args.out.mkdir(parents=True, exist_ok=True)
     jobs: dict[str, tuple[Job, dict[str, Any]]] = {}
     for seed in args.seeds:  # a first seed of everything, shortest first, then the next
@@ -139,7 +142,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     for job, done in run([job for job, _ in jobs.values()], workers=args.jobs):
         key = jobs[str(job.out)][1]
         if done.error:
-            raise RuntimeError(f"{job.name} failed, see {job.log}: {done.error}")
+            raise SystemExit(f"error: {job.name} failed, see {job.log}: {done.error}")
         place = table.place(key["architecture"])
         found = {"cifar10": round(place.cifar10, 2), "rank": place.rank, "cpu_seconds": round(done.cpu_seconds, 1)}
         rows.append({**key, **done.found, **found})

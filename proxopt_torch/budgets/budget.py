@@ -200,20 +200,27 @@ class Budget:
         """Continue a run, bit for bit if the states of optimizer and model are loaded too, in any order.
 
         Raises:
-          ValueError: the state belongs to an optimizer with other param groups.
+          ValueError: this is not the state of a budget, or it belongs to an optimizer with other param groups; nothing was
+            changed.
         """
-        own = {int(number): strength for number, strength in state_dict["own"].items()}
+        try:
+            own = {int(number): strength for number, strength in state_dict["own"].items()}
+            calls, frozen, warned = (state_dict[key] for key in ("calls", "frozen", "warned"))
+            controller, record = control.Controller(**state_dict["control"]), BudgetRecord(**state_dict["record"])
+            log = [dict(row) for row in state_dict["log"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            held = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+            message = f"state_dict must be what state_dict() of a Budget returned, got {held}: {type(error).__name__} {error}"
+            raise ValueError(message) from error
         if own.keys() != self._strengths.own.keys():
             raise ValueError(
                 f"state_dict must be of an optimizer whose param groups {list(self._strengths.own)} have penalties, got "
                 f"{list(own)}"
             )
-        self._calls, self._frozen, self._warned = (state_dict[key] for key in ("calls", "frozen", "warned"))
-        self._control = control.Controller(**state_dict["control"])
+        self._calls, self._frozen, self._warned = calls, frozen, warned
+        self._control, self.record, self.log = controller, record, log
         self._strengths.own = own
         self._strengths.set(self._control.factor)
-        self.record = BudgetRecord(**state_dict["record"])
-        self.log = [dict(row) for row in state_dict["log"]]
 
     def __str__(self) -> str:
         r, label = self.record, "zero weights" if self.kind == "sparsity" else self._quantity.label

@@ -62,6 +62,10 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     tensors = {name: value for name, value in state_dict.items() if not name.endswith("_extra_state")}
     _check_names(model, own, tensors)
     for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+        if name not in own and tuple(value.shape) != (outputs := _outputs(model, name, tensors)):
+            raise ValueError(f"{name} must be of shape {outputs}, got {tuple(value.shape)}")
         if name in own and (value.ndim != own[name].ndim or any(a > b for a, b in zip(value.shape, own[name].shape))):
             raise ValueError(f"{name} must be at most of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
     for name, value in tensors.items():
@@ -82,11 +86,20 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
 
 
 def _check_names(model: nn.Module, own: dict[str, Tensor], state_dict: dict[str, Any]) -> None:
-    extra = sorted(set(state_dict) - set(own) - {n for n in state_dict if n.endswith(".bias")})
+    layers_without = [p for p, m in model.named_modules() if m._parameters.get("bias", m) is None and "weight" in m._parameters]
+    without_bias = {f"{path}.bias".lstrip(".") for path in layers_without}
+    extra = sorted(set(state_dict) - set(own) - without_bias)
     missing = sorted(set(model.state_dict()) - set(state_dict))
     missing = [name for name in missing if not name.endswith("_extra_state")]
     if extra or missing:
         raise ValueError(f"state_dict must hold the names of the model; unknown: {extra}, missing: {missing}")
+
+
+def _outputs(model: nn.Module, bias: str, tensors: dict[str, Any]) -> tuple[int]:
+    """The shape of the bias of a layer that had none, by the weight in the state_dict."""
+    path = bias.rpartition(".")[0]
+    layer, weight = model.get_submodule(path), tensors[f"{path}.weight".lstrip(".")]
+    return (weight.shape[1] * layer.groups,) if isinstance(layer, layers.TRANSPOSED) else (weight.shape[0],)
 
 
 def sizes_of(state_dict: Any) -> dict[str, int]:

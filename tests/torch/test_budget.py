@@ -468,3 +468,12 @@ def test_a_state_of_other_groups_is_refused():
     state["own"] = {5: 1.0}
     with pytest.raises(ValueError, match=r"whose param groups \[0, 1\] have penalties, got \[5\]"):
         Training().budget.load_state_dict(state)
+
+
+def test_a_truncated_state_is_refused_and_changes_nothing():
+    budget = Training().budget
+    before = budget.state_dict()
+    for broken in ({"calls": 3}, [1], {**before, "calls": 9, "record": {}}, {**before, "calls": 9, "control": {"x": 1}}):
+        with pytest.raises(ValueError, match=r"state_dict must be what state_dict\(\) of a Budget returned, got "):
+            budget.load_state_dict(broken)
+    assert budget.state_dict() == before

@@ -212,6 +212,29 @@ def test_a_compacted_network_trains_and_loads_from_its_state_dict():
         load_compact(flattened(), {**small.state_dict(), "0.weight": torch.ones(7, 3, 3, 3)})
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("foo.bias", torch.zeros(2), r"unknown: \['foo.bias'\]"),
+        ("1.bias", torch.zeros(2), r"unknown: \['1.bias'\]"),
+        ("0.bias", torch.zeros(3), r"0.bias must be of shape \(8,\), got \(3,\)"),
+        ("2.bias", 3, "2.bias must be a tensor, got int"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_changes_nothing(name, value, message):
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_compact(net, {"0.weight": torch.zeros(8, 4), **{k: v for k, v in before.items() if k != "0.weight"}, name: value})
+    assert before.keys() == net.state_dict().keys() and all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+def test_a_bias_that_a_layer_got_for_constants_is_loaded():
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+    found = load_compact(net, {**net.state_dict(), "0.bias": torch.ones(8)})
+    assert torch.equal(found[0].bias, torch.ones(8))
+
+
 def test_inputs_that_are_not_features_are_refused():
     with pytest.raises(ValueError, match=r"inputs=True needs a model whose input goes to Linear layers only, got \['Conv2d'\]"):
         compact(flattened(), torch.randn(IMAGE), inputs=True)
