@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt import ProxOperator
 from proxopt_torch import checkpoints, compiled, frozen_zeros, kernels, param_groups, projections
+from proxopt_torch.frozen_zeros import FROZEN
 from proxopt_torch.options import GROUP_DEFAULTS
 from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised, warn
@@ -197,7 +198,7 @@ class Proximal(Penalised, Optimizer):
             self._check_gradients()
             return loss
 
-        frozen = [frozen_zeros.recorded(group, param_groups.entries(group), self.state) for group in self.param_groups]
+        frozen = [frozen_zeros.recorded(g, param_groups.entries(g), self.state) for g in self.param_groups if g.get(FROZEN)]
         base_step: Callable[..., Any] = type(self.base).step
         # torch has wrapped the step so that hooks run around it; the bare one is called, because they run around ours
         base_step = getattr(base_step, "__wrapped__", base_step)

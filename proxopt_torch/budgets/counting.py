@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxopt_torch.compaction import attention
-from proxopt_torch.compaction.counting import more_operators
-from proxopt_torch.dependencies import Dependencies, Removal
+from proxopt_torch.compaction.counting import attention_macs, more_operators, recurrent_macs
+from proxopt_torch.dependencies import Dependencies, Removal, remaining_sizes
 from proxopt_torch.dependencies.recurrent import GATES
 from proxopt_torch.dependencies.rules import argument, base_name
 from proxopt_torch.dependencies.trace import args_of, module_path, shape_of
@@ -56,13 +56,8 @@ class Remaining:
         return self._tensors[node]
 
     def _computed(self, node: fx.Node) -> Sizes:
-        sizes = list(self.flow.shape(node))
-        for block in self.flow.blocks(node):
-            stays = ~self._gone[self.found.unit[block.atoms]]
-            for axis, dim in enumerate(block.dims):
-                others = tuple(a for a in range(stays.ndim) if a != axis)
-                sizes[dim] = int(stays.any(others).sum())
-        return tuple(sizes)
+        blocks = [(block.dims, ~self._gone[self.found.unit[block.atoms]]) for block in self.flow.blocks(node)]
+        return remaining_sizes(self.flow.shape(node), blocks)
 
 
 class Parameters:
@@ -181,15 +176,13 @@ def _matmul(node: fx.Node, sizes: Remaining) -> int:
 
 
 def _attention(node: fx.Node, sizes: Remaining) -> int:
-    query, key, value = (sizes.tensor(x) for x in args_of(node)[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return attention_macs(*(sizes.tensor(x) for x in args_of(node)[:3]))
 
 
 def _recurrent(node: fx.Node, sizes: Remaining) -> int:
     """Every weight acts once at each place of each sequence."""
     x, weights = args_of(node)[0], args_of(node)[2]
-    matrices = [sizes.tensor(w) for w in weights]
-    return math.prod(sizes.tensor(x)[:-1]) * sum(math.prod(m) for m in matrices if len(m) > 1)
+    return recurrent_macs(sizes.tensor(x), [shape for w in weights if len(shape := sizes.tensor(w)) > 1])
 
 
 def _run(node: fx.Node, sizes: Remaining) -> int:

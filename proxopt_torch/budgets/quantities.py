@@ -16,7 +16,6 @@ from proxopt_torch import sharding
 from proxopt_torch.budgets import counting
 from proxopt_torch.compaction import compact, verification
 from proxopt_torch.compaction.attempts import Attempts, copied
-from proxopt_torch.compaction.surgery import ATTEMPTS
 from proxopt_torch.dependencies import Arguments, Dependencies, NotTraceable, analyse, arguments, removable
 from proxopt_torch.groups import assignment
 from proxopt_torch.groups.coupling import zeroed
@@ -78,10 +77,8 @@ def keep_what_code_fixes(found: Dependencies, model: nn.Module, given: Arguments
     for part in (units[::2], units[1::2]):
         with zeroed(model, found, axes, part):
             original = copied(model)
-            attempts = Attempts(original, given, found, verification.run(original, given), TOLERANCE, False)
-            for _ in range(ATTEMPTS):  # they note in ``found`` what has to stay
-                if attempts.next() is not None:
-                    break
+            # notes in ``found`` what has to stay
+            Attempts(original, given, found, verification.run(original, given), TOLERANCE, False).search()
 
 
 class NonzeroWeights:

@@ -19,6 +19,9 @@ from proxopt_torch.dependencies import Arguments, Dependencies, Removal, removab
 RUNS = 40
 """Passes on the example, most of which fail early, in the search for the sizes that code reads from attributes."""
 
+ATTEMPTS = 12
+"""Sets of units that are tried before the model stays as it is."""
+
 ROUNDING = 100
 """A difference of up to this many times the tolerance may be rounding: it is looked at in double precision."""
 
@@ -67,9 +70,13 @@ class Attempts:
     _blamed: set[type[nn.Module]] = field(default_factory=set)
     _double: nn.Module | None = None
 
+    def search(self) -> Smaller | None:
+        """The first model that is found, or None after a number of attempts; the units that must stay are in ``given_back``."""
+        return next((small for _ in range(ATTEMPTS) if (small := self.next()) is not None), None)
+
     def next(self) -> Smaller | None:
         """The model without all units that can be removed, or None after units of it were found that must stay."""
-        removal = removable(self.dependencies, self.original)
+        removal = removable(self.dependencies)
         gone = np.asarray(sorted(removal.units), dtype=np.int64)
         kept = _kept(self.dependencies, gone)
         features = self._features(gone)

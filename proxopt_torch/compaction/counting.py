@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,14 +35,24 @@ def counted(model: nn.Module, given: Arguments) -> tuple[list[Tensor], int | Non
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
+def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """The multiply-adds of attention, for the shapes (..., length, size): products with the keys, and with the values."""
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def recurrent_macs(sequence: Sequence[int], weights: Iterable[Sequence[int]]) -> int:
+    """The multiply-adds of a recurrent layer, for shapes: every weight of its matrices acts once at each place of a sequence."""
+    return math.prod(sequence[:-1]) * sum(math.prod(shape) for shape in weights)
+
+
 def more_operators() -> dict[Any, Any]:
     """Operators of a CPU that torch does not count, with their numbers of operations."""
 
     def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-        return int(2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+        return 2 * attention_macs(query, key, value)
 
     def recurrent(sequence: Any, weight_ih: Any, weight_hh: Any, *args: Any, **kwargs: Any) -> int:
-        return int(2 * math.prod(sequence[:-1]) * (math.prod(weight_ih) + math.prod(weight_hh)))
+        return 2 * recurrent_macs(sequence, (weight_ih, weight_hh))
 
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,

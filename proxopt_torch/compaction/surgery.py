@@ -14,9 +14,6 @@ from proxopt_torch.compaction.result import Compacted
 from proxopt_torch.dependencies import Arguments, Dependencies, Family, NotTraceable, analyse, arguments, preserved
 from proxopt_torch.groups.selection import Selection, matching
 
-ATTEMPTS = 12
-"""Sets of units that are tried before the model is returned unchanged."""
-
 
 def compact(
     model: nn.Module,
@@ -107,10 +104,9 @@ def _compacted(model: nn.Module, example_inputs: Any, inputs: bool, tolerance: f
     for unit, reason in _pinned(dependencies, excluded).items():
         dependencies.kept.setdefault(unit, reason)
     attempts = Attempts(original, given, dependencies, expected, tolerance, inputs)
-    for _ in range(ATTEMPTS):
-        small = attempts.next()
-        if small is not None:
-            return _result(model, attempts, small, before)
+    small = attempts.search()
+    if small is not None:
+        return _result(model, attempts, small, before)
     return _unchanged(model, original, given, before, inputs, {"": "no smaller model was found that computes the same"})
 
 

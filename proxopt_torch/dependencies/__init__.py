@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "arguments",
     "flat_tensors",
     "preserved",
+    "remaining_sizes",
     "removable",
 ]
 
@@ -65,14 +66,8 @@ class View:
 
     def resized(self, removed: Iterable[int]) -> tuple[int, ...]:
         """The sizes without the removed units."""
-        sizes = list(self.sizes)
         gone = np.asarray(list(removed), dtype=np.int64)
-        for dims, units in self.blocks:
-            stays = ~np.isin(units, gone)
-            for axis, dim in enumerate(dims):
-                others = tuple(a for a in range(units.ndim) if a != axis)
-                sizes[dim] = int(stays.any(others).sum())
-        return tuple(sizes)
+        return remaining_sizes(self.sizes, [(dims, ~np.isin(units, gone)) for dims, units in self.blocks])
 
 
 @dataclass
@@ -129,8 +124,19 @@ def analyse(
     return Dependencies(places, flow.roles, kept, families, _views(flow, unit), flow.unknown, features, flow, unit)
 
 
-def removable(dependencies: Dependencies, model: nn.Module | None = None) -> Removal:
-    """The units that can be removed with the present weights of the model.
+def remaining_sizes(
+    sizes: Sequence[int], blocks: Iterable[tuple[Sequence[int], np.ndarray[Any, np.dtype[np.bool_]]]]
+) -> tuple[int, ...]:
+    """The sizes of a tensor that keeps the marked positions of its blocks: the slices that hold one of them."""
+    found = list(sizes)
+    for dims, stays in blocks:
+        for axis, dim in enumerate(dims):
+            found[dim] = int(stays.any(tuple(a for a in range(stays.ndim) if a != axis)).sum())
+    return tuple(found)
+
+
+def removable(dependencies: Dependencies) -> Removal:
+    """The units that can be removed with the weights that the analysed model has now.
 
     A unit goes if, wherever a tensor of the graph holds it, nothing reads it, or it is a constant that biases can take. Each
     dimension keeps at least one index.

@@ -124,7 +124,7 @@ def not_removed(model: nn.Module, found: Dependencies, axes: Mapping[str, int], 
     out: dict[int, str] = {}
     for part in (units[::2], units[1::2]):
         with zeroed(model, found, axes, part):
-            removal = removable(found, model)
+            removal = removable(found)
         gone = {int(u) for u in removal.units} | set(removal.kept)
         out |= {u: "their output is not constant where their parameters are zero" for u in part if u not in gone}
     return out

@@ -209,7 +209,7 @@ def test_units_that_zero_parameters_do_not_remove_are_left_out(case, monkeypatch
     model, inputs, _ = case
 
     def never_the_stream(dependencies, model):
-        found = removable(dependencies, model)
+        found = removable(dependencies)
         stream = next(f for f in dependencies.families if ("stem.weight", 0) in f.places)
         found.units = np.setdiff1d(found.units, stream.units)
         return found
@@ -227,10 +227,10 @@ def test_any_unit_whose_group_is_zero_can_be_removed_alone(case):
     dependencies = groups.coupling.analyse()
     before = copy.deepcopy(model.state_dict())
     found = groups.coupled(model, example, GroupL2(1e-3))
-    assert len(removable(dependencies, model).units) == 0
+    assert len(removable(dependencies).units) == 0
     for number, unit, entries in slices(found):
         zero(entries)
-        removed = removable(dependencies, model).units
+        removed = removable(dependencies).units
         assert len(removed) == 1, (names(found)[number], unit)
         model.load_state_dict(before)
 
