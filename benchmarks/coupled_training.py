@@ -228,7 +228,7 @@ def run(name: str, optimizer_name: str, steps: int, seed: int, report: Callable[
 
 
 def write(rows: list[Row], file: Path) -> None:
-    with file.open("w", newline="") as out:
+    with file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(asdict(rows[0])))
         writer.writeheader()
         writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows)

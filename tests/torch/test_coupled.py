@@ -208,7 +208,7 @@ def test_the_model_is_left_as_it_was(case):
 def test_units_that_zero_parameters_do_not_remove_are_left_out(case, monkeypatch):
     model, inputs, _ = case
 
-    def never_the_stream(dependencies, model):
+    def never_the_stream(dependencies):
         found = removable(dependencies)
         stream = next(f for f in dependencies.families if ("stem.weight", 0) in f.places)
         found.units = np.setdiff1d(found.units, stream.units)
