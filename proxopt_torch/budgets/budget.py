@@ -133,6 +133,7 @@ class Budget:
         start: float = 0.0,
         tolerance: float = 0.02,
         freeze: bool = True,
+        by_cost: bool = False,
     ) -> None:
         given = {
             "macs": macs,
@@ -159,6 +160,8 @@ class Budget:
         self._check_model()
         with self.optimizer.at_prox_point():
             self._quantity = _quantity(self.kind, self.optimizer, self._model, example_inputs, modules)
+            if by_cost:
+                self._strengths.follow_costs(self._quantity.share)
             share = self._quantity.share()
             sharded = any(hasattr(p, "full_tensor") for p in self._model.parameters())
             self.smallest = None if self.kind == "latency" or sharded else self._smallest()

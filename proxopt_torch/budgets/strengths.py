@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -51,15 +51,7 @@ class Strengths:
 
     def value(self) -> float:
         """The value of the penalties at the present parameters, with the strengths at construction."""
-        found: list[Tensor] = []
-        with torch.no_grad():
-            for group, own in self.groups():
-                penalty: Any = self.optimizer.penalty_of(group)
-                penalty = penalty.with_strength(own)
-                for entry in param_groups.entries(group):
-                    tensors = [sharding.gathered(p) for p in entry]
-                    found.append(penalty.value(tensors if group["joint"] else tensors[0]))
-        return float(sum(v.detach().double().cpu() if isinstance(v, Tensor) else v for v in found))
+        return sum(self._value(group, own) for group, own in self.groups())
 
     def check(self) -> None:
         """Raise RuntimeError where a strength was set by others."""
@@ -83,44 +75,106 @@ class Strengths:
                 continue
         return max(found) if found and max(found) > 0 else None
 
+    def follow_costs(self, share: Callable[[], float]) -> None:
+        """Set the ratios of the strengths: the mean penalty of a group is proportional to what its removal alone saves.
+
+        The value of all penalties together stays. A group whose removal alone saves nothing counts as the cheapest of the others.
+        """
+        dense, savings, penalties, counts = share(), {}, {}, {}
+        for number in self.own:
+            with self._zeroed(number, _one_group) as problems:
+                savings[number] = (dense - share()) / problems
+            penalties[number], counts[number] = self._mean_penalty(number)
+        positive = [saving for saving in savings.values() if saving > 0]
+        if not positive:
+            raise ValueError("by_cost needs groups whose removal makes the model smaller, got none: see groups.coupled")
+        costs = {number: max(saving, min(positive)) for number, saving in savings.items()}
+        scale = sum(counts[i] * penalties[i] for i in self.own) / sum(counts[i] * costs[i] for i in self.own)
+        self.own = {i: own * (scale * costs[i] / penalties[i]) for i, own in self.own.items()}
+        self.set(self.factor)
+
+    def _mean_penalty(self, number: int) -> tuple[float, int]:
+        """The mean penalty of a group with the strength at construction, and the number of groups."""
+        group = self.optimizer.param_groups[number]
+        penalty: Any = self.optimizer.penalty_of(group)
+        partition = declared.partition(penalty)
+        if partition is None:
+            raise ValueError(f"by_cost needs penalties of groups, got {penalty!r} in param group {number}")
+        count = 0
+        for entry in param_groups.entries(group):
+            tensors = [sharding.gathered(p.detach()) for p in entry]
+            count += sparsity.summary(tensors if group["joint"] else tensors[0], partition).groups
+        value = self._value(group, self.own[number])
+        if not value > 0 or not count:
+            raise ValueError(f"by_cost needs parameters that are not zero, got those of param group {number}, all zero")
+        return value / count, count
+
+    def _value(self, group: ParamGroup, strength: float | Tensor) -> float:
+        """The value of the penalty of a param group with this strength."""
+        penalty: Any = self.optimizer.penalty_of(group)
+        penalty = penalty.with_strength(strength)
+        with torch.no_grad():
+            problems = [[sharding.gathered(p) for p in entry] for entry in param_groups.entries(group)]
+            found = [penalty.value(tensors if group["joint"] else tensors[0]) for tensors in problems]
+        return float(sum(v.detach().double().cpu() if isinstance(v, Tensor) else v for v in found))
+
     @contextmanager
     def almost_all_zeroed(self) -> Iterator[None]:
         """Zero what the penalties can zero, but for one group of each problem, for the time of a ``with`` block.
 
         A network without any unit in a layer would be constant, and say nothing of the size of the others.
         """
+        with ExitStack() as stack:
+            for number in self.own:
+                stack.enter_context(self._zeroed(number, _all_but_one_group))
+            yield
+
+    @contextmanager
+    def _zeroed(self, number: int, entries_of: Callable[[Any, Entry, bool], list[Tensor]]) -> Iterator[int]:
+        """Zero entries of a param group for the time of a ``with`` block; yields the number of its problems."""
         saved: list[tuple[Tensor, Tensor]] = []
+        group = self.optimizer.param_groups[number]
+        penalty, problems = self.optimizer.penalty_of(group), param_groups.entries(group)
         with torch.no_grad():
             try:
-                for group, _ in self.groups():
-                    penalty = self.optimizer.penalty_of(group)
-                    for entry in param_groups.entries(group):
-                        for p, kept in zip(entry, _kept(penalty, entry, group["joint"])):
-                            saved.append((p, p.detach().clone()))
-                            p.masked_fill_(~kept, 0)
-                yield
+                for entry in problems:
+                    for p, zero in zip(entry, entries_of(penalty, entry, group["joint"])):
+                        saved.append((p, p.detach().clone()))
+                        p.masked_fill_(zero, 0)
+                yield len(problems)
             finally:
                 for p, values in saved:
                     p.copy_(values)
 
 
-def _kept(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
-    """Which entries of a problem the penalty cannot zero, and those of the first group that it can zero, if it has several."""
-
-    def nonzero(operator: Any, x: list[Tensor]) -> list[Tensor]:
-        left = operator.prox(x if joint else x[0], PROBE)
-        return [part != 0 for part in (left if joint else [left])]
-
+def _all_but_one_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
+    """Which entries of a problem the penalty can zero, but for those of one group, if it has several."""
     ones = [torch.ones_like(p) for p in entry]
-    kept = nonzero(penalty.with_strength(1.0), ones)
+    can = [x == 0 for x in _prox(penalty.with_strength(1.0), ones, joint)]
     partition = declared.partition(penalty)
-    place = next((i for i, k in enumerate(kept) if not bool(k.all())), None)
-    if partition is None or place is None or sparsity.summary(ones if joint else ones[0], partition).groups < 2:
-        return kept
+    if partition is None or sparsity.summary(ones if joint else ones[0], partition).groups < 2:
+        return can
+    return [zero & ~one for zero, one in zip(can, _one_group(penalty, entry, joint))]
+
+
+def _one_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
+    """The entries of one of the groups of a problem that the penalty can zero; of none if it has none."""
+    ones = [torch.ones_like(p) for p in entry]
+    can = [x == 0 for x in _prox(penalty.with_strength(1.0), ones, joint)]
+    partition = declared.partition(penalty)
+    place = next((i for i, zero in enumerate(can) if bool(zero.any())), None)
+    if partition is None or place is None:
+        return [torch.zeros_like(p, dtype=torch.bool) for p in entry]
     # A group with one huge entry is the only one that stays
-    ones[place].view(-1)[int(kept[place].reshape(-1).int().argmin())] = PROBE**1.5
-    first = nonzero(GroupL2(1.0, partition, weights="none"), ones)
-    return [a | b for a, b in zip(kept, first)]
+    ones[place].view(-1)[int(can[place].reshape(-1).int().argmax())] = PROBE**1.5
+    left = _prox(GroupL2(1.0, partition, weights="none"), ones, joint)
+    return [(x != 0) & zero for x, zero in zip(left, can)]
+
+
+def _prox(operator: Any, x: list[Tensor], joint: bool) -> list[Tensor]:
+    """The prox with a step at which all is zero but what has a huge entry or no penalty."""
+    found = operator.prox(x if joint else x[0], PROBE)
+    return found if joint else [found]
 
 
 def _gathered(x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
