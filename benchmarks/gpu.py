@@ -73,6 +73,14 @@ DRY_SEARCH = (*DRY_IMAGES, "--space", "S2")
 DRY_TEXT = tuple("--tokens 1000 --epochs 1 --hidden 4 --batch 200 --bptt 10".split())
 DRY_DIGITS = tuple("--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 2 --curves adam hapg".split())
 DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
+CUT_FULL = tuple(
+    "--methods magnitude torch_pruning prox_adam prox_sgd --seeds 0 --images 12000 --held-out 2000 "
+    "--epochs 20 --tuning-epochs 4 --jobs 4".split()
+)
+DRY_CUT = tuple(
+    "--preset small --methods prox_sgd --budgets 0.5 --images 64 --held-out 16 --epochs 1 --tuning-epochs 1 --batch 16 "
+    "--width 4 --jobs 1".split()
+)
 SEARCHED = (
     (r"^\w+: (\d+ paths in the normal cell, \d+ in the reduction cell)", "{0}"),
     (r"^supernet (\S+ %), its nonzero paths alone (\S+ %)", "supernet {0}, nonzero paths alone {1}"),
@@ -114,6 +122,12 @@ STEP_JAX = (
     (r"^((?!jax|transcribed).*): (\S+) s, (\d+) MiB$", "PyTorch, {0} {1} s, {2} MiB"),
     (r"^(jax, .*): (\S+) s, (\d+) MiB, compiled in (\S+) s$", "{0} {1} s, {2} MiB, compiled in {3} s"),
     (r"^(.*: left out, .*)", "{0}"),
+)
+CUT = (
+    (
+        r"^\| ([^|]+) \| (\S+) \| (\S+) \| \S+ \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| \S+ \|$",
+        "{0} at {2}: {3} %, cut {4} %, trained {5} %",
+    ),
 )
 TESTED = ((r"^=+ (.*\d (?:passed|failed|skipped|deselected|error).*) =+$", "{0}"), (r"^FAILED (\S+)", "failed: {0}"))
 PRUNED = ((r"^ +\S+ +0 +(\S+%) +(\S+%) +(\S+%) +\S+ *(\S*)$", "pruned {0}: {1} before the cut, {2} after it, retrained {3}"),)
@@ -282,6 +296,16 @@ PARTS = (
         share=0.4,
         patterns=FULL,
         keeps=("search.csv",),
+    ),
+    # accuracy before and after a cut, beside others; the machine needs torch-pruning and torchao
+    Part(
+        name="lossless_cut",
+        words=("benchmarks/lossless_cut.py", "--preset", "full"),
+        more=(*CUT_FULL, *IMAGES),
+        dry=DRY_CUT,
+        share=0.5,
+        patterns=CUT,
+        keeps=("runs.csv", "summary.csv", "lossless_cut.png"),
     ),
     # the other commands
     Part(

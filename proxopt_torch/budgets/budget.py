@@ -49,7 +49,18 @@ class BudgetRecord:
 class Budget:
     r"""Drive the strengths of an optimizer's penalties until the model costs a given share of what the dense one costs.
 
-    All strengths are multiplied by one factor, so that their ratios remain. The wanted share follows a schedule from 1 to the
+    All strengths are multiplied by one factor. If they are equal at construction, their ratios are set first: where the
+    removal of a unit of a problem p (a layer, or layers that share units) saves :math:`c_p` of the dense model,
+
+    .. math::
+
+        \lambda_p \propto c_p \, / \, \operatorname{mean}_{u \in p} R(w_u)
+
+    with the penalty R at strength 1 and the present parameters of the units u. So the penalty of an average unit is proportional
+    to what it costs, and layers with few parameters but many multiply-adds shrink as well (compare Gordon et al., MorphNet,
+    2018, where the penalties of batch norm scales are weighted by costs). Strengths that differ keep their ratios.
+
+    The wanted share follows a schedule from 1 to the
     target; by default, with :math:`c` the target and :math:`t \in [0, 1]` the share of the steps,
 
     .. math::
@@ -87,6 +98,8 @@ class Budget:
       start: share of the steps in which the model trains without penalty first, in [0, 1).
       tolerance: the target is reached if the share lies in [target - tolerance, target + tolerance / 2], in (0, 1).
       freeze: freeze the zeros as soon as the target is reached. False continues to control the strengths.
+      by_cost: set the ratios of the strengths by the costs of units, as above, or keep those that the optimizer has. None: set
+        them for ``macs`` and ``parameters`` if all penalties have groups and the same strength.
 
     Attributes:
       log: one dict for each measurement, the rows of a CSV file.
@@ -133,7 +146,7 @@ class Budget:
         start: float = 0.0,
         tolerance: float = 0.02,
         freeze: bool = True,
-        by_cost: bool = False,
+        by_cost: bool | None = None,
     ) -> None:
         given = {
             "macs": macs,
@@ -151,6 +164,10 @@ class Budget:
             raise ValueError(f"start must lie in [0, 1), got {start}")
         if not isinstance(freeze, bool):
             raise TypeError(f"freeze must be True or False, got {freeze!r}")
+        if by_cost not in (None, True, False):
+            raise TypeError(f"by_cost must be True, False or None, got {by_cost!r}")
+        if by_cost and self.kind == "latency":
+            raise ValueError("by_cost must be False or None for latency, in which a single unit is no measurable difference")
         self.optimizer = as_penalised("optimizer", optimizer)
         self.steps, self.every, self.start, self.tolerance, self.freeze = steps, every, float(start), float(tolerance), freeze
         self.log: list[dict[str, Any]] = []
@@ -160,10 +177,14 @@ class Budget:
         self._check_model()
         with self.optimizer.at_prox_point():
             self._quantity = _quantity(self.kind, self.optimizer, self._model, example_inputs, modules)
-            if by_cost:
+            sharded = any(hasattr(p, "full_tensor") for p in self._model.parameters())
+            if by_cost and sharded:
+                raise ValueError("by_cost must be False or None for sharded parameters")
+            if by_cost or (
+                by_cost is None and not sharded and self.kind in ("macs", "parameters") and self._strengths.leave_ratios_open()
+            ):
                 self._strengths.follow_costs(self._quantity.share)
             share = self._quantity.share()
-            sharded = any(hasattr(p, "full_tensor") for p in self._model.parameters())
             self.smallest = None if self.kind == "latency" or sharded else self._smallest()
         self._control = control.Controller(self.tolerance, max((1 - start) * steps / every, 1.0))
         self._calls, self._frozen, self._warned = 0, False, False

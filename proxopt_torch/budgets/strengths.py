@@ -75,19 +75,28 @@ class Strengths:
                 continue
         return max(found) if found and max(found) > 0 else None
 
-    def follow_costs(self, share: Callable[[], float]) -> None:
-        """Set the ratios of the strengths: the mean penalty of a group is proportional to what its removal alone saves.
+    def leave_ratios_open(self) -> bool:
+        """Whether all strengths are equal, and there are several, all of penalties of groups."""
+        numbers = {float(own) for own in self.own.values() if not isinstance(own, Tensor) or own.numel() == 1}
+        grouped = all(declared.partition(self.optimizer.penalty_of(group)) is not None for group, _ in self.groups())
+        return len(self.own) > 1 and len(numbers) == 1 and grouped
 
-        The value of all penalties together stays. A group whose removal alone saves nothing counts as the cheapest of the others.
+    def follow_costs(self, share: Callable[[], float]) -> None:
+        """Set the ratios of the strengths: the mean penalty of a group is proportional to what its removal saves.
+
+        It is measured by removing every second group. The value of all penalties together stays. Groups whose removal saves
+        nothing count as the cheapest of the others.
+        Raises ValueError where penalties have no groups, parameters are all zero, or no group saves anything.
         """
         dense, savings, penalties, counts = share(), {}, {}, {}
         for number in self.own:
-            with self._zeroed(number, _one_group) as problems:
-                savings[number] = (dense - share()) / problems
             penalties[number], counts[number] = self._mean_penalty(number)
+            # Half of the groups rather than one: a single head of a fused attention saves less than what separating it adds
+            with self._zeroed(number, _every_second_group):
+                savings[number] = 2 * (dense - share()) / counts[number]
         positive = [saving for saving in savings.values() if saving > 0]
         if not positive:
-            raise ValueError("by_cost needs groups whose removal makes the model smaller, got none: see groups.coupled")
+            raise ValueError("by_cost must be False where the removal of groups makes nothing smaller: see groups.coupled")
         costs = {number: max(saving, min(positive)) for number, saving in savings.items()}
         scale = sum(counts[i] * penalties[i] for i in self.own) / sum(counts[i] * costs[i] for i in self.own)
         self.own = {i: own * (scale * costs[i] / penalties[i]) for i, own in self.own.items()}
@@ -99,14 +108,14 @@ class Strengths:
         penalty: Any = self.optimizer.penalty_of(group)
         partition = declared.partition(penalty)
         if partition is None:
-            raise ValueError(f"by_cost needs penalties of groups, got {penalty!r} in param group {number}")
+            raise ValueError(f"by_cost must be False where a penalty has no groups, got {penalty!r} in param group {number}")
         count = 0
         for entry in param_groups.entries(group):
             tensors = [sharding.gathered(p.detach()) for p in entry]
             count += sparsity.summary(tensors if group["joint"] else tensors[0], partition).groups
         value = self._value(group, self.own[number])
         if not value > 0 or not count:
-            raise ValueError(f"by_cost needs parameters that are not zero, got those of param group {number}, all zero")
+            raise ValueError(f"by_cost must be False where parameters are all zero, as those of param group {number} are")
         return value / count, count
 
     def _value(self, group: ParamGroup, strength: float | Tensor) -> float:
@@ -130,18 +139,18 @@ class Strengths:
             yield
 
     @contextmanager
-    def _zeroed(self, number: int, entries_of: Callable[[Any, Entry, bool], list[Tensor]]) -> Iterator[int]:
-        """Zero entries of a param group for the time of a ``with`` block; yields the number of its problems."""
+    def _zeroed(self, number: int, entries_of: Callable[[Any, Entry, bool], list[Tensor]]) -> Iterator[None]:
+        """Zero entries of a param group for the time of a ``with`` block."""
         saved: list[tuple[Tensor, Tensor]] = []
         group = self.optimizer.param_groups[number]
-        penalty, problems = self.optimizer.penalty_of(group), param_groups.entries(group)
+        penalty = self.optimizer.penalty_of(group)
         with torch.no_grad():
             try:
-                for entry in problems:
+                for entry in param_groups.entries(group):
                     for p, zero in zip(entry, entries_of(penalty, entry, group["joint"])):
                         saved.append((p, p.detach().clone()))
                         p.masked_fill_(zero, 0)
-                yield len(problems)
+                yield
             finally:
                 for p, values in saved:
                     p.copy_(values)
@@ -169,6 +178,16 @@ def _one_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
     ones[place].view(-1)[int(can[place].reshape(-1).int().argmax())] = PROBE**1.5
     left = _prox(GroupL2(1.0, partition, weights="none"), ones, joint)
     return [(x != 0) & zero for x, zero in zip(left, can)]
+
+
+def _every_second_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
+    """The entries of the first, third, ... of the groups of a problem, where the penalty can zero them."""
+    ones = [torch.ones_like(p) for p in entry]
+    partition: Any = declared.partition(penalty)
+    sizes = partition.norms(ones)
+    odd = torch.arange(sizes.numel(), device=sizes.device).reshape(sizes.shape) % 2
+    can = _prox(penalty.with_strength(1.0), ones, joint)
+    return [(x == 0) & (keep == 0) for x, keep in zip(can, partition.spread(odd.to(sizes.dtype), ones))]
 
 
 def _prox(operator: Any, x: list[Tensor], joint: bool) -> list[Tensor]:

@@ -14,6 +14,7 @@ from proxopt_torch.budgets import quantities
 from proxopt_torch.budgets.control import STALLED, Controller, schedule_of, wanted_share
 from proxopt_torch.budgets.counting import MultiplyAdds, Parameters
 from proxopt_torch.dependencies import analyse, removable
+from proxopt_torch.param_groups import entries
 
 
 class Residual(nn.Module):
@@ -302,6 +303,33 @@ def test_quantities_and_options(make, penalty, options):
     assert str(training.budget).startswith(f"{label[name]} {record.share:.3f}, wanted")
 
 
+@pytest.mark.parametrize(("net", "kind"), [("residual", "macs"), ("transformer", "macs"), ("relu", "parameters")])
+@pytest.mark.parametrize("penalty", [GroupL2(1e-3), SparseGroupLasso(1e-3)])
+def test_penalties_of_units_follow_what_their_removal_saves(net, kind, penalty):
+    training = Training(net, penalty=penalty, **{kind: 0.5})
+    start = torch.cat([p.detach().flatten() for p in training.net.parameters()])
+    ratios = []
+    for number, strength in training.budget._strengths.own.items():
+        group = training.optimizer.param_groups[number]
+        entry, *others = entries(group)
+        assert group["joint"] and not others
+        operator = training.optimizer.penalty_of(group).with_strength(strength)
+        count = operator.groups.count(entry)
+        saved = [p.detach().clone() for p in entry]
+        with torch.no_grad():
+            for p, keep in zip(entry, operator.groups.spread(torch.arange(count) % 2, entry)):
+                p.mul_(keep)
+            small = compact(training.net, training.x)
+            for p, values in zip(entry, saved):
+                p.copy_(values)
+        before, after = small.multiply_adds if kind == "macs" else small.parameters
+        ratios.append(float(operator.value(saved)) / (before - after))
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-4)
+    assert torch.equal(start, torch.cat([p.detach().flatten() for p in training.net.parameters()]))
+    kept = Training(net, penalty=penalty, by_cost=False, **{kind: 0.5})
+    assert set(kept.budget._strengths.own.values()) == {1e-3}
+
+
 def test_latency_is_measured_on_the_smaller_model(monkeypatch):
     training = Training(latency=0.5, steps=10, every=2)
     width = training.net[0].out_features
@@ -442,6 +470,10 @@ def test_arguments_are_checked():
     refused(ValueError, r"tolerance must be a number in \(0, 1\), got 0", tolerance=0)
     refused(ValueError, "schedule must be 'cubic', 'linear' or a function, got 'quartic'", schedule="quartic")
     refused(TypeError, "freeze must be True or False, got 1", freeze=1)
+    refused(TypeError, "by_cost must be True, False or None, got 'yes'", by_cost="yes")
+    refused(ValueError, "by_cost must be False or None for latency", macs=None, latency=0.5, by_cost=True)
+    elements = ProxAdam(net.parameters(), penalty=L1(1e-3))
+    refused(ValueError, r"by_cost must be False where a penalty has no groups, got L1\(", elements, by_cost=True)
     refused(ValueError, "modules must name layers of the model, got 'fc'", modules="fc")
     refused(ValueError, "modules must hold multiply-adds, got none in '1'", modules="1")
     refused(ValueError, "modules must be None for latency", macs=None, latency=0.5, modules="0")
