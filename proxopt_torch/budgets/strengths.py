@@ -111,7 +111,7 @@ def _kept(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
         left = operator.prox(x if joint else x[0], PROBE)
         return [part != 0 for part in (left if joint else [left])]
 
-    ones = [torch.ones_like(p) for p in entry]
+    ones = [torch.ones_like(p, memory_format=torch.contiguous_format) for p in entry]  # whose entries are set by number
     kept = nonzero(penalty.with_strength(1.0), ones)
     partition = declared.partition(penalty)
     place = next((i for i, k in enumerate(kept) if not bool(k.all())), None)
