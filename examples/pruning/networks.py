@@ -10,7 +10,9 @@ from torch.nn import functional as F
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip connection: ReLU(f(x) + x), after batch norms.
 
-    Where the shape changes, the skip connection is a 1x1 convolution with a batch norm (option B of the paper).
+    Where the shape changes, the skip connection is a 1x1 convolution with a batch norm (option B of the paper). It reads every
+    `stride`-th pixel by itself: oneDNN of torch 2.13 corrupts memory in the gradient of such a convolution with a stride if the
+    input is in channels_last and has fewer than 8 channels, as after a cut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -19,13 +21,13 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
+        self.stride, self.shortcut = stride, nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + self.shortcut(x))
+        return F.relu(inner + self.shortcut(x[:, :, :: self.stride, :: self.stride]))
 
 
 class ResNet(nn.Module):

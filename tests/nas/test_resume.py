@@ -12,7 +12,7 @@ import pytest
 import torch
 from nas.engine import checkpoint
 from nas.methods import registry
-from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
+from nas_cases import TINY, TINY_CONVNET, TINY_TEXT, TINY_TRANSFORMER, rows_of, same, stopped
 
 ROOT = Path(__file__).parents[2]
 ONCE = ["--checkpoint-minutes", "0"]
@@ -33,6 +33,8 @@ RUNS = {
     "gsparsity": ("nas_cifar10", "--method gsparsity --space S1 --mu 0.4 --tau 1", (3, 3)),
     "training": ("train_cifar10", "--genotype ISTA --drop-path 0.3", (3, 3)),
     "pruning": ("prune_operations", "--genotype DARTS_V2 --mu 0.5 --tau adaptive --retrain-epochs 1", (3, 4, 5)),
+    "pruning of channels": ("prune_convnet", "--penalty sparse_group_lasso --cutout 8 --macs 0.6", (3, 8, 2)),
+    "pruning of heads": ("prune_transformer", "--dropout 0.1 --start 0 --macs 0.7", (14, 4)),
     "text": ("nas_ptb", "--strength-step 0.3 --arch-lr 0.02 --drop-words 0.1", (3, 5)),
     "text training": ("train_ptb", "--genotype DARTS_V2 --epochs 6 --patience 1 --lr 25", (3, 25)),
     "lstm": ("train_ptb", "--genotype LSTM --drop-words 0.1", (7,)),
@@ -42,8 +44,9 @@ RUNS = {
 def command(name, images, corpus):
     """(main, argv without --out, after how many checkpoints it stops)."""
     program, options, stops = RUNS[name]
-    text = program.endswith("ptb")
-    argv = [*(TINY_TEXT if text else TINY), *options.split(), *ONCE, "--data-dir", str(corpus if text else images)]
+    text = program.endswith(("ptb", "transformer"))
+    tiny = {"prune_convnet": TINY_CONVNET, "prune_transformer": TINY_TRANSFORMER}.get(program, TINY_TEXT if text else TINY)
+    argv = [*tiny, *options.split(), *ONCE, "--data-dir", str(corpus if text else images)]
     if program in ("train_cifar10", "prune_operations") or name in ("gsparsity", "one stage"):
         argv += ["--valid-images", "16", *PROXSGD]
     return importlib.import_module(program).main, argv, stops
