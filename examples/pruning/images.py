@@ -57,7 +57,7 @@ class Images(Task):
     """A residual network for images, and its training on random crops that are flipped at random."""
 
     command, network = "prune_convnet", "ResNet"
-    qualities = (Quality("valid_accuracy", "accuracy (%)", percent, 100.0),)
+    qualities = (Quality("valid_accuracy", "accuracy", percent, " (%)", 100.0),)
 
     def __init__(
         self, settings: ConvnetSettings, seed: int, device: torch.device, saved: Mapping[str, Any] | None = None

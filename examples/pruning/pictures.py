@@ -62,12 +62,12 @@ def _bars(axis: Any, layers: Sequence[Layer], kind: str) -> None:
 
 
 def _quality(axis: Any, sparse: Sequence[Mapping[str, Any]], dense: Sequence[Mapping[str, Any]], quality: Quality) -> None:
-    style = {"marker": "o", "markersize": 3 if len(sparse) > 15 else 4}
+    style = {"marker": "o", "markersize": 3 if len(sparse) > 15 else 4, "clip_on": False}
     for rows, label, color in ((dense, "dense", "#737373"), (sparse, "with the budget", COMPACT)):
         if rows:
             values = [quality.factor * row[quality.column] for row in rows]
             axis.plot([row["epoch"] for row in rows], values, color=color, label=label, **style)
-    axis.set_title(f"{quality.label} on validation data")
+    axis.set_title(f"{quality.label} on validation data{quality.unit}")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9)
 

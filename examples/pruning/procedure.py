@@ -52,8 +52,8 @@ def prune(task: type[Task], settings: PruningSettings, seed: int, out: Path) -> 
         drawing.save(figure, out / "pruning.png")
     print(f"\n{comparison.table(rows, sparse.task.qualities)}")
     print(f"largest change of an output by the cut: {rows[-1]['largest_change']:.1e} of the largest output")
-    print(f"written: {out}/table.csv, {out}/pruning.png, {out}/{loading.NAME}; to load it, with PYTHONPATH=examples:")
-    print(f'    net = pruning.load("{out}")')
+    print(f"written: {out}/table.csv, {out}/pruning.png, {out}/{loading.NAME}")
+    print(f'to load the compact network, with PYTHONPATH=examples: pruning.load("{out}")')
     return rows
 
 

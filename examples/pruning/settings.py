@@ -21,7 +21,7 @@ class PruningSettings(RunSettings):
     epochs: int = 200
     """Number of epochs, passes over the training data."""
     batch: int = 128
-    """Batch size."""
+    """Batch size, in images or windows of text."""
     optimizer: Optimizer = "proxsgd"
     """Optimizer: proximal SGD with momentum, or Adam with the prox in Adam's own metric."""
     lr: float | Literal["auto"] = "auto"

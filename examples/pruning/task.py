@@ -25,11 +25,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Quality:
-    """A column that tells how good a network is. label: with its unit. show: a value as text. factor: of values in pictures."""
+    """A column that tells how good a network is. show: a value as text. unit, factor: of values in pictures."""
 
     column: str
     label: str
     show: Callable[[float], str]
+    unit: str = ""
     factor: float = 1.0
 
 

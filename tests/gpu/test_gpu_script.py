@@ -136,10 +136,10 @@ SAID = {
         "pruned 58.2%: 25.80% before the cut, 25.80% after it, retrained 33.90%",
     ),
     "prune_convnet": (
-        "network                 accuracy (%)         parameters         multiply-adds  ms a pass (quartiles)\n"
-        "dense                        71.90 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.10 (3.04 - 3.29)\n"
-        "sparse, before the cut       71.30 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.12 (3.05 - 3.29)\n"
-        "compact, after the cut       71.30 %    98 324 (36.1 %)   20 514 102 (49.8 %)     2.01 (1.90 - 2.21)\n"
+        "network                 accuracy          parameters         multiply-adds  ms a pass (quartiles)\n"
+        "dense                    71.90 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.10 (3.04 - 3.29)\n"
+        "sparse, before the cut   71.30 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.12 (3.05 - 3.29)\n"
+        "compact, after the cut   71.30 %    98 324 (36.1 %)   20 514 102 (49.8 %)     2.01 (1.90 - 2.21)\n"
         "largest change of an output by the cut: 3.1e-07 of the largest output",
         "dense: 71.90 %, parameters 100.0 %, multiply-adds 100.0 %, 3.10 ms; compact, after the cut: 71.30 %, parameters 36.1 %,"
         " multiply-adds 49.8 %, 2.01 ms; largest change of an output by the cut: 3.1e-07",
