@@ -71,6 +71,11 @@ STEPS = ("--rounds", "1", "--device", "{device}", "--out", "{out}/search_step.cs
 DRY_IMAGES = tuple("--images 16 --epochs 1 --batch 8 --channels 2 --layers 3".split())
 DRY_SEARCH = (*DRY_IMAGES, "--space", "S2")
 DRY_TEXT = tuple("--tokens 1000 --epochs 1 --hidden 4 --batch 200 --bptt 10".split())
+DRY_CONVNET = tuple("--images 32 --epochs 1 --batch 8 --blocks 1 --width 2 --epoch-images 0".split())
+DRY_TRANSFORMER = tuple(
+    "--characters 2000 --valid-characters 200 --epoch-characters 0 --epochs 1 --batch 8 --length 16 --layers 1 --width 8"
+    " --heads 2 --hidden 8".split()
+)
 DRY_DIGITS = tuple("--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 2 --curves adam hapg".split())
 DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
 CUT_FULL = tuple(
@@ -131,6 +136,13 @@ CUT = (
 )
 TESTED = ((r"^=+ (.*\d (?:passed|failed|skipped|deselected|error).*) =+$", "{0}"), (r"^FAILED (\S+)", "failed: {0}"))
 PRUNED = ((r"^ +\S+ +0 +(\S+%) +(\S+%) +(\S+%) +\S+ *(\S*)$", "pruned {0}: {1} before the cut, {2} after it, retrained {3}"),)
+CUT = (
+    (
+        r"^(dense|compact, after the cut) {2,}(\S+(?: %)?) .*\(([\d.]+ %)\) +[\d ]+ \(([\d.]+ %)\) +(\S+) \(",
+        "{0}: {1}, parameters {2}, multiply-adds {3}, {4} ms",
+    ),
+    (r"^(largest change of an output by the cut: \S+)", "{0}"),
+)
 
 PARTS = (
     # what a user runs first
@@ -160,6 +172,24 @@ PARTS = (
         share=0.3,
         patterns=ABLATION,
         keeps=("ablation.csv",),
+    ),
+    Part(
+        name="prune_convnet",
+        words=("examples/prune_convnet.py", "--preset", "small"),
+        more=IMAGES,
+        dry=DRY_CONVNET,
+        share=0.3,
+        patterns=CUT,
+        keeps=("table.csv",),
+    ),
+    Part(
+        name="prune_transformer",
+        words=("examples/prune_transformer.py", "--preset", "small"),
+        more=TEXT,
+        dry=DRY_TRANSFORMER,
+        share=0.3,
+        patterns=CUT,
+        keeps=("table.csv",),
     ),
     # what it costs at full size
     Part(

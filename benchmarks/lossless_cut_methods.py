@@ -179,8 +179,6 @@ def phase(
     device, start = torch.device(setting.device).type, time.perf_counter()
     for epoch in range(epochs):
         for x, y in batches.epoch(epoch):
-            if device == "cpu":  # channels-last 1x1 convolutions with stride 2 and < 8 input channels crash there: oneDNN 6035
-                x = x.contiguous()
             model.train()
             for group, lr in zip(optimizer.param_groups, starts):
                 group["lr"] = lr * (1 + math.cos(math.pi * step / total)) / 2

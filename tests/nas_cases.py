@@ -59,14 +59,25 @@ def fake_text(folder: Path) -> None:
 
 TINY = "--preset small --images 32 --epochs 2 --batch 8 --channels 2 --layers 3 --threads 1 --device cpu".split()
 TINY_TEXT = "--preset small --hidden 6 --batch 6 --bptt 9 --epochs 2 --tokens 300 --threads 1 --device cpu".split()
+TINY_CONVNET = (
+    "--preset small --images 32 --epochs 2 --batch 8 --blocks 1 --width 4 --epoch-images 8 --valid-images 16 --latency-runs 1"
+    " --threads 1 --device cpu".split()
+)
+TINY_TRANSFORMER = (
+    "--preset small --characters 800 --epoch-characters 40 --epochs 3 --batch 8 --length 16 --layers 1 --width 8 --heads 4"
+    " --hidden 16 --latency-runs 1 --threads 1 --device cpu".split()
+)
 without_threads = lambda words: [*words[: words.index("--threads")], *words[words.index("--threads") + 2 :]]
 TINY_JAX, TINY_TEXT_JAX = (["--framework", "jax", *without_threads(words)] for words in (TINY, TINY_TEXT))
+
+
+TIMES = ("seconds", "latency_ms", "latency_low", "latency_high")
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
     """The rows of a table without times."""
     with Path(file).open() as opened:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(opened)]
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(opened)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -74,7 +85,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in TIMES)
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
 

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip connection: ReLU(f(x) + x), after batch norms.
 
-    Where the shape changes, the skip connection is a 1x1 convolution with a batch norm (option B of the paper).
+    Where the shape changes, the skip connection is a 1x1 convolution with a batch norm (option B of the paper). It reads every
+    `stride`-th pixel by itself: oneDNN of torch 2.13 corrupts memory in the gradient of such a convolution with a stride if the
+    input is in channels_last and has fewer than 8 channels, as after a cut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -19,13 +21,13 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
+        self.stride, self.shortcut = stride, nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + self.shortcut(x))
+        return F.relu(inner + self.shortcut(x[:, :, :: self.stride, :: self.stride]))
 
 
 class ResNet(nn.Module):
@@ -66,3 +68,67 @@ class ResNet(nn.Module):
 def resnet20(width: int = 16, classes: int = 10, channels: int = 3) -> ResNet:
     """The residual network with 20 layers. Arguments and source as of `ResNet`."""
     return ResNet(3, width, classes, channels)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with heads of `size` entries; their number follows from the weights."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.size = width // heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_head = lambda projected: projected.view(*x.shape[:2], -1, self.size).transpose(1, 2)
+        query, key, value = by_head(self.query(x)), by_head(self.key(x)), by_head(self.value(x))
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.output(found.transpose(1, 2).flatten(2))
+
+
+class DecoderBlock(nn.Module):
+    """Attention, then an MLP with `hidden` units; both read the normalised residual stream and are added to it."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+
+class GPT(nn.Module):
+    """A language model: the logits (N, T, vocabulary) of the symbol after each of the symbols (N, T), int64.
+
+    width: of the residual stream. heads: of each layer, a divisor of `width`. hidden: units of each MLP. length: largest T.
+
+    Source: Radford et al., "Language models are unsupervised multitask learners", 2019, Section 2.3.
+    """
+
+    def __init__(
+        self, vocabulary: int, layers: int, width: int, heads: int, hidden: int, length: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads must be >= 1 and divide the width {width}, got {heads}")
+        self.embedding, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(DecoderBlock(width, heads, hidden, dropout) for _ in range(layers)))
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.decoder = nn.Linear(width, vocabulary)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for last in (block.attention.output, block.fc2):
+                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        places = torch.arange(symbols.shape[1], device=symbols.device)
+        x = self.blocks(self.dropout(self.embedding(symbols) + self.positions(places)))
+        return self.decoder(self.norm(x))

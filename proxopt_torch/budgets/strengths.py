@@ -168,7 +168,7 @@ def _all_but_one_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
 
 def _one_group(penalty: Any, entry: Entry, joint: bool) -> list[Tensor]:
     """The entries of one of the groups of a problem that the penalty can zero; of none if it has none."""
-    ones = [torch.ones_like(p) for p in entry]
+    ones = [torch.ones_like(p, memory_format=torch.contiguous_format) for p in entry]  # whose entries are set by number
     can = [x == 0 for x in _prox(penalty.with_strength(1.0), ones, joint)]
     partition = declared.partition(penalty)
     place = next((i for i, zero in enumerate(can) if bool(zero.any())), None)

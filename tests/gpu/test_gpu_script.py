@@ -135,6 +135,20 @@ SAID = {
         "       0.5      1e-06    58.2%   25.80%   25.80%         0",
         "pruned 58.2%: 25.80% before the cut, 25.80% after it, retrained 33.90%",
     ),
+    "prune_convnet": (
+        "network                 accuracy          parameters         multiply-adds  ms a pass (quartiles)\n"
+        "dense                    71.90 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.10 (3.04 - 3.29)\n"
+        "sparse, before the cut   71.30 %  272 474 (100.0 %)  41 214 592 (100.0 %)     3.12 (3.05 - 3.29)\n"
+        "compact, after the cut   71.30 %    98 324 (36.1 %)   20 514 102 (49.8 %)     2.01 (1.90 - 2.21)\n"
+        "largest change of an output by the cut: 3.1e-07 of the largest output",
+        "dense: 71.90 %, parameters 100.0 %, multiply-adds 100.0 %, 3.10 ms; compact, after the cut: 71.30 %, parameters 36.1 %,"
+        " multiply-adds 49.8 %, 2.01 ms; largest change of an output by the cut: 3.1e-07",
+    ),
+    "prune_transformer": (
+        "network                 bits per character  perplexity       parameters        multiply-adds  ms a pass (quartiles)\n"
+        "compact, after the cut              2.1899       4.562  418 338 (50.9 %)  54 119 200 (50.4 %)    8.23 (8.12 - 9.66)",
+        "compact, after the cut: 2.1899, parameters 50.9 %, multiply-adds 50.4 %, 8.23 ms",
+    ),
     "digits example": (
         "compact, retrained       0.9689        28       21        570       0.0 %",
         "0.9689, 28 pixels, 21 neurons, 570 parameters",

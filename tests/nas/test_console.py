@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import nas_cifar10
 import nas_ptb
+import prune_convnet
 import prune_operations
 import pytest
 import train_cifar10
@@ -36,6 +37,7 @@ def help_of(main, words, capsys):
         (train_cifar10.main, [], "--imagenet --preset --genotype"),
         (train_ptb.main, [], "--preset --genotype"),
         (prune_operations.main, [], "--preset --mu"),
+        (prune_convnet.main, [], "--evaluate --preset --macs --blocks"),
     ],
 )
 def test_help_lists_the_options_that_select_settings_among_the_others(main, words, listed, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from nas.engine import checkpoint
 from nas.methods import registry
-from nas_cases import TINY, TINY_TEXT, rows_of, same, stopped
+from nas_cases import TINY, TINY_CONVNET, TINY_TEXT, TINY_TRANSFORMER, rows_of, same, stopped
 
 ROOT = Path(__file__).parents[2]
 ONCE = ["--checkpoint-minutes", "0"]
@@ -33,6 +33,8 @@ RUNS = {
     "gsparsity": ("nas_cifar10", "--method gsparsity --space S1 --mu 0.4 --tau 1", (3, 3)),
     "training": ("train_cifar10", "--genotype ISTA --drop-path 0.3", (3, 3)),
     "pruning": ("prune_operations", "--genotype DARTS_V2 --mu 0.5 --tau adaptive --retrain-epochs 1", (3, 4, 5)),
+    "pruning of channels": ("prune_convnet", "--penalty sparse_group_lasso --cutout 8 --macs 0.6", (3, 8, 2)),
+    "pruning of heads": ("prune_transformer", "--dropout 0.1 --start 0 --macs 0.7", (14, 4)),
     "text": ("nas_ptb", "--strength-step 0.3 --arch-lr 0.02 --drop-words 0.1", (3, 5)),
     "text training": ("train_ptb", "--genotype DARTS_V2 --epochs 6 --patience 1 --lr 25", (3, 25)),
     "lstm": ("train_ptb", "--genotype LSTM --drop-words 0.1", (7,)),
@@ -42,8 +44,9 @@ RUNS = {
 def command(name, images, corpus):
     """(main, argv without --out, after how many checkpoints it stops)."""
     program, options, stops = RUNS[name]
-    text = program.endswith("ptb")
-    argv = [*(TINY_TEXT if text else TINY), *options.split(), *ONCE, "--data-dir", str(corpus if text else images)]
+    text = program.endswith(("ptb", "transformer"))
+    tiny = {"prune_convnet": TINY_CONVNET, "prune_transformer": TINY_TRANSFORMER}.get(program, TINY_TEXT if text else TINY)
+    argv = [*tiny, *options.split(), *ONCE, "--data-dir", str(corpus if text else images)]
     if program in ("train_cifar10", "prune_operations") or name in ("gsparsity", "one stage"):
         argv += ["--valid-images", "16", *PROXSGD]
     return importlib.import_module(program).main, argv, stops
@@ -125,32 +128,33 @@ def finished(running):
 
 
 @pytest.mark.commands
-@pytest.mark.parametrize("name", ["sparse_supernet", "training", "text", "text training"])
+@pytest.mark.parametrize("name", ["sparse_supernet", "training", "text", "text training", "pruning of heads"])
 def test_what_is_killed_goes_on_bit_for_bit(name, corpus, tmp_path):
     _, argv, _ = command(name, tmp_path / "data", corpus)
     argv = [RUNS[name][0], *argv, "--epochs", "6"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    part = "sparse" if name == "pruning of heads" else ""  # the folder of the training that is killed
     finished(process(tmp_path, *argv, "--out", str(whole)))
     running = process(tmp_path, *argv, "--out", str(killed))
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline and running.poll() is None:
-        file = killed / "checkpoint.pt"
+        file = killed / part / "checkpoint.pt"
         if file.exists() and (p := checkpoint.load(file)["progress"])["epoch"] >= 1 and p["step"] >= 1:
             break
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     ended(running)
-    before = checkpoint.load(killed / "checkpoint.pt")["progress"]
+    before = checkpoint.load(file)["progress"]
     assert 1 <= before["epoch"] < 6, "it must be killed before its end"
     assert "--resume" in ended(process(tmp_path, *argv, "--out", str(killed)))
     finished(process(tmp_path, *argv, "--out", str(killed), "--resume"))
-    names = sorted(file.name for file in whole.iterdir())
-    assert names == sorted(file.name for file in killed.iterdir())
+    names = sorted(str(file.relative_to(whole)) for file in whole.rglob("*") if "tensorboard" not in str(file))
+    assert names == sorted(str(file.relative_to(killed)) for file in killed.rglob("*") if "tensorboard" not in str(file))
     for table in (n for n in names if n.endswith(".csv")):
         assert rows_of(whole / table) == rows_of(killed / table)
     for file in (n for n in names if n.endswith(".pt")):
         assert same(checkpoint.load(whole / file), checkpoint.load(killed / file))
-    for file in (n for n in names if n.endswith((".svg", ".json")) and n != "result.json"):
+    for file in (n for n in names if n.endswith((".svg", ".json")) and not n.endswith("result.json")):
         assert (whole / file).read_text() == (killed / file).read_text()
 
 

@@ -95,8 +95,8 @@ class CommandLine:
         return self.given[name]
 
     def settings(self, presets: Mapping[str, Any], description: str | None) -> Any:
-        """The settings of the preset that ``--preset`` names ("paper" by default), changed by the options that are left."""
-        preset = presets[self.option("--preset", presets, "paper", preset_help(presets))]
+        """The settings of the preset that ``--preset`` names (by default the first), changed by the options that are left."""
+        preset = presets[self.option("--preset", presets, next(iter(presets)), preset_help(presets))]
         selection = make_dataclass("Selection", [choice.field() for choice in self.choices])
         settings = documented(preset)
         command = make_dataclass("Command", [("selection", selection), ("settings", settings)])
@@ -185,7 +185,8 @@ def paragraphs(text: str) -> list[str]:
 def preset_help(presets: Mapping[str, Any]) -> str:
     """The help of ``--preset``: which settings each preset changes, compared with the first one."""
     (first, base), *others = presets.items()
-    lines = [f"Named set of defaults for the settings below. {first}: as published, for a GPU."]
+    about = "as published, for a GPU" if first == "paper" else "for a GPU"
+    lines = [f"Named set of defaults for the settings below. {first}: {about}."]
     for name, preset in others:
         changed = [f for f in fields(preset) if getattr(preset, f.name) != getattr(base, f.name, None)]
         listed = ", ".join(f"{f.name.replace('_', '-')} {shown(getattr(preset, f.name))}" for f in changed)

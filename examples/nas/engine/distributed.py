@@ -88,10 +88,10 @@ class Processes:
 SINGLE_PROCESS = Processes()
 
 
-def require_single_process(processes: Processes) -> None:
-    """Raise ValueError under torchrun: a checkpoint has the hidden states of one process only."""
+def require_single_process(processes: Processes, reason: str = "text is read by one process") -> None:
+    """Raise ValueError under torchrun. reason: by default that a checkpoint has the hidden states of one process only."""
     if processes.world > 1:
-        raise ValueError(f"text is read by one process; start it without torchrun, got {processes.world} processes")
+        raise ValueError(f"{reason}; start it without torchrun, got {processes.world} processes")
 
 
 def join_processes(device: str) -> tuple[Processes, torch.device]:

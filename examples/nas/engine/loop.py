@@ -97,6 +97,10 @@ class Loop:
         """What computes the run, for its header."""
         return console.cpu("Python")
 
+    def initial_lr(self) -> float:
+        """The learning rate that an error names."""
+        return self.settings.lr
+
     def compiles(self) -> bool:
         """Whether the first step is much longer than the others."""
         return False
@@ -145,7 +149,7 @@ class Loop:
         """Raise Diverged for a loss that is infinite or NaN, from which the run cannot recover. part: of the data."""
         if not loss < float("inf"):
             raise Diverged(
-                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.settings.lr:g}:"
+                f"the {part} loss of epoch {self.epoch + 1} must be finite, got {loss}; lr is {self.initial_lr():g}:"
                 " a lower lr may help"
             )
 
@@ -248,7 +252,7 @@ class Loop:
         except ValueError as error:  # the optimizers of proxopt check gradients on a CPU
             if "must be finite" not in str(error) or "may help" in str(error):
                 raise
-            reason = f"{error}; lr is {self.settings.lr:g}: a lower lr may help"
+            reason = f"{error}; lr is {self.initial_lr():g}: a lower lr may help"
             raise Diverged(f"the {self.kind} diverged in epoch {self.epoch + 1}: {reason}") from None
 
     def save_within_epoch(self) -> None:

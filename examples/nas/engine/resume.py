@@ -19,10 +19,13 @@ from ..space.files import write_text
 
 NAME = "settings.json"
 # what a file has besides options: it describes the run, and follows from the options or from the data
-DESCRIPTION = ("command", "seed", "processes", "devices", "architecture", "text", "images_md5", "statistics", "out", "resume")
+DESCRIPTION = (
+    *("command", "seed", "processes", "devices", "architecture", "text", "images_md5", "statistics", "sparse", "out", "resume"),
+)
 SELECTION = ("framework", "method", "one_stage", "imagenet")  # options that select the settings
 DEFAULTS = ("preset", "rule")  # options that set all others
 EXECUTION = ("data_dir", "genotype", "device", "threads", "checkpoint_minutes", "workers", "seeds")  # change no result
+PRUNING = ("prune_convnet", "prune_transformer")  # commands whose --evaluate takes all settings of its folder
 NETWORK = ("genotype", "channels", "layers", "form", "imagenet", "hidden")
 EVALUATION = (
     *(*NETWORK, "data", "data_dir", "images", "valid_images", "hold_out", "pixels", "workers", "batch"),
@@ -99,7 +102,11 @@ def _from_files(words: list[str], given: set[str], command: str, out: Path) -> l
         # a training that is resumed has its settings already, its start among them
         file = None if option == "start" and there is not None else _value(words, option)
         if file is not None and (Path(file) / NAME).is_file():  # --start may name a file of weights, too
+            if command in PRUNING:
+                return _options(words, given, _read_options(Path(file), command))
             found = _read_options(Path(file), None)
+            if found.get("command") in PRUNING:
+                raise ValueError(f"{file} must be the folder of a training for {command}.py, got one of {found['command']}.py")
             if ("text" in found) != command.endswith("ptb"):
                 wanted = "text" if command.endswith("ptb") else "images"
                 raise ValueError(f"{file} must be the folder of a training on {wanted}, for which {command}.py is")

@@ -116,7 +116,7 @@ def prepare_data(
     share = processes.share
     pixels, augmented = getattr(settings, "pixels", 0), getattr(settings, "augment", True)  # of searches only
     dataset = cifar.load_images(settings.data, settings.data_dir, pixels)
-    refuse_auxiliary(settings.auxiliary, dataset.train.images.shape[2:])
+    refuse_auxiliary(getattr(settings, "auxiliary", 0.0), dataset.train.images.shape[2:])
     parts = image_sets.training_parts(dataset, settings.images, settings.valid_images, settings.hold_out)
     train, valid = (part.to(device) for part in parts)
     statistics = statistics or (dataset.mean, dataset.std)
