@@ -128,7 +128,7 @@ STEP_JAX = (
     (r"^(jax, .*): (\S+) s, (\d+) MiB, compiled in (\S+) s$", "{0} {1} s, {2} MiB, compiled in {3} s"),
     (r"^(.*: left out, .*)", "{0}"),
 )
-CUT = (
+COMPARED_CUTS = (
     (
         r"^\| ([^|]+) \| (\S+) \| (\S+) \| \S+ \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| \S+ \|$",
         "{0} at {2}: {3} %, cut {4} %, trained {5} %",
@@ -334,7 +334,7 @@ PARTS = (
         more=(*CUT_FULL, *IMAGES),
         dry=DRY_CUT,
         share=0.5,
-        patterns=CUT,
+        patterns=COMPARED_CUTS,
         keeps=("runs.csv", "summary.csv", "lossless_cut.png"),
     ),
     # the other commands

@@ -81,7 +81,7 @@ def test_the_summary_is_over_the_seeds_without_the_trial(tmp_path):
     entries = summary(read_rows(tmp_path / "runs.csv"))
     assert [(e["title"], e["budget"], e["seeds"]) for e in entries] == [("dense network", 1, 3), ("ProxSGD, group lasso", 0.5, 3)]
     assert (entries[1]["before"], entries[1]["before_sd"], entries[1]["after_sd"]) == (51, 1, 0)
-    (pattern, form), *_ = gpu.CUT
+    (pattern, form), *_ = gpu.COMPARED_CUTS
     lines = [re.match(pattern, line) for line in text_table(entries).split("\n")]
     assert [m is None for m in lines] == [True, True, False, False]
     assert form.format(*lines[3].groups()) == "ProxSGD, group lasso at 0.490: 51.0 %, cut 50.0 %, trained 52.0 %"
