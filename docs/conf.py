@@ -39,10 +39,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.doctest",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "mathml",
     "results",
     "repository_links",
 ]
@@ -102,6 +102,7 @@ sphinx_gallery_conf = {
     "plot_gallery": "True",
 }
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"proxopt {release}"
 html_static_path = ["_static"]
