@@ -3,8 +3,8 @@ The prox of every family
 ========================
 
 A proximal operator moves a point towards smaller values of a penalty, and weighs the distance against the gain. For penalties
-with kinks the result is often exactly zero. The upper row shows one entry of the result over one entry of the argument, while a second
-entry is 0.5. The lower row shows the level sets of each penalty in the plane, and where its prox sends a grid of points.
+with kinks the result is often exactly zero. The upper row shows one entry of the result over one entry of the argument, while a
+second entry is 0.5. The lower row shows the level sets of each penalty in the plane, and where its prox sends a grid of points.
 """
 
 import matplotlib.pyplot as plt

@@ -3,8 +3,8 @@ Cells found on NAS-Bench-201
 ============================
 
 NAS-Bench-201 has the accuracy of all 15 625 cells of a small space, so that the result of a search has a rank. This page shows
-all searches of ``benchmarks/results/nas_bench_201_runs.csv``, each of one to five CPU minutes, and the cells that two methods found
-most often.
+all searches of ``benchmarks/results/nas_bench_201_runs.csv``, each of one to five CPU minutes, and the cells that two methods
+found most often.
 """
 
 import csv
