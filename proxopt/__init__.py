@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proxopt import schedules, sparsity, testing, updates
+from proxopt import schedules, sparsity, updates
 from proxopt._version import __version__
 from proxopt.groups import Groups
 from proxopt.penalties import (
@@ -23,7 +23,7 @@ from proxopt.penalties import (
 from proxopt.projections import Sphere
 
 if TYPE_CHECKING:
-    from proxopt import solvers
+    from proxopt import solvers, testing
     from proxopt.solvers import sparse_code
 
 __all__ = [
@@ -51,10 +51,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the solvers when they are first used, because SciPy takes longer to import than all the rest."""
-    if name not in ("solvers", "sparse_code"):
+    """Import the solvers and the laws when they are first used: SciPy takes longer to import than all the rest."""
+    if name not in ("solvers", "sparse_code", "testing"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if name == "testing":
+        return importlib.import_module("proxopt.testing")
     solvers = importlib.import_module("proxopt.solvers")
     return solvers if name == "solvers" else solvers.sparse_code

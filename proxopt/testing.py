@@ -44,7 +44,7 @@ def check_prox(
       of Moreau's identity;
     - separate: a change of one entry or group leaves the prox of the others as it is, if ``elementwise`` or groups are declared;
     - radial: each group of the prox is a multiple between 0 and 1 of that of x, if ``radial`` is declared and step is a number;
-    - absolute: f(z) = f(|z|), and f does not fall where a modulus grows, if ``absolute`` is declared;
+    - absolute: ``f(z) = f(|z|)``, and f does not fall where a modulus grows, if ``absolute`` is declared;
     - shrinkage: value and prox are those of the form that ``shrinkage()`` returns, if it does.
 
     Args:

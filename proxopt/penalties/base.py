@@ -73,7 +73,7 @@ class Penalty:
     - ``elementwise`` (False): ``f(x) = sum_i f_i(x_i)``. The prox acts on each entry alone.
     - a field ``groups``, a ``Groups`` or None for all entries as one group: the prox acts on each group alone.
     - ``radial`` (False): the prox multiplies each group by a factor between 0 and 1. ``Nested`` takes it as an outer level.
-    - ``absolute`` (False): f depends on the moduli |x_i| only, and does not decrease where one of them grows.
+    - ``absolute`` (False): f depends on the moduli ``|x_i|`` only, and does not decrease where one of them grows.
       ``NonNegative`` takes it.
     - ``one_step_per_group`` (False): ``_prox`` is written for steps that are constant in each group. Steps that differ inside a
       group, as those of Adam do, are replaced by a single one for the group: that with which the same groups of an L2 norm become
@@ -230,7 +230,7 @@ class Penalty:
 
     @property
     def absolute(self) -> bool:
-        """Whether f depends on the moduli |x_i| only, and does not decrease where one of them grows."""
+        """Whether f depends on the moduli ``|x_i|`` only, and does not decrease where one of them grows."""
         return self._form() is not None
 
     @property
