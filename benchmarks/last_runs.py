@@ -15,7 +15,7 @@ from typing import Any
 import gpu
 
 RESULTS = gpu.ROOT / "benchmarks" / "results"
-MAIN = ("prune_convnet", "digits", "optimizers", "optimizers jax", "nas_cifar10")  # the parts in the table of README.md
+MAIN = ("prune_convnet", "digits", "optimizers")  # the parts in the table of README.md
 FILES = {gpu.ROOT / "README.md": MAIN, RESULTS / "README.md": ()}
 START, END = "<!-- last runs: python benchmarks/last_runs.py -->", "<!-- end of last runs -->"
 NEVER = "not yet"
