@@ -2,8 +2,9 @@
 
     python benchmarks/overview.py
 
-A network with 64 hidden units learns scikit-learn's digits under a group lasso; a budget asks for a quarter of its parameters. The
-picture shows the weights of its first layer, a row for each hidden unit. Writes overview.png to --out and prints the figures in it.
+A network with 64 hidden units learns scikit-learn's digits under a group lasso; a budget asks for a quarter of its parameters.
+The picture shows the weights of its first layer, a row for each hidden unit. Writes overview.png to --out and prints the figures
+in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from nas.space import drawing
+
 from proxopt import GroupL2
 from proxopt_torch import Budget, ProxAdam, compact, groups
 
