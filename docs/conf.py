@@ -107,6 +107,8 @@ html_theme = "furo"
 html_title = f"proxopt {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+# Formulas are MathML, which browsers draw without it. With the network MathJax draws them, with fonts made for formulas.
+html_js_files = [("https://cdn.jsdelivr.net/npm/mathjax@4/mml-chtml.js", {"async": "async"})]
 html_theme_options = {
     "source_repository": repository_url,
     "source_branch": "main",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import runpy
 import warnings
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def test_the_code_of_a_page_runs(page):
 
 def test_pages_are_found():
     assert len(page_code.pages()) > 8
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("name", ["1_prox_curves", "2_path", "6_nas_bench_201", "7_recovery", "8_noise"])
+def test_a_page_of_the_gallery_that_trains_nothing_runs(name, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    monkeypatch.chdir(ROOT)
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().canvas.draw()))
+    runpy.run_path(str(ROOT / "docs" / "gallery" / f"plot_{name}.py"))
+    plt.close("all")
+    assert shown

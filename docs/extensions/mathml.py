@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: pages need no script and no network. The converter is that of docutils."""
+"""Formulas as MathML, which browsers draw without a script and without the network. The converter is that of docutils."""
 
 from __future__ import annotations
 

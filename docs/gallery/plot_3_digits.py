@@ -38,7 +38,7 @@ for name, key in curves.items():
 for axis, title in zip(axes, ("accuracy % after retraining", "zero weights %", "pixels used, of 64")):
     axis.set(xscale="log", xlabel="strength", title=title)
     axis.grid(alpha=0.25)
-axes[0].legend(frameon=False)
+axes[2].legend(frameon=False, loc="lower left")
 plt.show()
 
 # %%
@@ -54,7 +54,7 @@ order = torch.randperm(len(x))
 train, valid = order[:1350], order[1350:]
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.8), constrained_layout=True)
-for axis, strength in zip(axes, (3e-4, 1e-3, 3e-3)):
+for axis, strength in zip(axes, (2e-4, 8e-4, 1.6e-3)):
     net = nn.Sequential(nn.Linear(64, 40), nn.LeakyReLU(), nn.Linear(40, 20), nn.LeakyReLU(), nn.Linear(20, 10))
     layers = [net[0], net[2], net[4]]
     penalty = SparseGroupLasso(strength, groups=Groups.along(0))
@@ -71,7 +71,6 @@ for axis, strength in zip(axes, (3e-4, 1e-3, 3e-3)):
     axis.imshow(pixels.reshape(8, 8), cmap="Greys", vmin=0)
     for unused in (pixels == 0).nonzero().flatten().tolist():
         axis.text(unused % 8, unused // 8, "x", ha="center", va="center", color="#d94801")
-    axis.set(
-        title=f"strength {strength:g}: {int((pixels > 0).sum())} pixels\naccuracy {100 * accuracy:.1f} %", xticks=[], yticks=[]
-    )
+    used = int((pixels > 0).sum())
+    axis.set(title=f"strength {strength:g}: {used} pixels\naccuracy {100 * accuracy:.1f} %", xticks=[], yticks=[])
 plt.show()

@@ -40,7 +40,7 @@ order = torch.randperm(len(x))
 train, valid = order[:1350], order[1350:]
 
 net = Net()
-optimizer = ProxAdam(groups.attention_heads(net, GroupL2(3e-4)), lr=3e-3)
+optimizer = ProxAdam(groups.attention_heads(net, GroupL2(1e-3)), lr=3e-3)
 
 
 def head_norms():

@@ -1,4 +1,4 @@
-"""Every command of examples/PUBLISHED.md is understood by its script. None of them runs."""
+"""Every command of examples/PUBLISHED.md and of the guides is understood by its script. None of them runs."""
 
 import argparse
 import importlib
@@ -14,13 +14,15 @@ from nas.space import genotype
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "examples" / "PUBLISHED.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S) for line in block.splitlines() if line]
+GUIDES = "".join((ROOT / "docs" / "guides" / name).read_text(encoding="utf-8") for name in ("search.md", "tpu.md"))
+IN_GUIDES = re.findall(r"^python examples/.*$", GUIDES, flags=re.M)
 
 
 class Understood(Exception):
     """The command line was parsed."""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + IN_GUIDES)
 def test_a_command_is_understood(command, monkeypatch):
     python, script, *words = shlex.split(command)
     assert python == "python" and (ROOT / script).is_file()
@@ -45,7 +47,7 @@ def test_a_command_is_understood(command, monkeypatch):
 
 
 def test_the_page_has_every_table_and_figure_and_known_presets():
-    assert len(COMMANDS) > 25
+    assert len(COMMANDS) > 25 and len(IN_GUIDES) > 3
     for paper, tables, figures in (("SparseNAS", "12345", "12345678"), ("ISTA-NAS", "1234", "12"), ("GSparsity", "123", "1")):
         (section,) = re.findall(rf"^## {paper}\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S)
         named = set(re.findall(r"\*\*(?:Table|Figure)[^*]*\*\*", section))
