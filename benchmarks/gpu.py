@@ -79,7 +79,7 @@ DRY_TRANSFORMER = tuple(
 DRY_DIGITS = tuple("--strengths 1 --seeds 1 --epochs 2 --retrain-epochs 2 --curves adam hapg".split())
 DRY_STEPS = ("--only", "ista, recovery", "--steps", "1")
 CUT_FULL = tuple(
-    "--methods magnitude torch_pruning prox_adam prox_sgd --seeds 0 --images 12000 --held-out 2000 "
+    "--methods magnitude torch_pruning_adam prox_adam prox_sgd --seeds 0 --images 12000 --held-out 2000 "
     "--epochs 20 --tuning-epochs 4 --jobs 4".split()
 )
 DRY_CUT = tuple(
@@ -130,7 +130,7 @@ STEP_JAX = (
 )
 COMPARED_CUTS = (
     (
-        r"^\| ([^|]+) \| (\S+) \| (\S+) \| \S+ \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| \S+ \|$",
+        r"^\| ([^|]+) \| (\S+) \| (\S+) \| \S+ \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| (\S+) ± \S+ % \| [^|]+ \|$",
         "{0} at {2}: {3} %, cut {4} %, trained {5} %",
     ),
 )

@@ -147,7 +147,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             own = [r for r in finals if r["method"] == name and r["budget"] == budget]
             if not own:
                 continue
-            title = "dense network" if budget == DENSE else method.title
+            title = f"dense network, {method.optimizer}" if budget == DENSE else method.title
             entry: dict[str, Any] = {
                 "method": name,
                 "title": title,
@@ -171,7 +171,8 @@ def text_table(entries: Sequence[Mapping[str, Any]]) -> str:
     for e in entries:
         accuracies = " | ".join(f"{e[m]:.1f} ± {e[f'{m}_sd']:.1f} %" for m in ("before", "after", "trained"))
         sizes = f"{e['macs']:.3f} | {e['parameters']:.3f}"
-        lines.append(f"| {e['title']} | {e['budget']:g} | {sizes} | {accuracies} | {e['gap']:.0e} |")
+        gap = f"{e['gap']:.0e}" if e["gap"] >= 1e-6 else "< 1e-6"
+        lines.append(f"| {e['title']} | {e['budget']:g} | {sizes} | {accuracies} | {gap} |")
     return "\n".join(lines)
 
 
@@ -179,8 +180,13 @@ def picture(entries: Sequence[Mapping[str, Any]]) -> Any:
     """Accuracy over multiply-adds, directly after the cut and in the end."""
     plt = drawing.plt
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained")
-    dense = next((e for e in entries if e["budget"] == DENSE), None)
-    styles = {"magnitude": ("#969696", "s"), "torch_pruning": ("#d94801", "D"), "pat": ("#8c6bb1", "^")}
+    styles = {
+        "magnitude": ("#969696", "s"),
+        "magnitude_adam": ("#525252", "s"),
+        "torch_pruning": ("#fdae6b", "D"),
+        "torch_pruning_adam": ("#d94801", "D"),
+        "pat": ("#8c6bb1", "^"),
+    }
     blues = ["#08306b", "#2171b5", "#6baed6", "#00441b", "#238b45", "#74c476", "#74c476"]
     for axis, measure, title in zip(axes, ("after", "trained"), ("directly after the cut", "after the short training")):
         ours = iter(blues)
@@ -190,8 +196,8 @@ def picture(entries: Sequence[Mapping[str, Any]]) -> Any:
             if own:
                 x, y, error = ([e[k] for e in own] for k in ("macs", measure, f"{measure}_sd"))
                 axis.errorbar(x, y, error, color=color, marker=marker, capsize=3, lw=1, label=method.title)
-        if dense:
-            axis.axhline(dense[measure], color="#333333", lw=1, ls="--", label="dense network")
+        for dense, dashes in zip((e for e in entries if e["budget"] == DENSE), ("--", ":")):
+            axis.axhline(dense[measure], color="#333333", lw=1, ls=dashes, label=dense["title"])
         axis.set(title=title, xlabel="multiply-adds, share of the dense network")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test accuracy, %")

@@ -109,6 +109,8 @@ LASSO, SPARSE = "group lasso", "sparse group lasso"
 METHODS = {
     "magnitude": Method("magnitude pruning", "magnitude", "SGD", "norms are compared", ("in all layers", "in each layer")),
     "torch_pruning": Method("Torch-Pruning, group norm", "torch_pruning", "SGD", "reg", (5e-4, 2e-3, 8e-3)),
+    "magnitude_adam": Method("magnitude pruning, Adam", "magnitude", "Adam", "norms are compared", (), value_of="magnitude"),
+    "torch_pruning_adam": Method("Torch-Pruning, group norm, Adam", "torch_pruning", "Adam", "reg", (5e-4, 2e-3, 8e-3)),
     "pat": Method("torchao PAT, group lasso", "pat", "SGD", "reg_lambda", (1e-4, 1e-3, 1e-2)),
     "prox_adam": Method("ProxAdam, group lasso", "ours", "ProxAdam", *DUE, LASSO),
     "prox_sgd": Method("ProxSGD, group lasso", "ours", "ProxSGD", *DUE, LASSO),
