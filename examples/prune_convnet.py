@@ -25,7 +25,7 @@ from pruning.images import ConvnetSettings, Images
 
 PRESETS = {
     "full": ConvnetSettings(amp=True),
-    "small": ConvnetSettings(images=10_000, epochs=10, batch=64, epoch_images=2000),
+    "small": ConvnetSettings(images=10_000, epochs=8, batch=64, epoch_images=2000, optimizer="proxadam"),
 }
 
 

@@ -24,7 +24,7 @@ percent = lambda value: f"{100 * value:.2f} %"
 class ConvnetSettings(PruningSettings):
     """The recipe of residual networks for CIFAR-10."""
 
-    usual_lr: ClassVar[dict[str, float]] = {"proxsgd": 1.0, "proxadam": 2e-3}
+    usual_lr: ClassVar[dict[str, float]] = {"proxsgd": 1.0, "proxadam": 5e-3}
     out: Path = Path("runs/prune_convnet")
     data: Literal["cifar10", "cifar100", "folder"] = "cifar10"
     """Data set. folder: own images of one size with sides divisible by 4, in DATA_DIR/train/CLASS and DATA_DIR/val/CLASS;

@@ -47,7 +47,7 @@ class PruningSettings(RunSettings):
     """Share of the absolute values in the sparse group lasso, in (0, 1)."""
     start: float = 0.1
     """Share of the steps before the penalty acts, in [0, 1)."""
-    due: float = 0.6
+    due: float = 0.8
     """Share of the steps after which the target is due, in (start, 1]. Once it is reached the zeros are frozen, and the rest of
     the training is without penalty."""
     measurements: int = 200
