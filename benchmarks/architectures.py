@@ -311,18 +311,26 @@ def vae_cuts(_: nn.Module) -> list[Cut]:
 # -- the table ----------------------------------------------------------------------------------------
 
 
-def import_timm() -> Any:
-    """timm, also where the compiled operators of torchvision are missing: its wheels do not match torch for CPUs.
+def declare_operators_of_torchvision() -> None:
+    """Let torchvision be imported where its compiled operators are missing: its wheels do not match torch for CPUs.
 
-    torchvision registers the gradients of two of them when it is imported, so that these must be declared. No model uses them.
+    It registers the gradients of two of them when it is imported, so that these must be declared. No model uses them. timm,
+    transformers and, through torchmetrics, Lightning import torchvision where it is installed.
     """
     try:
         import torchvision  # noqa: F401, only to see whether it works
+    except ModuleNotFoundError:
+        return
     except RuntimeError:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         DECLARED.append(library)  # its destructor would undo the declarations
+
+
+def import_timm() -> Any:
+    """timm, also where the compiled operators of torchvision are missing."""
+    declare_operators_of_torchvision()
     import timm
 
     return timm

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from proxopt import ProxOperator
 from proxopt.penalties import declared
-from proxopt_torch import checkpoints, compiled, frozen_zeros, kernels, options, param_groups, projections, stacks
+from proxopt_torch import checkpoints, compiled, frozen_zeros, kernels, options, param_groups, projections, sharding, stacks
 from proxopt_torch.device import triton_steps
 from proxopt_torch.frozen_zeros import ZEROS
 from proxopt_torch.options import EVAL, GROUP_DEFAULTS
@@ -432,6 +432,13 @@ class ProximalOptimizer(Penalised, Optimizer):
             if key in saved and getattr(saved[key], "shape", None) != p.shape:
                 shape = tuple(saved[key].shape) if isinstance(saved[key], Tensor) else repr(saved[key])
                 raise ValueError(f"state_dict must hold {key} of shape {tuple(p.shape)} for {where}, got {shape}")
+        search = saved.get("search_point")
+        if saved and "point" in names and group["mode"] == EVAL and sharding.is_sharded(p) and not sharding.is_sharded(search):
+            held = "none" if search is None else "a plain tensor"
+            raise ValueError(
+                f"state_dict must hold a sharded search_point for {where}, since it was saved in eval mode, got {held}: "
+                "torch.distributed.checkpoint restores an optimizer that was saved in train mode"
+            )
 
     def _finish_loading(self, state_dict: dict[str, Any]) -> None:
         super()._finish_loading(state_dict)

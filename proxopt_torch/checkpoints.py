@@ -1,4 +1,4 @@
-"""Checks of a checkpoint before it is loaded, and what older or foreign checkpoints leave open."""
+"""Checks of a checkpoint before it is loaded, what older or foreign checkpoints leave open, and checkpoints of the prox point."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from proxopt_torch import param_groups, projections
-from proxopt_torch.frozen_zeros import FROZEN
-from proxopt_torch.options import TRAIN
+from proxopt_torch import param_groups, projections, sharding
+from proxopt_torch.frozen_zeros import FROZEN, ZEROS
+from proxopt_torch.options import EVAL, TRAIN
 from proxopt_torch.param_groups import ParamGroup, State
 
 if TYPE_CHECKING:
@@ -21,6 +21,29 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict with descriptions in place of the penalties that are no plain data, and of projections."""
     groups = [param_groups.packed(g) for g in state_dict["param_groups"]]
     return {**state_dict, "param_groups": [{**g, "projection": projections.packed(g.get("projection"))} for g in groups]}
+
+
+def prox_points(optimizer: Penalised) -> dict[int, Tensor]:
+    """The prox points of parameters that hold the search point now, by the id of the parameter."""
+    held = [p for group in optimizer.param_groups if group["mode"] == TRAIN for p in group["params"]]
+    return {id(p): state["point"] for p in held if "point" in (state := optimizer.state.get(p) or {})}
+
+
+def of_eval_mode(optimizer: Penalised, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What ``state_dict()`` of the optimizer would return in eval mode, from what it returns now; parameters are not swapped.
+
+    It belongs beside a model whose parameters are saved at the prox point. ``optimizer.train()`` is due after it was loaded.
+    """
+    points = prox_points(optimizer)
+    if not points:
+        return state_dict
+    state, groups = dict(state_dict["state"]), []
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
+        for p, index in zip(group["params"], saved["params"]):
+            if id(p) in points:
+                state[index] = {**state[index], "search_point": p.detach()}
+        groups.append({**saved, "mode": EVAL})
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def completed(optimizer: Penalised, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +87,10 @@ def _completed_group(optimizer: Penalised, state: States, saved: ParamGroup, gro
     if group["joint"]:
         _split_joint(state, saved["params"])
     for place, (index, p) in enumerate(zip(saved["params"], group["params"])):
+        zeros = state.get(index, {}).get(ZEROS)
+        if sharding.is_sharded(p) and zeros is not None and not sharding.is_sharded(zeros):
+            # torch.distributed.checkpoint shards only states that a new optimizer has; the next step records the same zeros
+            del state[index][ZEROS]
         optimizer._check_state({**group, **saved}, state.get(index, {}), p, f"{where}['params'][{place}]")
     return saved
 

@@ -107,7 +107,7 @@ def max_strength(source: Source, penalty: Penalty | None = None) -> float:
     for the penalty R at strength 1 and the gradients :math:`g_j` of the problems, which stand for the gradients at zero. It
     gives the scale of useful strengths: take 1e-3 to 1e-1 of it. The equation holds in the dtype of the gradients, not just up
     to rounding. Groups with the weight 0 in the penalties of an optimizer, such as the units that ``groups.coupled`` leaves out,
-    are not counted.
+    are not counted. Sharded gradients (DTensor) are gathered: call it on every rank.
 
     Args:
       source: an optimizer of proxopt_torch, with its own penalties; a module, of which each parameter with two or more axes is a
@@ -126,10 +126,15 @@ def max_strength(source: Source, penalty: Penalty | None = None) -> float:
     >>> max_strength([w], L1(1.0))
     5.0
     """
-    problems = list(_problems(source, penalty))
+    problems = [(gathered(x), operator) for x, operator in _problems(source, penalty)]
     if not problems:
         raise ValueError("source must hold a penalised parameter with a gradient, got none: call loss.backward() first")
     return zeroing_strength(problems)
+
+
+def gathered(x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """The whole tensors of a problem; a collective where they are sharded."""
+    return [sharding.gathered(t) for t in x] if isinstance(x, list) else sharding.gathered(x)
 
 
 def _problems(source: Source, penalty: Penalty | None) -> Iterator[Problem]:

@@ -99,8 +99,14 @@ def label(optimizer: Penalised, group: ParamGroup, place: int) -> str:
 
 def gathered(x: Tensor) -> Tensor:
     """The whole tensor of a DTensor, which is a collective on all its ranks; any other tensor unchanged."""
+    whole: Tensor = x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+    return whole
+
+
+def is_sharded(x: object) -> bool:
+    """Whether ``x`` is a DTensor."""
     kind = _dtensor()
-    return x.full_tensor() if kind is not None and isinstance(x, kind) else x
+    return kind is not None and isinstance(x, kind)
 
 
 def all_finite(optimizer: Penalised, grads: Sequence[Tensor]) -> bool:

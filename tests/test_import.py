@@ -10,10 +10,12 @@ import subprocess
 import sys
 
 import pytest
+from architectures import declare_operators_of_torchvision
 
 PACKAGES = ("proxopt", "proxopt_torch", "proxopt_jax")
 
 OPTIONAL = {"proxopt_torch.device.triton_kernels": "triton"}  # what a module imports that need not be installed
+TRAINERS = {f"proxopt_torch.integrations.{library}": library for library in ("lightning", "transformers")}
 
 NO_EXAMPLE = ("Penalty", "Compacted", "SparsityReport", "ProximalState")  # a base, and what functions return
 
@@ -51,10 +53,13 @@ def modules() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.zoo) if m in TRAINERS else m for m in modules()])
 def test_the_examples_in_the_docstrings_run(name):
     if name in OPTIONAL:
         pytest.importorskip(OPTIONAL[name])
+    if name in TRAINERS:
+        declare_operators_of_torchvision()
+        pytest.importorskip(TRAINERS[name])
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -76,3 +81,12 @@ def test_a_plugin_without_its_framework_names_the_extra():
         code = f"import sys; sys.modules[{framework!r}] = None\nimport {package}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f'pip install "proxopt[{package[8:]}]"' in done.stderr
+
+
+def test_a_callback_without_its_trainer_names_the_extra():
+    """``import proxopt_torch`` needs none of them: it succeeds where they cannot be imported."""
+    hidden = "import sys\nfor name in ('lightning', 'pytorch_lightning', 'transformers', 'accelerate'): sys.modules[name] = None"
+    for module in TRAINERS:
+        code = f"{hidden}\nimport proxopt_torch\nprint('imported')\nimport {module}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout == "imported\n" and 'pip install "proxopt[trainers]"' in done.stderr

@@ -172,7 +172,7 @@ class Budget:
         self.steps, self.every, self.start, self.tolerance, self.freeze = steps, every, float(start), float(tolerance), freeze
         self.log: list[dict[str, Any]] = []
         self._schedule = control.schedule_of(schedule)
-        self._model = _original(model)
+        self._model = unwrapped(model)
         self._strengths = Strengths(self.optimizer)
         self._check_model()
         with self.optimizer.at_prox_point():
@@ -344,7 +344,7 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _original(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of ``torch.compile`` and of data parallel training."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")

@@ -68,7 +68,7 @@ class Strengths:
         """The factor at which zero is a stationary point, by the present gradients; None where they are missing or not finite."""
         found = []
         for group, own in self.groups():
-            problems = [(_gathered(x), penalty) for x, penalty in report.group_problems(self.optimizer, group)]
+            problems = [(report.gathered(x), penalty) for x, penalty in report.group_problems(self.optimizer, group)]
             try:
                 found += [zeroing_strength(problems) / _largest(own)] if problems else []
             except (TypeError, ValueError):  # a gradient that is not finite, or a penalty of others without a dual
@@ -194,10 +194,6 @@ def _prox(operator: Any, x: list[Tensor], joint: bool) -> list[Tensor]:
     """The prox with a step at which all is zero but what has a huge entry or no penalty."""
     found = operator.prox(x if joint else x[0], PROBE)
     return found if joint else [found]
-
-
-def _gathered(x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return [sharding.gathered(t) for t in x] if isinstance(x, list) else sharding.gathered(x)
 
 
 def _positive(strength: Any, number: int) -> float | Tensor:

@@ -20,7 +20,7 @@ from torch import distributed, nn
 from torch_cases import Foreign
 
 from proxopt import L1, ElasticNet, GroupL2, Groups, Nested, NonNegative, SparseGroupLasso, Sphere
-from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD, groups, sparsity_report
+from proxopt_torch import HAPG, AdamHAPG, ProxAdam, Proximal, ProxSGD, groups, max_strength, sparsity_report
 
 WORLD = 2
 STEPS = 3
@@ -196,13 +196,18 @@ class Rank:
         for name, make in makers.items():
             whole, model = network(), self.fsdp(network())
             expected, optimizer = make(whole), make(model)
-            train(whole, expected, 2)
-            train(model, optimizer, 2)
+            for part, own in ((whole, expected), (model, optimizer)):
+                train(part, own, 2)
+                own.freeze_zeros()  # the masks are states that a new optimizer does not have
+                train(part, own, 1)
             resumed = {"from a whole model": load(save(whole, expected, True), make, True)}
             if name != "AdamHAPG":
                 resumed["full"] = load(save(model, optimizer, True), make, True)
                 resumed["sharded"] = load(save(model, optimizer, False), make, False)
             else:
+                optimizer.eval()
+                found["saved in eval mode"] = message(load, save(model, optimizer, True), make, True)
+                optimizer.train()
                 stream = io.BytesIO()
                 torch.save((model.state_dict(), optimizer.state_dict()), stream)
                 stream.seek(0)
@@ -260,6 +265,8 @@ class Rank:
             if axis == 0:
                 row = sparsity_report(optimizer).rows[0]
                 rows.append((row.zeros, row.groups, row.living))
+            model.x.grad = model.x.detach() * 3
+            rows.append(round(max_strength(optimizer), 5))
         return rows
 
     def fsdp(self, model):
@@ -392,6 +399,8 @@ def test_a_gradient_may_be_laid_out_in_another_way(ranks):
 
 def test_fully_sharded_models_train_and_resume_like_whole_ones(ranks):
     for found in (r["check_fsdp"] for r in ranks):
+        saved = found.pop("saved in eval mode")
+        assert "must hold a sharded search_point for param_groups[0]['params'][0], since it was saved in eval mode, got" in saved
         for name, (resumed, refused) in found.items():
             assert all(wrong == [] for wrong in resumed.values()), (name, resumed)
             assert "must have a sharded state, got a plain tensor as" in refused and "set_optimizer_state_dict" in refused
@@ -409,7 +418,7 @@ def test_sharding_after_the_construction_is_noticed(ranks):
 
 def test_reports_count_whole_tensors(ranks):
     for found in (r["check_report"] for r in ranks):
-        assert found == [("5x4", 18, 20), (18, 5, 2), ("5x4", 18, 20), ("5x4", 18, 20)]
+        assert found == [("5x4", 18, 20), (18, 5, 2), 1.5, ("5x4", 18, 20), 3.0, ("5x4", 18, 20), 3.0]
 
 
 def test_projections_are_refused_where_torch_would_fail_later(ranks):
