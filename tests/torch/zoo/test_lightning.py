@@ -46,7 +46,8 @@ def module(pl, maker="AdamHAPG", strength=0.02, example=True, make=None):
             self.seen, self.overflows = [], set()
 
         def see(self, kind):
-            self.seen.append((kind, {k: p.detach().clone() for k, p in self.named_parameters()}))
+            modes = [g["mode"] for o in self.trainer.optimizers for g in getattr(o, "param_groups", []) if "mode" in g]
+            self.seen.append((kind, values(self), set(modes)))
 
         def forward(self, x):
             return self.net(x)
@@ -146,9 +147,9 @@ def test_validations_see_the_sparse_point(pl, maker):
     model, own = module(pl, maker), callback()
     fit = trainer(pl, own, epochs=6, val_check_interval=0.5)
     fit.fit(model, loader(), loader())
-    validated, trained = ([seen for k, seen in model.seen if k == kind][-1] for kind in ("validate", "train"))
+    validated = [seen for kind, seen, _ in model.seen if kind == "validate"][-1]
     assert differing(validated, values(model)) == [] and 0 < zeros(validated) == own.report.zeros
-    assert zeros(trained) < zeros(validated) if maker == "AdamHAPG" else True
+    assert all(modes == {"eval" if kind == "validate" else "train"} for kind, _, modes in model.seen)
     assert float(fit.callback_metrics["zero_share"]) == pytest.approx(own.report.share)
     assert 0 < float(fit.callback_metrics["living_groups"]) < 1
     fit.validate(model, loader(), verbose=False)  # after the fit the module stays at the prox point
