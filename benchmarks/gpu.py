@@ -83,8 +83,8 @@ CUT_FULL = tuple(
     "--epochs 20 --tuning-epochs 4 --jobs 4".split()
 )
 DRY_CUT = tuple(
-    "--preset small --methods prox_sgd --budgets 0.5 --images 64 --held-out 16 --epochs 1 --tuning-epochs 1 --batch 16 "
-    "--width 4 --jobs 1".split()
+    "--preset small --methods prox_sgd --no-trials --budgets 0.5 --images 64 --held-out 16 --epochs 1 --tuning-epochs 1 "
+    "--batch 16 --width 4 --jobs 1".split()
 )
 SEARCHED = (
     (r"^\w+: (\d+ paths in the normal cell, \d+ in the reduction cell)", "{0}"),

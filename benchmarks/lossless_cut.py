@@ -255,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
     for name in Setting().sizes:
         add(f"--{name.replace('_', '-')}", type=int, help="default: as in the preset")
+    add("--no-trials", action="store_true", help="take the middle trial value of each method instead of choosing one")
     add("--only-summary", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     if len({*args.seeds}) < len(args.seeds) or min(args.seeds) < 0 or TRIAL_SEED in args.seeds:
@@ -273,10 +274,13 @@ def main(argv: list[str] | None = None) -> int:
             register(setting, args.out)
             rows = read_rows(args.out / "runs.csv")
             smallest = min(args.budgets)
-            failed = run_all(trials(args.methods, smallest), setting, args.out, args.jobs, rows)
-            best = best_values(rows, smallest)
+            if args.no_trials:
+                failed, best = 0, {n: m.values[len(m.values) // 2] for n, m in METHODS.items() if m.values}
+            else:
+                failed = run_all(trials(args.methods, smallest), setting, args.out, args.jobs, rows)
+                best = best_values(rows, smallest)
             usable = [name for name in args.methods if (METHODS[name].value_of or name) in best]
-            for name, value in best.items():
+            for name, value in best.items() if not args.no_trials else ():
                 print(f"{METHODS[name].title}: {METHODS[name].knob} {value}")
             failed += run_all(
                 finals(usable, sorted(args.budgets, reverse=True), args.seeds, best), setting, args.out, args.jobs, rows
