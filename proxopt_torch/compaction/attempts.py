@@ -15,6 +15,7 @@ from proxopt_torch.compaction import attention, counting, integers, layers, slic
 from proxopt_torch.compaction.integers import Changed, Choices, Progress, Watch
 from proxopt_torch.compaction.slicing import Kept
 from proxopt_torch.dependencies import Arguments, Dependencies, Removal, removable
+from proxopt_torch.dependencies.trace import remove_autocast
 
 RUNS = 40
 """Passes on the example, most of which fail early, in the search for the sizes that code reads from attributes."""
@@ -368,7 +369,9 @@ def first_line(error: Exception) -> str:
 
 
 def copied(model: nn.Module) -> Any:
-    """A copy in eval mode; tensors that autograd computed, which cannot be copied, become constants."""
+    """A copy in eval mode, without autocast; tensors that autograd computed, which cannot be copied, become constants."""
     held = tree_leaves([list(vars(module).values()) for module in model.modules()])
     memo: dict[int, Any] = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
-    return copy.deepcopy(getattr(model, "_orig_mod", model), memo).eval()
+    found = copy.deepcopy(getattr(model, "_orig_mod", model), memo).eval()
+    remove_autocast(found)
+    return found

@@ -53,8 +53,19 @@ def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Export ``model`` in eval mode. Raises ``NotTraceable``."""
     with preserved(model):
         model.eval()
+        remove_autocast(model)
         program = _export(model, args, kwargs)
     return _named(model, program)
+
+
+def remove_autocast(model: nn.Module) -> None:
+    """Give the modules their own ``forward`` again where ``accelerator.prepare`` has put one with autocast in its place."""
+    for module in model.modules():
+        original = vars(module).pop("_original_forward", None)
+        if original is not None:
+            vars(module).pop("forward", None)
+            if getattr(original, "__func__", None) is not type(module).forward:
+                vars(module)["forward"] = original
 
 
 @contextmanager

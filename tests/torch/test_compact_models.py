@@ -332,6 +332,8 @@ def test_the_result_is_a_table():
 
 def test_an_optimizer_continues_on_the_smaller_network():
     net, x = built("encoder")
+    # In float32 Adam takes full steps along gradients that are zero but for rounding, which differs between processors.
+    net, x = net.double(), x.double()
     optimizer = ProxAdam(net.parameters(), lr=1e-2, penalty=L1(1e-3))
     optimizer.freeze_zeros()
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from architectures import declare_operators_of_torchvision
 
-pytestmark = pytest.mark.zoo
+# pytest-xdist imports the classes of warnings in its main process, where the libraries of others may not be importable.
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "trainers.md"
 FENCE = re.compile(r"^```\{code-block\} python\n:caption: (\w+)\.py.*?\n\n(.*?)^```\n", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,8 @@ from trainer_cases import differing, examples, network, optimizer_of, zeros
 from proxopt import GroupL2, Groups
 from proxopt_torch import ProxAdam, StrengthPath, groups, load_compact, sparsity_report
 
-pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore:.*pin_memory")]
+# pytest-xdist imports the classes of warnings in its main process, where the libraries of others may not be importable.
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +75,10 @@ def weights(path):
     return load_file(path / "model.safetensors")
 
 
-@pytest.mark.parametrize("maker", ["AdamHAPG", "Proximal"])
-def test_a_resumed_training_is_the_uninterrupted_one(hf, maker, tmp_path):
-    """With shuffled data, dropout, accumulated gradients, evaluations, and a budget."""
-    options = {"num_train_epochs": 6, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+@pytest.mark.parametrize(("maker", "bf16"), [("AdamHAPG", True), ("Proximal", False)])
+def test_a_resumed_training_is_the_uninterrupted_one(hf, maker, bf16, tmp_path):
+    """With shuffled data, dropout, accumulated gradients, evaluations, a budget, and mixed precision."""
+    options = {"num_train_epochs": 6, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 3, "bf16": bf16}
     found = []
     for resume in (None, str(tmp_path / "checkpoint-10")):
         own = callback(budget={"macs": 0.6}, compact=True)
@@ -89,6 +90,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(hf, maker, tmp_path):
         losses = [entry["loss"] for entry in training.state.log_history if "loss" in entry][3:]
         found.append((*states, own.compacted.model.state_dict(), losses))
     assert differing(*found) == []
+    x, small = examples()[0], own.compacted.model  # in the precision of its parameters, without the wrapper of Accelerate
+    assert torch.allclose(small(x)["out"], Regression.forward(training.model.eval(), x)["out"], atol=1e-5)
+    assert "forward" not in vars(small) and "_original_forward" not in vars(small)
 
 
 def test_checkpoints_hold_the_sparse_point(hf, tmp_path):
