@@ -102,7 +102,8 @@ def test_moments_in_single_precision_are_those_of_the_convolution():
     y = norm.after(conv, x)
     assert "PointwiseNorm" in type(y.grad_fn).__name__
     exact = F.batch_norm(F.conv2d(x.double(), conv.weight.double()), None, None, training=True)
-    torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
+    # Moments as differences of single-precision sums are off by 1.2e-3 here, those of the kernel by 1e-4, by machine a little more.
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=3e-4)
 
 
 def test_every_second_pixel_has_the_gradient_of_a_slice(exact_kernels):

@@ -380,9 +380,7 @@ def test_a_measurement_changes_nothing():
     assert all(torch.equal(v, before[k]) for k, v in training.net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     training.optimizer.eval()
-    Budget(
-        copy.deepcopy(training.optimizer), training.net, training.x, sparsity=0.5, steps=2
-    ) if False else training.budget.step()
+    training.budget.step()
     assert {g["mode"] for g in training.optimizer.param_groups} == {"eval"}
 
 
@@ -429,6 +427,8 @@ def test_a_target_out_of_reach_is_reported_at_construction():
 
 def test_a_target_that_is_not_reached_is_reported_once():
     training = Training(macs=0.5, steps=3)
+    for group in training.optimizer.param_groups:
+        group["lr"] = 1e-6  # no step of this run sets anything to zero, on any machine
     with pytest.warns(UserWarning, match=r"macs=0.5 is not reached after 3 steps, got 1: penalise more parameters") as found:
         record = training.run(5)
     assert len(found) == 1 and not record.reached and not record.frozen
