@@ -55,7 +55,31 @@ def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         model.eval()
         remove_autocast(model)
         program = _export(model, args, kwargs)
+    inline_regions(program.graph)
     return _named(model, program)
+
+
+def inline_regions(graph: fx.Graph) -> None:
+    """Replace the regions that ``torch.autocast`` or ``torch.no_grad`` make inside of ``forward`` by their operators.
+
+    torch.export makes a graph of its own for each such region, and one operator that runs it. What depends on what is the same
+    without it: neither changes which entries of a parameter an output depends on.
+    """
+    for node in list(graph.nodes):
+        if getattr(node.target, "__name__", "") not in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
+            continue
+        place, region = next((i, a) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        inner = getattr(graph.owning_module, str(region.target)).graph
+        inline_regions(inner)
+        given = dict(zip((n for n in inner.nodes if n.op == "placeholder"), node.args[place + 1 :], strict=True))
+        with graph.inserting_before(node):
+            outputs = graph.graph_copy(inner, given)
+        for user in list(node.users):  # an element of the tuple that the region returns
+            user.replace_all_uses_with(outputs[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not region.users:
+            graph.erase_node(region)
 
 
 def remove_autocast(model: nn.Module) -> None:

@@ -79,6 +79,19 @@ class Transposed(nn.Module):
         return self.last(torch.tanh(self.up(F.relu(self.first(x)))))
 
 
+class Autocast(nn.Module):
+    """Layers inside a region of autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 80), nn.Linear(80, 60), nn.Linear(60, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = F.relu(self.second(F.relu(self.first(x))))
+        return self.last(x.float())
+
+
 def mlp():
     return nn.Sequential(nn.Linear(6, 80), nn.ReLU(), nn.Linear(80, 60, bias=False), nn.Sigmoid(), nn.Linear(60, 4, bias=False))
 
@@ -94,6 +107,7 @@ NETS = {
     "transformer": (Transformer, lambda: torch.randint(0, 12, (16, 5))),
 }
 COUNTED = NETS | {
+    "autocast": (Autocast, lambda: torch.randn(3, 6)),
     "attention": (Attention, lambda: torch.randn(2, 5, 16)),
     "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(3, 4, 5)),
     "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(3, 4, 5)),

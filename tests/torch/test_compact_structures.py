@@ -178,6 +178,17 @@ def autocast(m: Any, h: Tensor, x: Tensor) -> Tensor:
         return m.mid(F.relu(h)).float()
 
 
+def regions(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    """Autocast with a part in single precision, and a part without gradients that returns two tensors."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = m.mid(F.relu(h))
+        with torch.autocast("cpu", enabled=False):
+            h = torch.tanh(h.float())
+            with torch.no_grad():
+                first, second = h.detach() * 2, h.sigmoid()
+        return (h + first * second).float()
+
+
 class Twice(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -219,7 +230,8 @@ BETWEEN = {
     "where": Between(lambda m, h, x: torch.where(h > 0, h, 0.1 * h)),
     "dropout": Between(lambda m, h, x: m.drop(h), parts=lambda: {"drop": nn.Dropout2d(0.5)}),
     "other precisions": Between(lambda m, h, x: h.double().tanh().float()),
-    "autocast": Between(autocast, **ANY, parts=lambda: {"mid": nn.Conv2d(8, 8, 1)}),
+    "autocast": Between(autocast, o=8, parts=lambda: {"mid": nn.Conv2d(8, 8, 1)}),
+    "regions of autocast and without gradients": Between(regions, o=8, parts=lambda: {"mid": nn.Conv2d(8, 8, 1)}),
     "in place": Between(lambda m, h, x: F.relu_(h).add_(1)),
     "in place, one half": Between(write_slice, **ANY),
     "an input added": Between(lambda m, h, x: F.relu(h) + x.mean(1, keepdim=True), c=8, o=8),

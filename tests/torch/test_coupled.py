@@ -89,6 +89,19 @@ class Recurrent(nn.Module):
         return self.out(self.project(self.gru(self.lstm(self.embedding(x))[0])[0]))
 
 
+class Autocast(nn.Module):
+    """Layers of which some run inside a region of autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3))
+        return self.fc(x.float())
+
+
 def llama():
     from architectures import from_transformers
 
@@ -113,6 +126,7 @@ MODELS = {
     "concatenated": (Concatenated, image, {"channels": 2 + 3 + 7}),
     "recurrent": (Recurrent, lambda batch=2: torch.randint(0, 9, (batch, 4)), {"channels": 6 + 5 + 4}),
     "encoder": (Encoder, lambda batch=2: torch.randn(batch, 5, 12), {"attention heads": 6, "hidden units": 20}),
+    "autocast": (Autocast, image, {"channels": 6 + 5}),
     "llama": (llama, tokens, {"attention heads": 6, "hidden units": 40}),
 }
 every_model = pytest.mark.parametrize("name", [pytest.param(n, marks=ZOO) if n == "llama" else n for n in MODELS])
