@@ -60,3 +60,15 @@ NAMED = re.findall(r"(?:\]\(|`|python )([\w./-]+\.(?:py|md|csv|json|png|svg|txt|
 @pytest.mark.parametrize("path", sorted(set(NAMED)))
 def test_the_files_that_the_readme_names_exist(path):
     assert path.startswith("runs/") or (ROOT / path).exists()
+
+
+def test_links_are_absolute_in_the_description_of_the_package():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("proxopt_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.absolute_links(TEXT, "https://example.org/code", "1.2")
+    assert not re.findall(r'(?:\]\(|src=")(?!https?:)[^)"]*', text)
+    assert "](https://example.org/code/raw/v1.2/benchmarks/results/overview.png)" in text
+    assert 'src="https://example.org/code/raw/v1.2/' in text and "](https://example.org/code/blob/v1.2/docs/" in text

@@ -102,7 +102,7 @@ def test_moments_in_single_precision_are_those_of_the_convolution():
     y = norm.after(conv, x)
     assert "PointwiseNorm" in type(y.grad_fn).__name__
     exact = F.batch_norm(F.conv2d(x.double(), conv.weight.double()), None, None, training=True)
-    # Moments as differences of single-precision sums are off by 1.2e-3 here, those of the kernel by 1e-4, by machine a little more.
+    # Moments as differences of single-precision sums are off by 1.2e-3 here, those of the kernel by 1e-4, on any machine.
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=3e-4)
 
 
