@@ -68,14 +68,14 @@ def inline_regions(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if getattr(node.target, "__name__", "") not in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
             continue
-        place, region = next((i, a) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        place, region = next((i, a) for i, a in enumerate(args_of(node)) if isinstance(a, fx.Node) and a.op == "get_attr")
         inner = getattr(graph.owning_module, str(region.target)).graph
         inline_regions(inner)
-        given = dict(zip((n for n in inner.nodes if n.op == "placeholder"), node.args[place + 1 :], strict=True))
+        given = dict(zip((n for n in inner.nodes if n.op == "placeholder"), args_of(node)[place + 1 :], strict=True))
         with graph.inserting_before(node):
-            outputs = graph.graph_copy(inner, given)
+            outputs: Any = graph.graph_copy(inner, given)
         for user in list(node.users):  # an element of the tuple that the region returns
-            user.replace_all_uses_with(outputs[user.args[1]])
+            user.replace_all_uses_with(outputs[args_of(user)[1]])
             graph.erase_node(user)
         graph.erase_node(node)
         if not region.users:
