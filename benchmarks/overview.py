@@ -26,10 +26,10 @@ from nas.space import drawing
 from proxopt import GroupL2
 from proxopt_torch import Budget, ProxAdam, compact, groups
 
-STEPS, BATCH, UNITS, TEST = 2000, 64, 64, 397
+BATCH, UNITS, TEST = 64, 64, 397
 
 
-def trained(seed: int) -> tuple[list[np.ndarray], list[str]]:
+def trained(seed: int, steps: int) -> tuple[list[np.ndarray], list[str]]:
     """The weights of the three panels, and the lines below them."""
     torch.manual_seed(seed)
     digits = load_digits()
@@ -41,9 +41,9 @@ def trained(seed: int) -> tuple[list[np.ndarray], list[str]]:
     size = lambda model: sum(p.numel() for p in model.parameters())
     first = lambda model: model[0].weight.detach().numpy().copy()
     optimizer = ProxAdam(groups.coupled(net, x[:2], GroupL2(1e-3)), lr=3e-3)
-    budget = Budget(optimizer, net, x[:2], parameters=0.25, steps=STEPS // 2, start=0.2, every=5)
+    budget = Budget(optimizer, net, x[:2], parameters=0.25, steps=steps // 2, start=0.2, every=5)
     panels, lines = [first(net)], [f"{UNITS} hidden units, {size(net):,} parameters"]
-    for _ in range(STEPS):
+    for _ in range(steps):
         rows = torch.randint(0, len(x) - TEST, (BATCH,))
         optimizer.zero_grad()
         F.cross_entropy(net(x[rows]), y[rows]).backward()
@@ -66,9 +66,14 @@ def picture(panels: list[np.ndarray], lines: list[str]) -> drawing.plt.Figure:
     titles = ("before training", "trained with a proximal optimizer", "compact(net, x): the same outputs")
     for axis, panel, title, line in zip(axes, panels, titles, lines):
         shown = np.where(np.abs(panel).sum(1, keepdims=True) == 0, np.nan, panel)
-        colors = plt.get_cmap("RdBu_r").copy()
-        colors.set_bad("#262626")
-        axis.imshow(shown, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
+        axis.imshow(
+            shown,
+            cmap=plt.get_cmap("RdBu_r").with_extremes(bad="#262626"),
+            vmin=-limit,
+            vmax=limit,
+            interpolation="nearest",
+            aspect="equal",
+        )
         axis.set_ylim(len(panels[0]) - 0.5, -0.5)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel(line, fontsize=9.5)
@@ -81,8 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the picture")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2000, help="of the training")
     args = parser.parse_args(argv)
-    panels, lines = trained(args.seed)
+    panels, lines = trained(args.seed, args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     drawing.save(picture(panels, lines), args.out / "overview.png")
     print("\n".join([*lines, f"written: {args.out / 'overview.png'}"]))

@@ -72,3 +72,14 @@ def test_links_are_absolute_in_the_description_of_the_package():
     assert not re.findall(r'(?:\]\(|src=")(?!https?:)[^)"]*', text)
     assert "](https://example.org/code/raw/v1.2/benchmarks/results/overview.png)" in text
     assert 'src="https://example.org/code/raw/v1.2/' in text and "](https://example.org/code/blob/v1.2/docs/" in text
+
+
+@pytest.mark.filterwarnings("ignore:the target parameters=0.25 is not reached")
+def test_the_script_of_the_picture(tmp_path, capsys):
+    import overview
+
+    overview.main(["--steps", "40", "--out", str(tmp_path)])
+    dense, sparse, small, written = capsys.readouterr().out.splitlines()
+    assert dense == "64 hidden units, 4,810 parameters" and written == f"written: {tmp_path / 'overview.png'}"
+    assert re.findall(r"accuracy (\S+) %", sparse) == re.findall(r"(\S+) %", small)
+    assert (tmp_path / "overview.png").stat().st_size > 10_000
