@@ -139,12 +139,19 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds of each method at each budget."""
+    """Mean and standard deviation over the seeds of each method at each budget.
+
+    Rows with another value than the one that the trials chose are left out: they are from before the trials were repeated.
+    """
     found = []
     finals = [r for r in rows if r["seed"] != TRIAL_SEED]
+    tried = [r["budget"] for r in rows if r["seed"] == TRIAL_SEED]
+    best = best_values(rows, min(tried)) if tried else {}
     for budget in sorted({r["budget"] for r in finals}, reverse=True):
         for name, method in METHODS.items():
             own = [r for r in finals if r["method"] == name and r["budget"] == budget]
+            chosen = str(best.get(method.value_of or name))
+            own = [r for r in own if str(r["value"]) == chosen] or own
             if not own:
                 continue
             title = f"dense network, {method.optimizer}" if budget == DENSE else method.title

@@ -91,6 +91,14 @@ def test_the_summary_is_over_the_seeds_without_the_trial(tmp_path):
     assert main(["--only-summary", "--out", str(tmp_path)]) == 0 and (tmp_path / "lossless_cut.png").stat().st_size > 10_000
 
 
+def test_results_of_a_value_that_the_trials_no_longer_choose_are_not_in_the_summary():
+    trial = {"method": "prox_sgd", "value": 0.7, "seed": lossless_cut.TRIAL_SEED, "trained": 2000.0}
+    rows = [*ROWS, next(r for r in ROWS if r["method"] == "prox_sgd") | trial]
+    rows += [r | {"value": 0.7, "trained": 60.0} for r in ROWS if r["method"] == "prox_sgd" and r["seed"] == 0]
+    (entry,) = (e for e in summary(rows) if e["method"] == "prox_sgd")
+    assert (entry["value"], entry["seeds"], entry["trained"]) == (0.7, 1, 60)
+
+
 def test_what_does_not_fit_is_refused(tmp_path, setting, capsys):
     (tmp_path / "runs.csv").write_text("method,title,value,seed,budget\nprox_sgd,x,0.5,zero,0.5\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"runs\.csv, line 2 is no row of this benchmark"):
