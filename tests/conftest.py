@@ -1,10 +1,17 @@
-"""Shared by all tests: the settings of Hypothesis, and fixtures."""
+"""Shared by all tests: the settings of Hypothesis, the programs that JAX has compiled, and fixtures."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and their tensors are small
+
+# Compilation takes most of the time of tests in JAX: the processes of a run share what they have compiled.
+PROGRAMS = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="proxopt-programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +24,11 @@ settings.register_profile("laws", deadline=None, max_examples=15, derandomize=Tr
 # for another version of the libraries: `pytest --hypothesis-profile few`
 settings.register_profile("few", settings.get_profile("laws"), max_examples=3)
 settings.load_profile("laws")
+
+
+def pytest_unconfigure() -> None:
+    if PROGRAMS:  # in the process that has made the folder
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(params=["numpy", "torch", "jax", "array_api_strict"])

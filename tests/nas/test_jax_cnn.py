@@ -26,6 +26,8 @@ from nas.space.spaces import DARTS, Space, get_space
 from nas_jax_cases import gradient, module_leaves, state_of, value
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 DARTS_V2 = PUBLISHED["convolutional"]["DARTS_V2"]
 MANY = Genotype(
     {"2": (("skip_connect", 0), ("max_pool_3x3", 1)), "4": (("conv_7x1_1x7", 2), ("avg_pool_3x3", 2))},

@@ -18,6 +18,8 @@ from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype
 from nas_jax_cases import as_torch, recurrent_like
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 RNG = np.random.default_rng(0)
 M, N, B = RNG.normal(size=(5, 3)), RNG.normal(size=(3, 5)), RNG.normal(size=5)
 A, W, MOMENTUM = RNG.normal(size=3), RNG.normal(size=5), RNG.normal(size=5)

@@ -17,6 +17,8 @@ from nas.methods.settings.sparse_supernet import SparseSupernetSettings, SparseS
 from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CPU = torch.device("cpu")
 
 

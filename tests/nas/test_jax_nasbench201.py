@@ -43,21 +43,14 @@ plain = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, 
 CELL = CellGenotype.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|")
 
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def fast_compilation(tmp_path_factory):
-    """Without optimisation, and once for all searches with the same steps."""
-    wanted = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, option in wanted.items():
-        jax.config.update(name, option)
+def few_operations():
     SPACES[FEW.name] = FEW
     yield
     del SPACES[FEW.name]
-    for name, option in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
-        jax.config.update(name, option)
 
 
 def layer_leaves(module, get):

@@ -16,6 +16,8 @@ from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas_jax_cases import as_torch, recurrent_like
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 SPACE = spaces.get_space("recurrent", RecurrentGenotype)
 PATHS = SPACE.paths("recurrent")
 WORDS, HIDDEN, BATCH, ROWS = 11, 4, 5, 3

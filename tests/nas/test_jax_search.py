@@ -36,19 +36,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fast_compilation(tmp_path_factory):
-    """Compilation takes most of the time of these tests: without optimisation, and once for all searches with the same steps."""
-    wanted = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in {**wanted, "jax_disable_most_optimizations": False, "jax_compilation_cache_dir": None}.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def command(name, images, corpus):
@@ -190,7 +178,8 @@ def test_every_batch_is_divided_over_the_devices(images, corpus, tmp_path):
             assert "sharding_constraint" in str(jax.make_jaxpr(partial(step, **own))(*args)), name
 
 
-@pytest.mark.parametrize("kind", ["text", pytest.param("images", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "images"])
 def test_no_step_is_compiled_twice(kind, images, corpus, tmp_path):
     """Strength, learning rate, place and length of the window, and active paths are inputs of one program.
 

@@ -25,6 +25,8 @@ from nas.space import spaces
 from nas.space.genotype import RecurrentGenotype
 from nas_jax_cases import network_leaves, recurrent_like, state_of
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CPU = torch.device("cpu")
 # compilation takes most of the time of these tests
 plain = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
@@ -131,6 +133,7 @@ def test_a_weight_step_of_ista_is_clipped_as_in_torch(double):
         np.testing.assert_allclose(leaf, wanted[name], rtol=1e-6, atol=1e-9, err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_three_steps_on_text_are_those_of_torch(double):
     settings = SparseSupernetTextSettings(
         batch=4, hidden=5, bptt=6, arch_lr=0.02, strength_step=0.01, lr=1.0, temporal=0.1,

@@ -162,7 +162,7 @@ def test_what_is_stopped_goes_on_bit_for_bit(command, images, corpus, tmp_path):
     else:
         main, words = nas_cifar10.main, [*TINY, *rule, "--data-dir", str(images), "--valid-images", "8"]
     if command == "cherry":  # cells of DARTS with two operations, as networks with all of them take long to count
-        words += ["--space", "cherry"]
+        words += ["--space", "cherry", "--epoch-steps", "4"]
     if command == "nasbench201":
         words += ["--space", "nasbench201_nonzero", "--layers", "3", "--pixels", "8", "--epoch-steps", "2"]
     words += ["--checkpoint-minutes", "0"]
