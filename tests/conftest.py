@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and their tensors are small
 
-# Compilation takes most of the time of tests in JAX: the processes of a run share what they have compiled.
-PROGRAMS = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="proxopt-programs-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from libraries import Library, open_library
+
+# Compilation takes most of the time of tests in JAX: the processes of a run share what they have compiled.
+PROGRAMS = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="proxopt-programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 settings.register_profile("laws", deadline=None, max_examples=15, derandomize=True, database=None)
 # for another version of the libraries: `pytest --hypothesis-profile few`
