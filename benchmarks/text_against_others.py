@@ -3,10 +3,10 @@
     python benchmarks/text_against_others.py --genotype FILE --data-dir data/ptb
 
 Each random cell has as many nodes and paths as the given one, and no dead ends; with --same-edges also as many paths on each
-edge, so that only the operations are drawn. The LSTM and the published cell DARTS_V2 have the width whose number of parameters is
-closest to that of the first given cell. Every network is trained with every seed, for a number of epochs fixed in advance. Writes
-text_against_others.csv to --out and prints all results; finished trainings there are not repeated, and interrupted ones are
-resumed.
+edge, so that only the operations are drawn. An LSTM and the published cell DARTS_V2, or those of them that --references names,
+have the width whose number of parameters is closest to that of the first given cell. Every network is trained with every seed,
+for a number of epochs fixed in advance. Writes text_against_others.csv to --out and prints all results; finished trainings
+there are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas_against_random import alike, entrants, pairs
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
+REFERENCES = ["LSTM", "DARTS_V2"]
 
 
 def size(cell: RecurrentGenotype | None, words: int, settings: TextTrainSettings) -> int:
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genotype", required=True, nargs="+", help="files that searches wrote, or published names")
     parser.add_argument("--random", type=int, default=3, help="how many random cells for each")
+    parser.add_argument("--references", nargs="*", choices=REFERENCES, default=REFERENCES, help="other networks of that size")
     parser.add_argument("--same-edges", action="store_true", help="draw operations only: as many paths on each edge")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", choices=TEXT_TRAIN_PRESETS, default="small")
@@ -68,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     competing: dict[str, tuple[RecurrentGenotype | None, TextTrainSettings]] = {
         name: (cell, settings) for name, cell in entrants(cells, args.random, draw).items()
     }
-    for name, cell in (("LSTM", None), ("DARTS_V2", load_genotype("DARTS_V2", RecurrentGenotype))):
+    for name in args.references:
+        cell = None if name == "LSTM" else load_genotype(name, RecurrentGenotype)
         competing[name] = cell, of_size(wanted, cell, words, settings)
     rows = []
     for name, (cell, own) in competing.items():

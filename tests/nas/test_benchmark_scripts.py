@@ -303,3 +303,5 @@ def test_a_found_cell_is_trained_beside_others_of_its_size(tmp_path, corpus, cap
     drawn = load_genotype(tmp_path / "out" / "random-0" / "seed-0" / "genotype.json", RecurrentGenotype)
     assert drawn.clean() == drawn and len(drawn.paths("recurrent")) == 8
     assert "LSTM" in capsys.readouterr().out
+    text_against_others.main([*options, "--references", "--data-dir", str(corpus), "--out", str(tmp_path / "out")])
+    assert [r["cell"] for r in rows_of(tmp_path / "out" / "text_against_others.csv")[::2]] == ["searched", "random 0"]
