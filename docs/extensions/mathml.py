@@ -17,6 +17,7 @@ TAG = re.compile(r"\\tag\{(\w+)\}")
 KNOWN = {  # what the converter does not know, and what it knows in its place
     r"\\([bB]ig)(?=[(\[|])": r"\\\1l",
     r"\\([bB]ig)(?=[)\]])": r"\\\1r",
+    r"\\operatorname\*\{arg\\,min\}": r"\\arg\\min",
     r"\\iff\b": r"\\Longleftrightarrow",
     r"\\texttt\b": r"\\mathtt",
 }
@@ -28,6 +29,8 @@ def converted(node: nodes.Element, text: str, block: bool) -> str:
         text = re.sub(pattern, known, text)
     if block and "\\\\" in text and "\\begin{" not in text:
         text = f"\\begin{{aligned}}{text}\\end{{aligned}}"
+    if "\\operatorname*" in text:  # the converter draws the star
+        logger.warning("formula cannot be converted: \\operatorname* in %r", text, location=node)
     try:
         return str(latex2mathml.tex2mathml(text, as_block=block))
     except MathError as error:
