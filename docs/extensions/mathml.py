@@ -18,6 +18,7 @@ KNOWN = {  # what the converter does not know, and what it knows in its place
     r"\\([bB]ig)(?=[(\[|])": r"\\\1l",
     r"\\([bB]ig)(?=[)\]])": r"\\\1r",
     r"\\operatorname\*\{arg\\,min\}": r"\\arg\\min",
+    r"\\([dt]?frac)(\d)(\d)": r"\\\1{\2}{\3}",
     r"\\iff\b": r"\\Longleftrightarrow",
     r"\\texttt\b": r"\\mathtt",
 }
