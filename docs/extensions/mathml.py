@@ -19,6 +19,7 @@ KNOWN = {  # what the converter does not know, and what it knows in its place
     r"\\([bB]ig)(?=[)\]])": r"\\\1r",
     r"\\operatorname\*\{arg\\,min\}": r"\\arg\\min",
     r"\\([dt]?frac)(\d)(\d)": r"\\\1{\2}{\3}",
+    r"(\\(?:hat|bar|tilde) ?(?:\w|\{\w\}))(?=[_^])": r"\1{}",  # else a subscript stands below the letter
     r"\\iff\b": r"\\Longleftrightarrow",
     r"\\texttt\b": r"\\mathtt",
 }
