@@ -192,6 +192,10 @@ class ProximalOptimizer(Penalised, Optimizer):
         """The state tensors of a group, where its hyperparameters decide which of ``state_names`` are needed."""
         return self.state_names
 
+    @property
+    def _steps_of_adam(self) -> bool:
+        return "exp_avg_sq" in self.state_names
+
     # -- what a subclass uses -----------------------------------------------------------------
 
     @staticmethod
