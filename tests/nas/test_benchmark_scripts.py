@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from nas.engine import report, run
 from nas.engine.signals import Interrupted
 from nas.methods import ista_one_stage
@@ -279,6 +280,18 @@ def test_published_repositories_take_turns_with_our_steps(tmp_path, monkeypatch)
     ratios = {row["variant"]: float(row["ratio"]) for row in rows_of(tmp_path / "t.csv")}
     assert ratios == {"ours": 0.5, "published": 1.0, "published, channels last": 1.0}
     assert sorted(order) == sorted(4 * published_step.VARIANTS), "one step before the measured ones"
+
+
+def test_a_published_network_is_not_moved_to_a_layout_in_which_onednn_corrupts_memory():
+    import published_step
+
+    net, images = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1, 2)), torch.ones(2, 3, 8, 8)
+    assert published_step.channels_last(net, images, False) is images
+    with pytest.raises(SystemExit, match=r"convolutions must have at least 16 channels .* got 8: choose a larger --preset"):
+        published_step.channels_last(net, images, True)
+    assert net[1].weight.is_contiguous()
+    moved = published_step.channels_last(net[:1], images, True)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_modules_of_a_repository_do_not_stay(tmp_path):
