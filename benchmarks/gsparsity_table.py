@@ -28,6 +28,7 @@ from nas.space import genotype
 from nas.train import train_cifar
 from nas.train.settings import CIFAR_TRAIN_PRESETS, CifarTrainSettings
 from nas_sweeps import trained
+from stopping import in_one_line
 
 SIZES = ("epochs", "images", "channels", "layers", "batch")
 SUBSPACES = ("S1", "S2", "S3", "S4")
@@ -122,4 +123,5 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

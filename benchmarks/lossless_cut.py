@@ -26,7 +26,6 @@ import argparse
 import csv
 import json
 import os
-import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,6 +41,7 @@ from nas.engine.log import write_csv
 from nas.space import drawing
 from nas.space.amounts import duration
 from nas.space.files import write_text
+from stopping import in_one_line
 from worker_processes import Job
 from worker_processes import run as run_jobs
 
@@ -300,14 +300,6 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    with in_one_line():
         sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nstopped: the same command continues", file=sys.stderr)
-        sys.exit(130)

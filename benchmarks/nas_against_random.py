@@ -28,6 +28,7 @@ from nas.space import spaces
 from nas.space.genotype import G, Genotype, Path, load_genotype
 from nas.train import train_cifar
 from nas.train.settings import CIFAR_TRAIN_PRESETS
+from stopping import in_one_line
 
 
 def alike(
@@ -164,4 +165,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -28,7 +28,6 @@ import importlib
 import json
 import math
 import shlex
-import signal
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +47,7 @@ from nas.space import drawing
 from nas.space.amounts import duration
 from nas.space.files import write_text
 from nas_bench_201_summary import picture, summary, text_table
+from stopping import in_one_line
 from worker_processes import RESULT, Job, run
 
 SWITCHES = {  # of the sound rule: by name the settings that are as in the published rule without it
@@ -466,14 +466,6 @@ def run_and_summarise(args: argparse.Namespace, results: Results) -> int:
     return int(failed > 0)
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    with in_one_line():
         sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nstopped: the same command continues", file=sys.stderr)
-        sys.exit(130)

@@ -24,6 +24,7 @@ from nas.engine.distributed import join_processes
 from nas.engine.run import launch
 from nas.methods import registry
 from nas.methods.search_method import RULES
+from stopping import in_one_line
 
 START, IMPORTS = time.monotonic(), 10.0  # when the program began to measure; seconds that it took until then
 METHOD, PRESET = "sparse_supernet", "nasbench201"
@@ -89,4 +90,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line("what it has measured is printed above"):
+        main()

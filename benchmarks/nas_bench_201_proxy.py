@@ -33,6 +33,7 @@ from nas.space import drawing
 from nas.space.amounts import duration
 from nas.space.drawing import plt
 from nas_bench_201_random import STREAM, RandomSearchSettings, evaluated, images_of, trained
+from stopping import in_one_line
 from worker_processes import Job, run
 
 EDGES = ("1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2")  # in the order of the published strings
@@ -158,4 +159,5 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -25,6 +25,7 @@ from nas.space.drawing import plt
 from nas.train.settings import CIFAR_TRAIN_PRESETS, CifarTrainSettings, ImageTrainSettings
 from nas_sweeps import search, trained
 from scipy.stats import kendalltau
+from stopping import in_one_line
 
 SIZES = ("epochs", "images", "channels", "layers", "batch")
 
@@ -101,4 +102,5 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

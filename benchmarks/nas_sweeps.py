@@ -25,6 +25,7 @@ from nas.methods import registry
 from nas.space import drawing, genotype
 from nas.train.settings import CIFAR_TRAIN_PRESETS
 from nas.train.train_cifar import GenotypeTraining
+from stopping import in_one_line
 
 SWEEPS = {"strength_step": (0.01, 0.02, 0.03), "l1_ratio": (0.3, 0.5, 0.7)}
 
@@ -85,4 +86,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

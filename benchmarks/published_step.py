@@ -53,6 +53,7 @@ CASES = {  # the case of search_step.py: (its repository, the file by which a fo
     "gsparsity": ("GSparsity", "darts_space/model_search_multipath.py"),
 }
 VARIANTS = ("ours", "published", "published, channels last")
+SAFE = 16
 
 
 # -- their code ------------------------------------------------------------------------------------
@@ -91,9 +92,20 @@ def importing(folders: list[Path], packages: dict[str, Path | None]) -> Iterator
 
 
 def channels_last(model: Any, images: Tensor, on: bool) -> Tensor:
-    """The images in the layout of the variant, to which the model is moved."""
+    """The images in the layout of the variant, to which the model is moved.
+
+    Ends the program where oneDNN would write outside of its memory: uxlfoundation/oneDNN#6035, in the gradients of strided 1x1
+    convolutions of fewer than 8 channels, or 16 with AVX-512. Ours have none.
+    """
     if not on:
         return images
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)]
+    least = min((m.in_channels for m in convolutions), default=SAFE)
+    if least < SAFE:
+        raise SystemExit(
+            f"error: strided 1x1 convolutions must have at least {SAFE} channels in channels-last layout, where oneDNN corrupts "
+            f"memory, got {least}: choose a larger --preset"
+        )
     model.to(memory_format=torch.channels_last)
     return images.contiguous(memory_format=torch.channels_last)
 

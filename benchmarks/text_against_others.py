@@ -30,6 +30,7 @@ from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train import train_text
 from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
 from nas_against_random import alike, entrants, pairs
+from stopping import in_one_line
 
 CHOICES = ("epochs", "tokens", "batch", "lr")
 REFERENCES = ["LSTM", "DARTS_V2"]
@@ -99,4 +100,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

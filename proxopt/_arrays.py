@@ -51,9 +51,12 @@ def is_torch_array(x: Any) -> bool:
 
 
 def as_list(x: Any, name: str = "x") -> tuple[list[Array], Any]:
-    """The arrays of `x` (an array or a list of arrays) and their namespace; refuses what has no prox."""
+    """The arrays of `x` (an array or a list of arrays) and their namespace; refuses what has no prox.
+
+    A scalar of NumPy, to which its arithmetic turns an array without axes, becomes such an array again.
+    """
     many = isinstance(x, (list, tuple))
-    arrays = list(x) if many else [x]
+    arrays = [np.asarray(a) if isinstance(a, np.generic) else a for a in (x if many else [x])]
     if not arrays:
         raise ValueError(f"{name} must hold at least one array, got an empty list")
     for i, a in enumerate(arrays):
@@ -66,8 +69,10 @@ def as_list(x: Any, name: str = "x") -> tuple[list[Array], Any]:
 
 
 def like_input(x: Any, results: Sequence[Array]) -> Any:
-    """Hand `results` back in the container that `x` came in."""
-    return type(x)(results) if type(x) in (list, tuple) else list(results) if isinstance(x, (list, tuple)) else results[0]
+    """Hand `results` back in the container that `x` came in, with scalars of NumPy where it held such."""
+    many = isinstance(x, (list, tuple))
+    results = [r[()] if isinstance(a, np.generic) else r for a, r in zip(x if many else [x], results)]
+    return results[0] if not many else tuple(results) if type(x) is tuple else results
 
 
 def is_floating(x: Array) -> bool:

@@ -192,6 +192,10 @@ class ProximalOptimizer(Penalised, Optimizer):
         """The state tensors of a group, where its hyperparameters decide which of ``state_names`` are needed."""
         return self.state_names
 
+    @property
+    def _steps_of_adam(self) -> bool:
+        return "exp_avg_sq" in self.state_names
+
     # -- what a subclass uses -----------------------------------------------------------------
 
     @staticmethod
@@ -222,7 +226,8 @@ class ProximalOptimizer(Penalised, Optimizer):
         a tensor of the shape of x (in a joint group x is the list of tensors, and so is the result). After each step it replaces
         every parameter that was updated, and its prox point where the optimizer has one, so that the next step extrapolates from
         projected points. It may be any map; one that maps zeros to zeros keeps those of the prox. A checkpoint holds its
-        description only, and loads into an optimizer with the same projection.
+        description only, and loads into an optimizer with the same projection: the same sphere, or the same name, arguments of
+        ``functools.partial``, and fields of a frozen dataclass.
 
         Raises TypeError or ValueError, and leaves the optimizer as it was, where a value is out of its domain or the penalty does
         not fit a parameter.

@@ -8,6 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from proxopt import ProxOperator
-from proxopt_torch import checkpoints, compiled, frozen_zeros, options, param_groups, projections, sharding
+from proxopt_torch import checkpoints, compiled, frozen_zeros, half_precision, options, param_groups, projections, sharding
 from proxopt_torch.options import EVAL, TRAIN
 from proxopt_torch.param_groups import Entry, ParamGroup, State, entries
 
@@ -46,6 +47,11 @@ class Penalised:
             cached = cache[id(group)] = (key, param_groups.rebuild(group), group["penalty"], group["strength"])
         found: ProxOperator | None = cached[1]
         return found
+
+    @property
+    def _steps_of_adam(self) -> bool:
+        """Whether a step moves most entries by about the learning rate."""
+        return False
 
     # -- search point and prox point ----------------------------------------------------------
 
@@ -155,6 +161,11 @@ class Penalised:
         sharding.check(self, group, penalty)
         for doubt in param_groups.doubts(group, strength, penalty):
             warn(doubt)
+        if self._steps_of_adam and not self.__dict__.get("_warned_of_lost_steps"):
+            lost = half_precision.lost_steps(group, partial(sharding.label, self, group))
+            if lost:
+                self.__dict__["_warned_of_lost_steps"] = True  # which is true of many groups alike
+                warn(lost)
 
     def _ready(self, group: ParamGroup) -> tuple[ProxOperator | None, list[Entry]]:
         """The penalty of a group and its entries in which every parameter has a gradient; raises where no step is possible."""

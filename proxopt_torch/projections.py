@@ -1,16 +1,22 @@
 """The option ``"projection"`` of param groups: a map that is applied to the parameters after each step.
 
-It is a live object in the group. A checkpoint holds a description of it only, the plain data of a ``proxopt.Sphere`` or a name,
-which is compared with that of the optimizer that loads the checkpoint.
+It is a live object in the group. A checkpoint holds a description of it only, which is compared with that of the optimizer that
+loads the checkpoint: the plain data of a ``proxopt.Sphere``, or a name, with the arguments of a ``functools.partial``, the object
+of a method, and the fields of a frozen dataclass. Two functions of one name, such as lambdas, are not told apart.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,17 +111,20 @@ def _projected(group: ParamGroup, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def packed(projection: Any) -> Any:
-    """The description of a projection that a checkpoint holds."""
-    if isinstance(projection, Sphere):
-        return projection.to_dict()
-    return None if projection is None else {"kind": "foreign", "name": _name(projection)}
+    """The description of a projection that a checkpoint holds: of a foreign one its name, and what it is made of if shown."""
+    if projection is None or isinstance(projection, Sphere):
+        return None if projection is None else projection.to_dict()
+    name, shown = _name(projection), _shown(projection)
+    return {"kind": "foreign", "name": name, **({} if shown == name else {"made_of": shown})}
 
 
 def check_same(saved: Any, current: Any, where: str) -> None:
     """Raise ValueError where a checkpoint, or a param group in memory, holds another projection than the optimizer."""
     saved = saved if isinstance(saved, dict) else packed(saved)
-    if saved != packed(current):
-        raise ValueError(f"state_dict must hold the projection {packed(current)} in {where}, got {saved}")
+    own = packed(current)
+    by_name = {k: v for k, v in (own or {}).items() if k != "made_of"}  # as earlier checkpoints hold it
+    if saved not in (own, by_name):
+        raise ValueError(f"state_dict must hold the projection {own} in {where}, got {saved}")
 
 
 def _function(projection: Any) -> Callable[[Any], Any]:
@@ -127,6 +136,42 @@ def _name(projection: Any) -> str:
     """The qualified name of a function, or of the class of an object."""
     named = projection if hasattr(projection, "__qualname__") else type(projection)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _shown(v: Any) -> str:
+    """A text that is the same for equal values: arguments of a partial function, the owner of a method, fields that are frozen.
+
+    Numbers and texts are shown, arrays by a digest of their entries. Any other object has its name only, as what it holds may
+    change from step to step.
+    """
+    if isinstance(v, Sphere):
+        return str(v.to_dict())
+    if isinstance(v, (Tensor, np.ndarray)):
+        return f"{tuple(v.shape)} of {v.dtype} {_digest(torch.as_tensor(v) if v.dtype != object else None)}".rstrip()
+    if isinstance(v, (list, tuple)):
+        return f"[{', '.join(map(_shown, v))}]"
+    if isinstance(v, dict):
+        return f"{{{', '.join(f'{_shown(k)}: {_shown(v[k])}' for k in v)}}}"
+    if isinstance(v, functools.partial):
+        named = [f"{k}={_shown(v.keywords[k])}" for k in sorted(v.keywords)]
+        return f"{_shown(v.func)}({', '.join([*map(_shown, v.args), *named])})"
+    owner = getattr(v, "__self__", None)  # of built-in functions it is a module or a class
+    if owner is not None and not isinstance(owner, (type, ModuleType)):
+        return f"{_shown(owner)}.{getattr(v, '__name__', type(v).__name__)}"
+    if dataclasses.is_dataclass(v) and not isinstance(v, type) and type(v).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        fields = [f"{f.name}={_shown(getattr(v, f.name))}" for f in dataclasses.fields(v) if f.init]
+        return f"{_name(v)}({', '.join(fields)})"
+    if isinstance(v, (float, np.floating)) or (type(v) is int and abs(v) < 2**53):
+        return repr(float(v))
+    return repr(v) if isinstance(v, (str, bytes, int, complex, type(None), np.generic)) else _name(v)
+
+
+def _digest(x: Tensor | None) -> str:
+    """A short text that depends on all entries of an ordinary tensor."""
+    if x is None or type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided or x.device.type == "meta":
+        return ""
+    entries = x.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return hashlib.sha256(entries.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def _check_result(found: Any, tensors: Sequence[Tensor]) -> None:

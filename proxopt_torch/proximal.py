@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam
 from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
 
 from proxopt import ProxOperator
@@ -121,6 +121,10 @@ class Proximal(Penalised, Optimizer):
         self.__dict__.pop("_penalties", None)  # cached by the identity of the copies
         # Optimizer.__init__ is not called, because groups and state are the base's. Of what it sets up this alone is needed
         self._patch_step_function()
+
+    @property
+    def _steps_of_adam(self) -> bool:
+        return isinstance(self.base, (Adam, AdamW, NAdam, RAdam, Adamax))
 
     @property
     def param_groups(self) -> list[ParamGroup]:  # type: ignore[override]

@@ -112,7 +112,7 @@ def is_sharded(x: object) -> bool:
 def all_finite(optimizer: Penalised, grads: Sequence[Tensor]) -> bool:
     """Whether the norm of the gradients is finite: if parameters are sharded, on all ranks that share them."""
     # one norm of all gradients, which is NaN or inf if an entry is, costs less than a test of every entry
-    finite = torch.isfinite(get_total_norm([_local(g) for g in grads]))
+    finite = torch.isfinite(get_total_norm([local(g) for g in grads]))
     if not optimizer.__dict__.get("_meshes"):
         return bool(finite)
     return not bool(_largest(optimizer, (~finite).reshape(1).to(torch.int32)).any())
@@ -120,7 +120,7 @@ def all_finite(optimizer: Penalised, grads: Sequence[Tensor]) -> bool:
 
 def first_not_finite(optimizer: Penalised, grads: Sequence[Tensor | None]) -> tuple[int, str] | None:
     """The index of the first gradient that is not finite, and "NaN" or "inf", the same on all ranks; None if all are finite."""
-    codes = torch.tensor([FINITE if g is None else _code(_local(g)) for g in grads], dtype=torch.int32)
+    codes = torch.tensor([FINITE if g is None else _code(local(g)) for g in grads], dtype=torch.int32)
     for place, code in enumerate(_largest(optimizer, codes).tolist()):
         if code != FINITE:
             return place, "NaN" if code == NAN else "inf"
@@ -132,7 +132,8 @@ def _dtensor() -> Any:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
-def _local(x: Tensor) -> Tensor:
+def local(x: Tensor) -> Tensor:
+    """The shard of a DTensor on this rank; any other tensor unchanged."""
     kind = _dtensor()
     return x.to_local() if kind is not None and isinstance(x, kind) else x
 

@@ -11,8 +11,9 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip connection: ReLU(f(x) + x), after batch norms.
 
     Where the shape changes, the skip connection is a 1x1 convolution with a batch norm (option B of the paper). It reads every
-    `stride`-th pixel by itself: oneDNN of torch 2.13 corrupts memory in the gradient of such a convolution with a stride if the
-    input is in channels_last and has fewer than 8 channels, as after a cut.
+    `stride`-th pixel by itself, however many channels there are: of such a convolution with a stride, in channels_last, oneDNN of
+    torch 2.13 writes the gradient of the weight outside of its memory if the input has fewer than 8 channels, or fewer than 16 on
+    a processor with AVX-512, as it may have after a cut (uxlfoundation/oneDNN#6035).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -380,6 +380,10 @@ def _broadcasts(name: str, value: Any, x: Array) -> None:
 
 
 def _write(out: Any, result: list[Array]) -> list[Array]:
+    many = isinstance(out, (list, tuple))
+    for i, o in enumerate(out if many else [out]):
+        if isinstance(o, np.generic):
+            raise TypeError(f"{f'out[{i}]' if many else 'out'} must be an array that can be written, got {type(o).__name__}")
     outs, _ = _arrays.as_list(out, "out")
     if len(outs) != len(result):
         raise ValueError(f"out must hold {len(result)} arrays, got {len(outs)}")

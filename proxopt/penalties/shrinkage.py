@@ -137,12 +137,14 @@ def soft_threshold(x: Array, threshold: float | Array) -> Array:
     _checks.in_range("threshold", threshold)
     from proxopt.penalties import compiled  # it imports this module
 
-    (x,), xp = _arrays.as_list(x)
-    fast = compiled.prox(lambda: Shrinkage(l1=threshold), [x], [1.0])
+    if isinstance(x, (list, tuple)):
+        raise TypeError(f"x must be one array, got a {type(x).__name__} of {len(x)}")
+    (array,), xp = _arrays.as_list(x)
+    fast = compiled.prox(lambda: Shrinkage(l1=threshold), [array], [1.0])
     if fast is not None:
         return fast[0]
-    wide = _arrays.widen(x)
-    return _arrays.cast(soft(xp, wide, _arrays.like(threshold, wide)), x)
+    wide = _arrays.widen(array)
+    return _arrays.like_input(x, [_arrays.cast(soft(xp, wide, _arrays.like(threshold, wide)), array)])
 
 
 def soft(xp: Any, x: Array, t: Any) -> Array:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from proxopt._checks import in_range
 from proxopt_torch.budgets import control, quantities
@@ -15,6 +14,7 @@ from proxopt_torch.budgets.quantities import Quantity
 from proxopt_torch.budgets.strengths import Strengths
 from proxopt_torch.groups.selection import Selection
 from proxopt_torch.penalised import Penalised, as_penalised, warn
+from proxopt_torch.wrappers import unwrapped
 
 COLUMNS = ("step", "share", "wanted", "target", "strength", "reached", "frozen")
 
@@ -342,19 +342,6 @@ def _check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of ``torch.compile`` and of data parallel training."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    while True:
-        inside = getattr(model, "_orig_mod", None)
-        if inside is None and isinstance(model, (DataParallel, DistributedDataParallel)):
-            inside = model.module
-        if not isinstance(inside, nn.Module):
-            return model
-        model = inside
 
 
 def _quantity(kind: str, optimizer: Penalised, model: nn.Module, example_inputs: Any, modules: Selection) -> Quantity:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from proxopt_torch import wrappers
 from proxopt_torch.compaction import attention
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,7 +47,9 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in the place of another, wherever the model holds it."""
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
-            if child is old:
+            if child is old and key == wrappers.COMPILED:  # what was compiled is the call of the old one
+                _replace(model, parent, new)
+            elif child is old:
                 parent._modules[key] = new
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from proxopt_torch import wrappers
 from proxopt_torch.compaction import integers, layers
 from proxopt_torch.compaction.slicing import first_names, like, put, slots
 
@@ -33,18 +35,19 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     """Load the state_dict of a compacted network into ``model``, built in full size, which takes its shapes.
 
     Args:
-      model: a network of the architecture that was compacted; it is changed in place.
+      model: a network of the architecture that was compacted; it is changed in place. It may be compiled, as a whole or in parts,
+        or in ``DataParallel``; the same holds for the model of ``state_dict``.
       state_dict: the state_dict of ``Compacted.model``.
       sizes: ``Compacted.sizes``, integers that the code of the model reads. None: those in the metadata of ``state_dict``, which
         ``torch.save`` keeps and other formats may lose.
 
     Returns:
-      ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement.
+      ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement, in no wrapper.
 
     Raises:
       TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` is no mapping.
-      ValueError: the names differ, a tensor is larger than that of the model, or the model has no integers with the names in
-        ``sizes``; nothing was changed.
+      ValueError: the names differ, a tensor is larger than that of the model, the model has no integers with the names in
+        ``sizes``, or it is in ``DistributedDataParallel``, which has noted its parameters; nothing was changed.
 
     >>> import torch
     >>> from proxopt_torch import load_compact
@@ -56,8 +59,16 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     if not isinstance(model, nn.Module) or not isinstance(state_dict, Mapping):
         got = f"{type(model).__name__} and {type(state_dict).__name__}"
         raise TypeError(f"model and state_dict must be an nn.Module and the state_dict of a smaller one, got {got}")
+    if wrappers.holds(model, DistributedDataParallel):
+        raise ValueError(
+            "model must be loaded before it is wrapped in DistributedDataParallel, which exchanges the gradients of the "
+            "parameters that it was made with, got one that is"
+        )
+    given, model = model, wrappers.unwrapped(model)
+    sizes = sizes_of(state_dict) if sizes is None else sizes
+    numbers = integers.located(model, {own: sizes[name] for name, own in wrappers.renamed(sizes, model).items()})
+    state_dict = {own: state_dict[name] for name, own in wrappers.renamed(state_dict, model).items()}
     first, places = first_names(model), slots(model)
-    numbers = integers.located(model, sizes_of(state_dict) if sizes is None else sizes)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     tensors = {name: value for name, value in state_dict.items() if not name.endswith("_extra_state")}
     _check_names(model, own, tensors)
@@ -82,7 +93,8 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
             model.get_submodule(name.rpartition(".")[0]).set_extra_state(value)
     for module, place, number in numbers:
         integers.assign(module, place, number)
-    return layers.refresh(model)
+    loaded = layers.refresh(model)
+    return given if loaded is model else loaded
 
 
 def _check_names(model: nn.Module, own: dict[str, Tensor], state_dict: dict[str, Any]) -> None:

@@ -15,8 +15,9 @@ from proxopt_torch.penalised import warn
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-LAZY_NORMS = (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)
+# those that treat each channel alone: batch norms, that of several devices too, and instance norms
+NORMS = (nn.modules.batchnorm._NormBase,)
+LAZY_NORMS = (nn.modules.batchnorm._LazyNormBase,)
 
 
 def output_channels(
@@ -28,9 +29,10 @@ def output_channels(
       model: its Linear and convolution layers are penalised, also grouped convolutions.
       penalty: a penalty without groups of its own, e.g. ``SparseGroupLasso(2e-4)``; the groups are set here for each weight.
       include, exclude: layers by name (patterns such as ``"encoder.*"``) or type. None includes all and excludes none.
-      joint: put the entry of the bias, and the two entries of a BatchNorm that is registered directly after the layer, into the
-        group of their channel. Where it follows the layer in the forward pass too, the output of a zeroed channel is exactly 0,
-        and ``compact`` can remove it. A warning points to ``coupled``, which finds what follows from an example.
+      joint: put the entry of the bias, and the two entries of a BatchNorm, SyncBatchNorm or InstanceNorm that is registered
+        directly after the layer, into the group of their channel. Where it follows the layer in the forward pass too, the output
+        of a zeroed channel is exactly 0, and ``compact`` can remove it. A warning points to ``coupled``, which finds what follows
+        from an example.
 
     Raises:
       TypeError: ``penalty`` is no ``ProxOperator``.
@@ -186,7 +188,7 @@ def modules(model: nn.Module, penalty: ProxOperator, include: Selection) -> Para
 
 
 def _followers(model: nn.Module, layer: Any) -> list[tuple[nn.Module, str]]:
-    """The bias of a layer and the weight and bias of a BatchNorm directly after it, as pairs of a module and a name."""
+    """The bias of a layer and the weight and bias of a norm of channels directly after it, as pairs of a module and a name."""
     members = [(layer, "bias")] if layer.bias is not None else []
     own, order = set(layer.modules()), list(model.modules())
     after = next((m for m in order[order.index(layer) :] if m not in own and _is_leaf(m)), None)

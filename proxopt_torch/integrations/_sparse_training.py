@@ -16,11 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from proxopt_torch import checkpoints, compaction, sharding
 from proxopt_torch.budgets import Budget
-from proxopt_torch.budgets.budget import unwrapped
 from proxopt_torch.compaction import Compacted
 from proxopt_torch.penalised import Penalised, as_penalised
 from proxopt_torch.report import SparsityReport, sparsity_report
 from proxopt_torch.strength_path import StrengthPath
+from proxopt_torch.wrappers import unwrapped
 
 MEASUREMENTS = 200
 """How often a budget measures in a training, unless ``every`` is given."""

@@ -3,13 +3,17 @@
 import functools
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nas.engine import report
+import torch
+from nas.engine import report, run
+from nas.engine.signals import Interrupted
 from nas.methods import ista_one_stage
 from nas.methods.settings import gsparsity as gsparsity_settings
 from nas.methods.settings import ista as ista_settings
@@ -101,6 +105,45 @@ def test_recovery_improves_with_rows(tmp_path, capsys):
         assert rows[kind, "3", "35"] < rows[kind, "9", "35"] <= 1
         assert rows[kind, "9", "14"] >= 0.8
     assert (tmp_path / "recovery.png").stat().st_size > 10_000
+
+
+STOPPED = {
+    "nas_sweeps": [],
+    "nas_kendall": ["--method", "darts"],
+    "nas_against_random": ["--genotype", "PC_DARTS", "--random", "0"],
+    "text_against_others": ["--genotype", "DARTS_V1", "--random", "0"],
+    "gsparsity_table": [],
+    "nas_bench_201_full": [],
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_signal_ends_a_script_with_one_line(name, tmp_path, images, corpus, capsys, monkeypatch):
+    def stopped(*_):
+        raise Interrupted(signal.SIGTERM, " after step 2 of epoch 1")
+
+    monkeypatch.setattr(run, "join_processes", stopped)  # with which `launch` begins
+    place = str(corpus if name == "text_against_others" else images)
+    words = ["--data-dir", place, "--out", str(tmp_path), *STOPPED[name]]
+    if name == "nas_bench_201_full":
+        words += "--seconds 20 --device cpu --images 32 --valid-images 16 --batch 8 --channels 2".split()
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"stopped by SIGTERM after step 2 of epoch 1: (the same command continues|what it has measured)", last)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_a_run_ends_a_script_with_one_line(number, capsys):
+    import stopping
+
+    with pytest.raises(SystemExit) as ended, stopping.in_one_line():
+        os.kill(os.getpid(), number)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"\nstopped by {number.name}: the same command continues\n"
 
 
 def test_random_genotypes_of_the_same_size_are_trained_alike(tmp_path, place, capsys, monkeypatch):
@@ -237,6 +280,18 @@ def test_published_repositories_take_turns_with_our_steps(tmp_path, monkeypatch)
     ratios = {row["variant"]: float(row["ratio"]) for row in rows_of(tmp_path / "t.csv")}
     assert ratios == {"ours": 0.5, "published": 1.0, "published, channels last": 1.0}
     assert sorted(order) == sorted(4 * published_step.VARIANTS), "one step before the measured ones"
+
+
+def test_a_published_network_is_not_moved_to_a_layout_in_which_onednn_corrupts_memory():
+    import published_step
+
+    net, images = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1, 2)), torch.ones(2, 3, 8, 8)
+    assert published_step.channels_last(net, images, False) is images
+    with pytest.raises(SystemExit, match=r"convolutions must have at least 16 channels .* got 8: choose a larger --preset"):
+        published_step.channels_last(net, images, True)
+    assert net[1].weight.is_contiguous()
+    moved = published_step.channels_last(net[:1], images, True)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_modules_of_a_repository_do_not_stay(tmp_path):

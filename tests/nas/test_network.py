@@ -3,13 +3,15 @@
 import pytest
 import torch
 from nas.methods import darts
-from nas.nets.torch import cnn, convolution_kernels
+from nas.nets.torch import cnn, convolution_kernels, nasbench201
 from nas.nets.torch.operations import BatchNorm, frozen_statistics
 from nas.space import spaces
-from nas.space.genotype import Genotype
+from nas.space.genotype import CellGenotype, Genotype, load_genotype
 from nas_cases import copy_weights, random_weights, supernet
+from pruning import networks
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def with_published(linear):
@@ -115,6 +117,46 @@ def test_every_second_pixel_has_the_gradient_of_a_slice(exact_kernels):
     assert torch.autograd.gradgradcheck(lambda x: convolution_kernels.every_second(x, 1), x)
     (grad,) = torch.autograd.grad(sum(y.sum() for y in found), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+class Strided1x1(TorchDispatchMode):
+    """Records the strided 1x1 convolutions of which a gradient is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.gradients = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.gradients += 1
+            weight, stride = args[2], args[4]
+            self.found += [tuple(weight.shape)] if tuple(weight.shape[2:]) == (1, 1) and set(stride) != {1} else []
+        return func(*args, **(kwargs or {}))
+
+
+CELL = CellGenotype.from_string("|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
+IN_CHANNELS_LAST = {
+    "supernet": lambda: cnn.Supernet(spaces.get_space("darts"), 2, 3),
+    "network": lambda: cnn.Network(load_genotype("DARTS_V2"), 2, 3, auxiliary=False),
+    "network for ImageNet": lambda: cnn.ImageNetNetwork(load_genotype("DARTS_V2"), 4, 3, auxiliary=False),
+    "supernet of NAS-Bench-201": lambda: nasbench201.Supernet(spaces.get_space("nasbench201"), 2, 3),
+    "supernet with patches": lambda: nasbench201.Supernet(spaces.get_space("nasbench201"), 2, 3, transition="patch"),
+    "network of NAS-Bench-201": lambda: nasbench201.Network(CELL, 2, 3),
+    "ResNet": lambda: networks.resnet20(3).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("kind", IN_CHANNELS_LAST)
+def test_no_network_meets_the_convolution_of_which_onednn_corrupts_memory(kind):
+    """Strided, 1x1, in channels_last, with fewer than 16 channels (uxlfoundation/oneDNN#6035): ours slice their input instead."""
+    net = IN_CHANNELS_LAST[kind]()
+    out = net(torch.randn(2, 3, 32, 32))
+    with Strided1x1() as seen:
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
+    assert seen.gradients >= 9 and not seen.found
+    with Strided1x1() as seen:
+        nn.Conv2d(3, 4, 1, 2)(torch.randn(2, 3, 8, 8)).sum().backward()  # in the other layout, which is safe
+    assert seen.found == [(4, 3, 1, 1)]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from compact_cases import ALL, KINDS, REMOVED, TOKENS, Attention, TiedEmbedding, Written, built, outputs, zero
-from torch import nn
+from torch import distributed, nn
 
 from proxopt import L1, GroupL2
 from proxopt_torch import ProxAdam, compact, groups, load_compact
@@ -57,6 +57,95 @@ def test_sizes_can_be_passed_where_a_format_loses_the_metadata():
     again = load_compact(full, dict(small.model.state_dict()), small.sizes).eval()
     torch.testing.assert_close(again(example), small.model(example))
     assert (again[0].num_heads, again[1].num_heads, again[2].num_heads, again[0].depth) == (2, 3, 1, 4)
+
+
+def compiled(net):
+    return torch.compile(net, backend="eager", fullgraph=True)
+
+
+def compiled_parts(net):
+    for name, part in list(net.named_children()):
+        setattr(net, name, compiled(part))
+    return net
+
+
+def compiled_and_called(net):
+    """Compiled for the full size before the smaller state_dict comes."""
+    called = compiled(net.eval())
+    called(torch.randn(TOKENS))
+    return called
+
+
+WRAPPED = {
+    "compiled": compiled,
+    "compiled and called": compiled_and_called,
+    "compiled parts": compiled_parts,
+    "DataParallel": nn.DataParallel,
+    "both": lambda net: compiled(nn.DataParallel(net)),
+    "both, the other way": lambda net: nn.DataParallel(compiled(net)),
+    "not wrapped": lambda net: net,
+}
+
+
+@pytest.mark.parametrize("saved", WRAPPED)
+@pytest.mark.parametrize("model", WRAPPED)
+def test_a_wrapped_model_takes_the_state_dict_of_one_that_is_not_and_vice_versa(model, saved):
+    kind = "layers of attention"
+    _, example, small = compacted(kind)
+    assert small.sizes
+    state_dict = WRAPPED[saved](copy.deepcopy(small.model)).state_dict()
+    full = WRAPPED[model](built(kind, seed=1)[0])
+    assert load_compact(full, state_dict) is full
+    torch.testing.assert_close(full.eval()(example), small.model(example))
+    full = WRAPPED[model](built(kind, seed=1)[0])
+    load_compact(full, dict(state_dict), small.sizes)
+    torch.testing.assert_close(full.eval()(example), small.model(example))
+
+
+class Holder(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, **inputs):
+        return self.part(**inputs)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, compiled, nn.DataParallel], ids=["bare", "compiled", "DataParallel"])
+def test_a_wrapped_layer_of_attention_with_fewer_heads_is_replaced(wrap):
+    kind = "attention alone"
+    _, example, small = compacted(kind)
+    expected = outputs(small.model, example)
+    found = load_compact(wrap(built(kind, seed=1)[0]), small.model.state_dict()).eval()
+    assert isinstance(found, torch.fx.GraphModule)
+    torch.testing.assert_close(outputs(found, example), expected)
+    held = Holder(wrap(built(kind, seed=1)[0]))
+    state_dict = Holder(small.model).state_dict()
+    if wrap is nn.DataParallel:  # of a part of the model: the names are others
+        state_dict = {name.replace("part.", "part.module."): value for name, value in state_dict.items()}
+    assert load_compact(held, state_dict) is held
+    torch.testing.assert_close(outputs(held.eval(), example), expected)
+
+
+def test_a_module_may_be_called_module():
+    net = nn.ModuleDict({"module": nn.Linear(4, 8)})
+    shapes = {"module.weight": torch.ones(3, 4), "module.bias": torch.ones(3)}
+    for wrap in (lambda m: m, nn.DataParallel, compiled):
+        for prefix in ("", "module.", "_orig_mod.", "_orig_mod.module."):
+            wrapped = wrap(copy.deepcopy(net))
+            load_compact(wrapped, {f"{prefix}{name}": value for name, value in shapes.items()})
+            assert [tuple(p.shape) for p in wrapped.parameters()] == [(3, 4), (3,)]
+
+
+def test_a_model_in_distributed_data_parallel_is_refused():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(linear())
+    finally:
+        distributed.destroy_process_group()
+    before = copy.deepcopy(net.module.state_dict())
+    with pytest.raises(ValueError, match=r"model must be loaded before it is wrapped in DistributedDataParallel"):
+        load_compact(compiled(net), before)
 
 
 def test_tied_weights_stay_tied_and_a_buffer_that_was_cut_is_saved():

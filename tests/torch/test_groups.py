@@ -248,6 +248,34 @@ def test_a_layer_may_have_submodules():
     assert names(found)[0] == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
+NORMS = {
+    "BatchNorm1d": (nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LazyBatchNorm1d()),
+    "BatchNorm2d": (nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.LazyBatchNorm2d()),
+    "BatchNorm3d": (nn.ConvTranspose3d(4, 8, 1), nn.BatchNorm3d(8), nn.LazyBatchNorm3d()),
+    "SyncBatchNorm": (nn.Conv2d(4, 8, 1), nn.SyncBatchNorm(8), None),
+    "InstanceNorm1d": (nn.Conv1d(4, 8, 1), nn.InstanceNorm1d(8, affine=True), nn.LazyInstanceNorm1d(affine=True)),
+    "InstanceNorm2d": (nn.Conv2d(4, 8, 1), nn.InstanceNorm2d(8, affine=True), nn.LazyInstanceNorm2d(affine=True)),
+    "InstanceNorm3d": (nn.Conv3d(4, 8, 1), nn.InstanceNorm3d(8, affine=True), nn.LazyInstanceNorm3d(affine=True)),
+}
+ACROSS_CHANNELS = [nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.RMSNorm(8), nn.LocalResponseNorm(2), nn.InstanceNorm1d(8)]
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_joint_channel_includes_every_norm_that_treats_channels_alone(kind):
+    layer, norm, lazy = NORMS[kind]
+    found = groups.output_channels(nn.Sequential(layer, norm), GroupL2(1.0), joint=True)
+    assert names(found)[0] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    if lazy is not None:
+        with pytest.raises(ValueError, match=r"1\.weight must have a shape, but is of a lazy layer"):
+            groups.output_channels(nn.Sequential(layer, lazy), GroupL2(1.0), joint=True)
+
+
+@pytest.mark.parametrize("norm", ACROSS_CHANNELS, ids=lambda norm: type(norm).__name__)
+def test_a_norm_over_channels_or_without_weights_is_in_no_joint_channel(norm):
+    found = groups.output_channels(nn.Sequential(nn.Linear(4, 8), norm), GroupL2(1.0), joint=True)
+    assert names(found)[0] == ["0.weight", "0.bias"]
+
+
 @pytest.mark.parametrize("key", ["in_proj_weight", "in_proj_bias", "out_proj.weight"])
 def test_attention_heads_need_parameters(key):
     model = Attention()

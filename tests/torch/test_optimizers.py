@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from proxopt_torch import (
     Proximal,
     ProxSGD,
     StrengthPath,
+    half_precision,
     kernels,
     max_strength,
     sparsity_report,
@@ -240,6 +242,62 @@ def test_half_precision_parameters_have_single_precision_states_also_after_loadi
             assert {v.dtype for v in state.values()} == {torch.float32}
     optimizer.eval()
     assert int((net[0].weight == 0).sum()) > 0 or not name.startswith(("ProxAdam", "AdamHAPG"))
+
+
+ADAMS = {
+    "ProxAdam": ProxAdam,
+    "AdamHAPG": AdamHAPG,
+    "Proximal AdamW": lambda p, lr: Proximal(torch.optim.AdamW(p, lr=lr), L1(1e-3)),
+}
+
+
+def halves(first=0.5, dtype=torch.bfloat16):
+    return nn.Parameter(torch.linspace(first, 4 * first, 12).reshape(3, 4).to(dtype))
+
+
+@pytest.mark.parametrize("make", ADAMS.values(), ids=ADAMS)
+def test_steps_below_half_an_ulp_of_half_precision_parameters_warn_once(make):
+    for lr in (1e-4, torch.tensor(1e-4)):
+        (found,) = warnings_of(partial(make, [halves(), halves(dtype=torch.float16), halves(64.0)], lr=lr))
+        assert re.search(r"params.*\[0\].* is bfloat16, and the learning rate 0.0001, .* half an ulp of 100% of its", found)
+    (found,) = warnings_of(lambda: make([("a", halves(1e-6)), ("b", halves(64.0, torch.float16))], lr=1e-3))
+    assert found.startswith("b is float16")
+    optimizer = make([halves(1e-6)], lr=1e-4)
+
+    def add_groups():
+        for _ in range(2):
+            optimizer.add_param_group({"params": [halves()]})
+
+    assert len(warnings_of(add_groups)) == 1
+    assert warnings_of(lambda: copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())) == []
+
+
+@pytest.mark.parametrize("make", ADAMS.values(), ids=ADAMS)
+def test_steps_that_half_precision_parameters_can_take_do_not_warn(make):
+    def many():
+        for lr in (0.0, 0.1, torch.tensor(0.1)):
+            make([halves(), halves(dtype=torch.float16)], lr=lr)
+        half_of_them = nn.Parameter(torch.tensor([1e-3, 1e-3, 1.0, 1.0], dtype=torch.bfloat16))
+        nothing = nn.Parameter(torch.empty(0, dtype=torch.bfloat16))
+        unread = [nn.Parameter(torch.empty(3, dtype=torch.bfloat16, device="meta")), nn.Parameter(torch.arange(3), False)]
+        zeros = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+        for p in ([half_of_them], [nothing], unread[:1], [zeros], [nn.Parameter(torch.ones(3))]):
+            make(p, lr=1e-4)
+
+    assert warnings_of(many) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lr", [1e-4, 2.0**-10, 2.0**-9, 3e-3])
+def test_the_share_of_steps_that_are_rounded_away_is_counted(dtype, lr):
+    """Steps of half an ulp, and those down from a power of two, are decided by rounding to even: they may count or not."""
+    x = torch.linspace(-30, 30, 3001).to(dtype)
+    mantissa, exponent = torch.frexp(x.double())
+    ulp = torch.finfo(dtype).eps * 2.0 ** (exponent - 1).double()
+    stuck = (x + lr == x) & (x - lr == x) & (x != 0)
+    decided = (ulp / 2 != lr) & (mantissa.abs() != 0.5) & (x != 0)
+    share = float(stuck[decided].double().mean())
+    assert 0 < share < 1 and half_precision.rounded_away(x[decided], lr) == pytest.approx(share)
 
 
 def test_a_joint_group_is_zeroed_in_weight_and_bias_together():

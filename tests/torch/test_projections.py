@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,6 +188,72 @@ def test_a_checkpoint_holds_the_name_of_a_function_and_loads_with_the_same_one_o
             HAPG([w], projection=other).load_state_dict(saved)
     with pytest.raises(ValueError, match=r"state_dict must hold the projection .*'radius': 2\.0"):
         HAPG([w], projection=Sphere(radius=2.0)).load_state_dict(HAPG([w], projection=Sphere()).state_dict())
+
+
+@dataclass(frozen=True)
+class Box:
+    """A projection from elsewhere, with what it is made of among its fields."""
+
+    low: float
+    bounds: torch.Tensor | None = None
+
+    def project(self, x):
+        return x.clamp(self.low)
+
+    def halved(self, x):
+        return x.clamp(self.low) / 2
+
+
+LIKE_EACH_OTHER = [
+    [lambda: partial(torch.clamp, min=0.0), lambda: partial(torch.clamp, min=0), lambda: partial(torch.clamp, **{"min": 0.0})],
+    [lambda: partial(torch.clamp, min=0.1)],
+    [lambda: partial(torch.clamp, max=0.0)],
+    [lambda: partial(torch.clamp_min, min=0.0)],
+    [lambda: partial(torch.mul, torch.ones(6, 5)), lambda: partial(torch.mul, torch.full((6, 5), 1.0))],
+    [lambda: partial(torch.mul, torch.ones(6, 5, dtype=torch.bfloat16))],
+    [lambda: partial(torch.mul, torch.zeros(6, 5))],
+    [lambda: partial(torch.mul, torch.zeros(5))],
+    [lambda: Box(0.0), lambda: Box(0)],
+    [lambda: Box(1.0)],
+    [lambda: Box(0.0, torch.ones(()))],
+    [lambda: Box(0.0).project],
+    [lambda: Box(1.0).project],
+    [lambda: Box(0.0).halved],
+    [lambda: Sphere(ROWS).project, lambda: Sphere(Groups.along(1)).project],
+    [lambda: Sphere(ROWS, 2.0).project],
+    [lambda: partial(Sphere.project, Sphere(ROWS))],
+    [lambda: partial(Sphere.project, Sphere(Groups.along(0)))],
+    [lambda: torch.ones(6, 5).mul],
+    [lambda: torch.zeros(6, 5).mul],
+]
+
+
+def test_a_checkpoint_tells_projections_apart_that_have_the_same_name():
+    (w,) = weights()
+    for number, same in enumerate(LIKE_EACH_OTHER):
+        for make in same:
+            buffer = io.BytesIO()
+            torch.save(HAPG([w], projection=make()).state_dict(), buffer)
+            for other, makes in enumerate(LIKE_EACH_OTHER):
+                for made in makes:
+                    buffer.seek(0)
+                    saved, optimizer = torch.load(buffer, weights_only=True), HAPG([w], projection=made())
+                    if other == number:
+                        optimizer.load_state_dict(saved)
+                    else:
+                        with pytest.raises(ValueError, match=r"state_dict must hold the projection .* in param_groups\[0\], got"):
+                            optimizer.load_state_dict(saved)
+
+
+def test_a_checkpoint_with_the_name_alone_loads_as_before():
+    (w,) = weights()
+    for projection, name in ((partial(torch.clamp, min=0.0), "functools.partial"), (Box(0.0), f"{__name__}.Box")):
+        optimizer = HAPG([w], projection=projection)
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["projection"] = {"kind": "foreign", "name": name}
+        optimizer.load_state_dict(saved)
+        with pytest.raises(ValueError, match=f"got .*{name}"):
+            HAPG([w], projection=torch.relu).load_state_dict(saved)
 
 
 def test_a_checkpoint_from_before_the_option_keeps_the_present_projection():
