@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -190,7 +191,7 @@ class SparseTraining:
             updates = make.get("steps", known)
             if updates is None:
                 raise ValueError(f"budget must hold 'steps', since the trainer does not know the number of updates, got {make!r}")
-            every = max(1, updates // MEASUREMENTS) if isinstance(updates, int) else 1
+            every = max(1, int(updates) // MEASUREMENTS) if isinstance(updates, Integral) else 1
             self._reset_strengths(optimizer)
             return Budget(optimizer, network, example, **{"steps": updates, "every": every, **make})
         self._reset_strengths(optimizer)
