@@ -42,7 +42,7 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
       ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement.
 
     Raises:
-      TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` is no mapping.
+      TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` or ``sizes`` is no mapping.
       ValueError: the names differ, a tensor is larger than that of the model, or the model has no integers with the names in
         ``sizes``; nothing was changed.
 
@@ -56,6 +56,8 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     if not isinstance(model, nn.Module) or not isinstance(state_dict, Mapping):
         got = f"{type(model).__name__} and {type(state_dict).__name__}"
         raise TypeError(f"model and state_dict must be an nn.Module and the state_dict of a smaller one, got {got}")
+    if not (sizes is None or isinstance(sizes, Mapping)):
+        raise TypeError(f"sizes must be a dict of integers by name or None, got {sizes!r}")
     first, places = first_names(model), slots(model)
     numbers = integers.located(model, sizes_of(state_dict) if sizes is None else sizes)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
