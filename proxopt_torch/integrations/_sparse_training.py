@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +46,7 @@ class SparseTraining:
         network: str = "",
         example_inputs: Any = None,
         compact: bool | Mapping[str, Any] = False,
-        save_compact: str | Path | None = None,
+        save_compact: str | PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if not (budget is None or isinstance(budget, Mapping) or callable(budget)):
@@ -60,6 +61,10 @@ class SparseTraining:
             _check_keywords("compact", compact, compaction.compact, ("model", "example_inputs"))
         if save_compact is not None and compact is False:
             raise ValueError(f"save_compact must be None where compact is False, got {str(save_compact)!r}")
+        if not (save_compact is None or isinstance(save_compact, (str, PathLike))):
+            raise TypeError(f"save_compact must be the path of a file or None, got {save_compact!r}")
+        if save_compact is not None and Path(save_compact).is_dir():
+            raise ValueError(f"save_compact must be the path of a file, got the folder {str(save_compact)!r}")
         self.optimizer: Penalised | None = None
         self.budget: Driver | None = None
         self.report: SparsityReport | None = None
@@ -96,6 +101,8 @@ class SparseTraining:
                 f"compact must be False where parameters are sharded, as {sharded} is: gather them into a whole model and call "
                 "compact with that"
             )
+        if self._save_compact is not None:  # an error now, rather than after the training
+            Path(self._save_compact).parent.mkdir(parents=True, exist_ok=True)
         example = _on_device_of(network, convert(self._chosen_example(example_inputs)))
         budget = self._made_budget(optimizer, network, example, steps)
         self.optimizer, self.budget, self.report, self.compacted = optimizer, budget, None, None
@@ -120,9 +127,7 @@ class SparseTraining:
             options = self._compact if isinstance(self._compact, Mapping) else {}
             self.compacted = compaction.compact(self._submodule(unwrapped(model)), self._example, **options)
             if self._save_compact is not None and write:
-                path = Path(self._save_compact)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(self.compacted.model.state_dict(), path)
+                torch.save(self.compacted.model.state_dict(), self._save_compact)
 
     def _forget(self) -> None:
         """After a training, or before another."""

@@ -531,7 +531,7 @@ def test_a_language_model_is_loaded_from_its_folder(corpus, tmp_path, capsys):
     assert "the text must have the vocabulary of the training, 11 words in the same order, got another of 4" in said
     assert "must be the folder of a training on images" in message(lambda: train_cifar10.main(["--evaluate", str(out)]))
     for script in (train_cifar10, train_ptb):
-        words = ["--evaluate", str(out), "--threads", "-1"]
+        words = ["--evaluate", str(tmp_path), "--threads", "-1"]
         assert message(partial(script.main, words)) == "error: threads must be >= 0, got -1"
 
 
