@@ -10,7 +10,8 @@ what it will compute, and after a few steps the time and memory that it needs. R
 latency of the dense, the sparse and the compact network (table.csv), the channels of each layer (layers.csv), pruning.png, the
 compact network (compact.pt), and the folders dense and sparse of the two trainings: train.csv, network.pt, a checkpoint, and
 budget.csv with each measurement of the budget. Where TensorBoard is installed (`pip install tensorboard`), `tensorboard --logdir
-OUT` shows the columns of train.csv.
+OUT` shows the columns of train.csv. With several --seeds each
+has a folder of its own, and OUT/seeds.csv has the tables of all.
 
 `--resume --out FOLDER` continues an interrupted run, `--config FILE` starts a new one with the settings in a settings.json, and
 `--evaluate FOLDER` prints the accuracy of a compact network, which `pruning.load(FOLDER)` returns as a module of PyTorch.

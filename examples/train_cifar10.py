@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.engine.command_line import CommandLine, errors_in_one_line, first_process, run_each_seed
-from nas.engine.distributed import join_processes
 from nas.engine.resume import expand
-from nas.engine.run import launch
+from nas.engine.run import join, launch
 from nas.space import genotype
 from nas.train.loading import ImageClassifier, evaluate_images, load
 from nas.train.settings import CIFAR_TRAIN_PRESETS, IMAGENET_TRAIN_PRESETS, CifarTrainSettings
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def evaluate(folder: Path, settings: CifarTrainSettings) -> dict[str, Any]:
     """Print loss and accuracy of the network in a folder on the validation images, and return them."""
-    _, device = join_processes(settings.device)
+    _, device = join(settings)
     net = load(folder, device)
     if not isinstance(net, ImageClassifier):
         raise ValueError(f"{folder} must be the folder of a training on images, got one on text")

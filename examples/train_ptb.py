@@ -24,9 +24,8 @@ from typing import Any
 
 from nas.data.text import load_corpus
 from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
-from nas.engine.distributed import join_processes
 from nas.engine.resume import expand
-from nas.engine.run import launch
+from nas.engine.run import join, launch
 from nas.space.genotype import RecurrentGenotype, load_genotype
 from nas.train.loading import LanguageClassifier, evaluate_text, load
 from nas.train.settings import TEXT_TRAIN_PRESETS, TextTrainSettings
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def evaluate_folder(folder: Path, settings: TextTrainSettings) -> dict[str, Any]:
     """Print the perplexities of the network in a folder, and return them with the losses."""
-    _, device = join_processes(settings.device)
+    _, device = join(settings)
     net = load(folder, device)
     if not isinstance(net, LanguageClassifier):
         raise ValueError(f"{folder} must be the folder of a training on text, got one on images")

@@ -57,6 +57,7 @@ class Images(Task):
     """A residual network for images, and its training on random crops that are flipped at random."""
 
     command, network = "prune_convnet", "ResNet"
+    facts: ClassVar[dict[str, type]] = {"mean": list, "std": list}
     qualities = (Quality("valid_accuracy", "accuracy", percent, " (%)", 100.0),)
 
     def __init__(

@@ -39,9 +39,13 @@ def read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} must be the folder of a pruning that has ended, with {NAME}{hint}")
     found = checkpoint.load(file)
     missing = [part for part in CONTENT if part not in found]
-    if missing or not hasattr(networks, str(found["network"])):
+    if missing or not _is_network(getattr(networks, str(found["network"]), None)):
         raise ValueError(f"{file} must be the compact network of a pruning, but it has no {(missing or ['network'])[0]}")
     return found
+
+
+def _is_network(named: Any) -> bool:
+    return isinstance(named, type) and issubclass(named, nn.Module)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
@@ -55,9 +59,20 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ValueError(f"{folder / NAME} must hold a network that fits its description, but {error}") from None
 
 
+def check_about(folder: Path, found: dict[str, Any], task: type[Task]) -> None:
+    """Raise ValueError where a file does not tell what an evaluation has to know of the data."""
+    about = found["about"] if isinstance(found["about"], dict) else {}
+    for name, kind in task.facts.items():
+        if not isinstance(about.get(name), kind):
+            raise ValueError(f"{folder / NAME} must hold the {name} of the data as a {kind.__name__}, got {about.get(name)!r}")
+
+
 def refuse_other_data(found: dict[str, Any], task: Task) -> None:
-    """Raise ValueError where the data have another number of inputs or outputs than those of a saved network."""
+    """Raise ValueError where the data have another number of inputs or outputs than those of a saved network, or are longer."""
     given = task.arguments()
     for name in ("classes", "channels", "vocabulary"):
         if found["arguments"].get(name) != given.get(name):
             raise ValueError(f"the data must have the {found['arguments'][name]} {name} of the network, got {given[name]}")
+    most = found["arguments"].get("length", 0)
+    if given.get("length", 0) > most:
+        raise ValueError(f"length must be at most {most}, as the network reads no more symbols at once, got {given['length']}")

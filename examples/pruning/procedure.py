@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.engine.command_line import CommandLine, errors_in_one_line, run_each_seed
-from nas.engine.distributed import join_processes
+from nas.engine.command_line import SEEDS, CommandLine, errors_in_one_line, run_each_seed
 from nas.engine.lock import locked
+from nas.engine.log import write_csv
 from nas.engine.loop import refuse_existing
 from nas.engine.resume import expand, write_settings
-from nas.engine.run import launch
+from nas.engine.run import join, launch
 from nas.space import drawing
 
 from . import comparison, loading, pictures
@@ -30,8 +30,11 @@ def run(argv: list[str] | None, task: type[Task], presets: Mapping[str, PruningS
     if folder is not None:
         with errors_in_one_line():
             return [evaluate(task, settings, Path(folder))]
-    rows = run_each_seed(settings, lambda seed, out: {"rows": prune(task, settings, seed, out)})
-    return [{"seed": seed["seed"], **row} for seed in rows for row in seed["rows"]]
+    found = run_each_seed(settings, lambda seed, out: {"rows": prune(task, settings, seed, out)})
+    rows = [{"seed": seed["seed"], **row} for seed in found for row in seed["rows"]]
+    if len(settings.seeds) > 1:
+        write_csv(settings.out / SEEDS, rows)
+    return rows
 
 
 def prune(task: type[Task], settings: PruningSettings, seed: int, out: Path) -> list[dict[str, Any]]:
@@ -71,10 +74,11 @@ def train(task: type[Task], settings: PruningSettings, sparse: bool, seed: int, 
 
 def evaluate(task: type[Task], settings: PruningSettings, folder: Path) -> dict[str, Any]:
     """Print how good the compact network in a folder is, and return it with its size."""
-    _, device = join_processes(settings.device)
+    _, device = join(settings)
     found = loading.read(folder)
     if found["network"] != task.network:
         raise ValueError(f"{folder} must be the folder of a pruning by {task.command}.py, got one with a {found['network']}")
+    loading.check_about(folder, found, task)
     net = loading.load(folder, device)
     measured = task(settings, 0, device, found["about"])
     loading.refuse_other_data(found, measured)

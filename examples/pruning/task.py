@@ -37,7 +37,8 @@ class Quality:
 class Task:
     """A network and its data. Subclasses define everything.
 
-    command: the script. network: the name of a class in `networks`. qualities: the first one is drawn.
+    command: the script. network: the name of a class in `networks`. qualities: the first one is drawn. facts: the types of
+    what `about` returns and `saved` needs, by name.
 
     Args:
       saved: what `about` of the task of a saved network returned, for its evaluation on the data of `settings`; None for a
@@ -47,6 +48,7 @@ class Task:
     command: ClassVar[str]
     network: ClassVar[str]
     qualities: ClassVar[tuple[Quality, ...]]
+    facts: ClassVar[dict[str, type]]
 
     def __init__(
         self, settings: PruningSettings, seed: int, device: torch.device, saved: Mapping[str, Any] | None = None

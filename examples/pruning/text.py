@@ -67,6 +67,7 @@ class Text(Task):
     """A transformer that predicts the next character, trained on windows of a text."""
 
     command, network = "prune_transformer", "GPT"
+    facts: ClassVar[dict[str, type]] = {"symbols": str}
     qualities = (
         Quality("valid_bits", "bits per character", lambda value: f"{value:.4f}"),
         Quality("valid_perplexity", "perplexity", lambda value: f"{value:.3f}"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from proxopt._checks import in_range
+from proxopt._arrays import is_number
 from proxopt_torch.budgets import control, quantities
 from proxopt_torch.budgets.quantities import Quantity
 from proxopt_torch.budgets.strengths import Strengths
@@ -16,6 +17,7 @@ from proxopt_torch.groups.selection import Selection
 from proxopt_torch.penalised import Penalised, as_penalised, warn
 from proxopt_torch.wrappers import unwrapped
 
+PROGRESS = {"calls": int, "frozen": bool, "warned": bool}  # keys of a state, and the types of their values
 COLUMNS = ("step", "share", "wanted", "target", "strength", "reached", "frozen")
 
 
@@ -156,15 +158,13 @@ class Budget:
             "latency": latency,
         }
         self.kind, self.target = _one_target(given)
-        _check_count("steps", steps)
-        _check_count("every", every)
-        _check_open("tolerance", tolerance)
-        in_range("start", start)
-        if not start < 1:
+        steps, every = _count("steps", steps), _count("every", every)
+        _check_share("tolerance", tolerance)
+        if _is_not_in_unit_interval("start", start, closed=True):
             raise ValueError(f"start must lie in [0, 1), got {start}")
         if not isinstance(freeze, bool):
             raise TypeError(f"freeze must be True or False, got {freeze!r}")
-        if by_cost not in (None, True, False):
+        if not (by_cost is None or isinstance(by_cost, bool)):
             raise TypeError(f"by_cost must be True, False or None, got {by_cost!r}")
         if by_cost and self.kind == "latency":
             raise ValueError("by_cost must be False or None for latency, in which a single unit is no measurable difference")
@@ -172,10 +172,11 @@ class Budget:
         self.steps, self.every, self.start, self.tolerance, self.freeze = steps, every, float(start), float(tolerance), freeze
         self.log: list[dict[str, Any]] = []
         self._schedule = control.schedule_of(schedule)
+        control.wanted_share(self._schedule, self._remaining, 0.0)
         self._model = unwrapped(model)
         self._strengths = Strengths(self.optimizer)
         self._check_model()
-        with self.optimizer.at_prox_point():
+        with self._strengths.kept_on_error(), self.optimizer.at_prox_point():
             self._quantity = _quantity(self.kind, self.optimizer, self._model, example_inputs, modules)
             sharded = any(hasattr(p, "full_tensor") for p in self._model.parameters())
             if by_cost and sharded:
@@ -195,10 +196,15 @@ class Budget:
         """Count a call and, at every ``every``-th, measure the share and set the strengths.
 
         Raises:
-          RuntimeError: something else has set a strength.
+          RuntimeError: something else has set a strength, or has ended the freezing of the zeros by the budget.
           ValueError: a schedule of your own returns no number in [0, 1].
         """
         self._strengths.check()
+        if self._frozen and not self._strengths.frozen:
+            raise RuntimeError(
+                "the zeros must stay frozen once the budget has frozen them, got an optimizer in which they are not: make a new "
+                "budget after freeze_zeros(False), and when you resume load the states of both the optimizer and the budget"
+            )
         self._calls += 1
         if self._calls % self.every == 0 or self._calls == self.steps:
             with self.optimizer.at_prox_point():
@@ -211,6 +217,7 @@ class Budget:
     def state_dict(self) -> dict[str, Any]:
         """The progress, as plain data. A checkpoint needs the state of the optimizer too, which holds the frozen zeros."""
         return {
+            "kind": self.kind,
             "calls": self._calls,
             "frozen": self._frozen,
             "warned": self._warned,
@@ -223,28 +230,36 @@ class Budget:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run, bit for bit if the states of optimizer and model are loaded too, in any order.
 
+        ``steps``, ``every``, ``tolerance`` and the other arguments are those of this budget.
+
         Raises:
-          ValueError: this is not the state of a budget, or it belongs to an optimizer with other param groups; nothing was
-            changed.
+          ValueError: this is not the state of a budget, or it belongs to one with another target or to an optimizer with other
+            param groups; nothing was changed.
         """
         try:
-            own = {int(number): strength for number, strength in state_dict["own"].items()}
-            calls, frozen, warned = (state_dict[key] for key in ("calls", "frozen", "warned"))
+            calls, frozen, warned = (_plain(kind, state_dict[key]) for key, kind in PROGRESS.items())
             controller, record = control.Controller(**state_dict["control"]), BudgetRecord(**state_dict["record"])
-            log = [dict(row) for row in state_dict["log"]]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            controller = replace(controller, tolerance=self.tolerance, measurements=self._control.measurements)
+            kind = state_dict.get("kind", self.kind)
+            given, log = dict(state_dict["own"]), [dict(row) for row in state_dict["log"]]
+            _ = controller.factor, float(record.share), float(record.target)  # numbers, or an error
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             held = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
             message = f"state_dict must be what state_dict() of a Budget returned, got {held}: {type(error).__name__} {error}"
             raise ValueError(message) from error
-        if own.keys() != self._strengths.own.keys():
-            raise ValueError(
-                f"state_dict must be of an optimizer whose param groups {list(self._strengths.own)} have penalties, got "
-                f"{list(own)}"
-            )
+        if (kind, record.target) != (self.kind, self.target):
+            raise ValueError(f"state_dict must be of a budget with {self.kind}={self.target:g}, got {kind}={record.target}")
+        own = self._strengths.checked(given)
         self._calls, self._frozen, self._warned = calls, frozen, warned
         self._control, self.record, self.log = controller, record, log
         self._strengths.own = own
         self._strengths.set(self._control.factor)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Budget cannot be pickled or copied, since it holds an analysis of the graph of the model: keep its state_dict() "
+            "and load that into a new Budget of the other optimizer and model"
+        )
 
     def __str__(self) -> str:
         r, label = self.record, "zero weights" if self.kind == "sparsity" else self._quantity.label
@@ -255,14 +270,14 @@ class Budget:
 
     def _act(self, share: float, value: float) -> None:
         """Set the strengths after a measurement, or freeze the zeros, and warn if the target is out of reach."""
-        if not self._frozen:
+        if not self._strengths.frozen:
             time = self._time()
             if self._control.log_factor is None and time > 0:
                 self._control.start(self._strengths.zeroing_factor())
             self._control.update(share, control.wanted_share(self._schedule, self._remaining, time), value, time)
             self._strengths.set(self._control.factor)
         due, reached = self._calls >= self.steps, self._reached(share)
-        if self.freeze and not self._frozen and (reached or (due and share < self._remaining)):
+        if self.freeze and not self._strengths.frozen and (reached or (due and share < self._remaining)):
             self.optimizer.freeze_zeros()
             self._frozen = True
         if not self._warned and not reached and (due or self._control.stalled):
@@ -306,8 +321,8 @@ class Budget:
 
     def _recorded(self, share: float) -> BudgetRecord:
         wanted = self._shown(control.wanted_share(self._schedule, self._remaining, self._time()))
-        strength = self._strengths.largest()
-        return BudgetRecord(self._calls, self._shown(share), wanted, self.target, strength, self._reached(share), self._frozen)
+        strength, frozen = self._strengths.largest(), self._strengths.frozen
+        return BudgetRecord(self._calls, self._shown(share), wanted, self.target, strength, self._reached(share), frozen)
 
     # -- the model ----------------------------------------------------------------------------
 
@@ -327,21 +342,34 @@ def _one_target(given: dict[str, float | None]) -> tuple[str, float]:
     if len(found) != 1:
         raise ValueError(f"exactly one of {', '.join(given)} must be given, got {', '.join(found) or 'none'}")
     ((name, value),) = found.items()
-    _check_open(name, value)
+    _check_share(name, value)
     return name, float(value)
 
 
-def _check_open(name: str, value: Any) -> None:
-    in_range(name, value)
-    if isinstance(value, Tensor) or not 0 < value < 1:
+def _check_share(name: str, value: Any) -> None:
+    if _is_not_in_unit_interval(name, value):
         raise ValueError(f"{name} must be a number in (0, 1), got {value}")
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _is_not_in_unit_interval(name: str, value: Any, closed: bool = False) -> bool:
+    """Whether a number is not in (0, 1), or not in [0, 1). TypeError for anything but a number."""
+    if isinstance(value, bool) or not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return not (0 <= value < 1 if closed else 0 < value < 1)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
+    return int(value)
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    if type(value) is not kind or (kind is int and value < 0):
+        raise TypeError(f"{value!r} is no {kind.__name__}{' >= 0' if kind is int else ''}")
+    return value
 
 
 def _quantity(kind: str, optimizer: Penalised, model: nn.Module, example_inputs: Any, modules: Selection) -> Quantity:

@@ -41,7 +41,7 @@ def schedule_of(schedule: str | Schedule) -> Schedule:
     if callable(schedule):
         return schedule
     found: dict[Any, Schedule] = {"cubic": lambda t: 1 - (1 - t) ** 3, "linear": lambda t: t}
-    if schedule not in found:
+    if not isinstance(schedule, str) or schedule not in found:
         raise ValueError(f"schedule must be 'cubic', 'linear' or a function, got {schedule!r}")
     return found[schedule]
 

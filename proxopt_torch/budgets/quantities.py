@@ -16,6 +16,7 @@ from proxopt_torch import sharding
 from proxopt_torch.budgets import counting
 from proxopt_torch.compaction import compact, verification
 from proxopt_torch.compaction.attempts import Attempts, copied
+from proxopt_torch.compaction.surgery import described, not_runnable
 from proxopt_torch.dependencies import Arguments, Dependencies, NotTraceable, analyse, arguments, removable
 from proxopt_torch.groups import assignment
 from proxopt_torch.groups.coupling import zeroed
@@ -51,6 +52,10 @@ class Analysed:
                 f"model must be one that torch.export can trace with example_inputs to count {kind}: {error}; "
                 "sparsity and living_groups need no trace"
             ) from error
+        try:
+            verification.run(copied(model), (args, kwargs))
+        except Exception as error:  # the trace forgives a wrong dtype and indices out of range
+            raise not_runnable(example_inputs, error) from error
         keep_what_code_fixes(self._found, model, (args, kwargs))
         self._counter: counting.MultiplyAdds | counting.Parameters
         if kind == "macs":
@@ -59,6 +64,8 @@ class Analysed:
         else:
             self.label = "parameters"
             self._counter = counting.Parameters(self._found, list(parameters(model, modules)))
+        if not self._counter.dense and modules is None:
+            raise ValueError(f"example_inputs must be such that the model has {self.label}, got {described(example_inputs)}")
         if not self._counter.dense:
             raise ValueError(f"modules must hold {self.label}, got none in {modules!r}")
 

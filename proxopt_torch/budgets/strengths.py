@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from proxopt import GroupL2, sparsity
 from proxopt.penalties import declared
 from proxopt.penalties.dual import PROBE, zeroing_strength
 from proxopt_torch import param_groups, report, sharding
+from proxopt_torch.frozen_zeros import FROZEN
 from proxopt_torch.param_groups import Entry, ParamGroup
 from proxopt_torch.penalised import Penalised
 
@@ -44,6 +46,34 @@ class Strengths:
         self.factor = factor
         for group, own in self.groups():
             group["strength"] = own * factor
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Give the param groups their present strengths back if the ``with`` block raises."""
+        saved = {number: self.optimizer.param_groups[number]["strength"] for number in self.own}
+        try:
+            yield
+        except BaseException:
+            for number, strength in saved.items():
+                self.optimizer.param_groups[number]["strength"] = strength
+            raise
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the zeros of the parameters with these penalties are frozen, so that the strengths have no effect."""
+        return all(group.get(FROZEN) for group, _ in self.groups())
+
+    def checked(self, own: Mapping[Any, Any]) -> dict[int, float | Tensor]:
+        """Strengths at construction from a state. Raises ValueError or TypeError where they are none of these param groups."""
+        found = {int(number): strength for number, strength in own.items()}
+        if found.keys() != self.own.keys():
+            raise ValueError(
+                f"state_dict must be of an optimizer whose param groups {list(self.own)} have penalties, got {list(found)}"
+            )
+        for number, strength in found.items():
+            if getattr(strength, "shape", ()) != getattr(self.own[number], "shape", ()) or not 0 < _largest(strength) < math.inf:
+                raise ValueError(f"state_dict must hold a strength > 0 for param group {number}, got {strength!r}")
+        return found
 
     def largest(self) -> float:
         """The largest strength now."""

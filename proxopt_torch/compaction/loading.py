@@ -45,6 +45,9 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
       ``model``; where it is an ``nn.MultiheadAttention`` with fewer heads, its replacement, in no wrapper.
 
     Raises:
+      TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` or ``sizes`` is no mapping.
+      ValueError: the names differ, a tensor is larger than that of the model, or the model has no integers with the names in
+        ``sizes``; nothing was changed.
       TypeError: ``model`` is no ``nn.Module``, or ``state_dict`` is no mapping.
       ValueError: the names differ, a tensor is larger than that of the model, the model has no integers with the names in
         ``sizes``, or it is in ``DistributedDataParallel``, which has noted its parameters; nothing was changed.
@@ -59,6 +62,8 @@ def load_compact(model: nn.Module, state_dict: dict[str, Any], sizes: dict[str, 
     if not isinstance(model, nn.Module) or not isinstance(state_dict, Mapping):
         got = f"{type(model).__name__} and {type(state_dict).__name__}"
         raise TypeError(f"model and state_dict must be an nn.Module and the state_dict of a smaller one, got {got}")
+    if not (sizes is None or isinstance(sizes, Mapping)):
+        raise TypeError(f"sizes must be a dict of integers by name or None, got {sizes!r}")
     if wrappers.holds(model, DistributedDataParallel):
         raise ValueError(
             "model must be loaded before it is wrapped in DistributedDataParallel, which exchanges the gradients of the "

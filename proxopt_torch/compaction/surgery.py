@@ -90,10 +90,7 @@ def _compacted(model: nn.Module, example_inputs: Any, inputs: bool, tolerance: f
     try:
         expected, before = counting.counted(original, given)
     except Exception as error:
-        raise ValueError(
-            "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments with which the model runs, got "
-            f"{_described(example_inputs)}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise not_runnable(example_inputs, error) from error
     try:
         dependencies = analyse(original, *given, inputs=inputs)
     except Exception as error:  # also one that the analysis does not foresee: the model runs, so that there is a result
@@ -137,7 +134,7 @@ def _check_inputs(dependencies: Dependencies, model: nn.Module, given: Arguments
     args, kwargs = given
     example, units = args[0] if args else next(iter(kwargs.values()), None), dependencies.inputs
     if not isinstance(example, Tensor) or example.ndim < 2 or units is None:
-        raise ValueError(f"inputs=True needs a model whose first input is a batch of features, got {_described(example)}")
+        raise ValueError(f"inputs=True needs a model whose first input is a batch of features, got {described(example)}")
     ids = np.unique(units)
     if example.ndim == 2 or (len(ids) == len(units) and not any(int(u) in dependencies.kept for u in ids)):
         return
@@ -151,7 +148,16 @@ def _check_inputs(dependencies: Dependencies, model: nn.Module, given: Arguments
     raise ValueError(f"inputs=True needs a model whose input goes to Linear layers only, got {list(readers or reasons)}")
 
 
-def _described(value: Any) -> str:
+def not_runnable(example_inputs: Any, error: Exception) -> ValueError:
+    """The error for an example with which a model does not run."""
+    return ValueError(
+        "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments with which the model runs, got "
+        f"{described(example_inputs)}: {type(error).__name__}: {first_line(error)}"
+    )
+
+
+def described(value: Any) -> str:
+    """The shape of a tensor, or the type of anything else."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

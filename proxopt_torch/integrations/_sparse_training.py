@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,7 +46,7 @@ class SparseTraining:
         network: str = "",
         example_inputs: Any = None,
         compact: bool | Mapping[str, Any] = False,
-        save_compact: str | Path | None = None,
+        save_compact: str | PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if not (budget is None or isinstance(budget, Mapping) or callable(budget)):
@@ -59,6 +61,10 @@ class SparseTraining:
             _check_keywords("compact", compact, compaction.compact, ("model", "example_inputs"))
         if save_compact is not None and compact is False:
             raise ValueError(f"save_compact must be None where compact is False, got {str(save_compact)!r}")
+        if not (save_compact is None or isinstance(save_compact, (str, PathLike))):
+            raise TypeError(f"save_compact must be the path of a file or None, got {save_compact!r}")
+        if save_compact is not None and Path(save_compact).is_dir():
+            raise ValueError(f"save_compact must be the path of a file, got the folder {str(save_compact)!r}")
         self.optimizer: Penalised | None = None
         self.budget: Driver | None = None
         self.report: SparsityReport | None = None
@@ -95,6 +101,8 @@ class SparseTraining:
                 f"compact must be False where parameters are sharded, as {sharded} is: gather them into a whole model and call "
                 "compact with that"
             )
+        if self._save_compact is not None:  # an error now, rather than after the training
+            Path(self._save_compact).parent.mkdir(parents=True, exist_ok=True)
         example = _on_device_of(network, convert(self._chosen_example(example_inputs)))
         budget = self._made_budget(optimizer, network, example, steps)
         self.optimizer, self.budget, self.report, self.compacted = optimizer, budget, None, None
@@ -119,9 +127,7 @@ class SparseTraining:
             options = self._compact if isinstance(self._compact, Mapping) else {}
             self.compacted = compaction.compact(self._submodule(unwrapped(model)), self._example, **options)
             if self._save_compact is not None and write:
-                path = Path(self._save_compact)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(self.compacted.model.state_dict(), path)
+                torch.save(self.compacted.model.state_dict(), self._save_compact)
 
     def _forget(self) -> None:
         """After a training, or before another."""
@@ -190,7 +196,7 @@ class SparseTraining:
             updates = make.get("steps", known)
             if updates is None:
                 raise ValueError(f"budget must hold 'steps', since the trainer does not know the number of updates, got {make!r}")
-            every = max(1, updates // MEASUREMENTS) if isinstance(updates, int) else 1
+            every = max(1, int(updates) // MEASUREMENTS) if isinstance(updates, Integral) else 1
             self._reset_strengths(optimizer)
             return Budget(optimizer, network, example, **{"steps": updates, "every": every, **make})
         self._reset_strengths(optimizer)

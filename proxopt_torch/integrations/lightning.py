@@ -6,6 +6,7 @@ The callback works with ``lightning.pytorch`` and with ``pytorch_lightning``. It
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 try:
@@ -50,7 +51,7 @@ class ProximalCallback(SparseTraining, Callback):
     Args:
       budget: the arguments of ``Budget`` as a dict, e.g. ``{"macs": 0.5}``; or a function of the optimizer, the network, the
         example inputs and the number of updates (None where the trainer does not know it), which returns a ``Budget`` or a
-        ``StrengthPath``. Its ``step()`` is called after each update. ``steps`` is ``trainer.estimated_stepping_batches``
+        ``StrengthPath``. Its ``step()`` is called after each update. ``steps`` is the number of updates of the fit
         unless the dict has it, and ``every`` is such that 200 measurements are made.
       network: the name of the submodule to measure and to compact, such as ``"net"``; the whole LightningModule by default.
       example_inputs: the arguments of ``network(...)``; by default ``example_input_array`` of the LightningModule.
@@ -90,6 +91,9 @@ class ProximalCallback(SparseTraining, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the budget; the states of the optimizer are not loaded yet."""
         example, updates = pl_module.example_input_array, trainer.estimated_stepping_batches
+        again = pl_module.automatic_optimization and not self._saved  # then a trainer counts the updates of an earlier fit, too
+        if again and 0 < updates < math.inf:
+            updates = max(updates - trainer.global_step, 1)
         self._begin(pl_module, trainer.optimizers, example, updates, trainer.precision_plugin.convert_input)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import nas
@@ -529,6 +530,9 @@ def test_a_language_model_is_loaded_from_its_folder(corpus, tmp_path, capsys):
     said = message(lambda: train_ptb.main(["--evaluate", str(out), "--data-dir", str(other)]))
     assert "the text must have the vocabulary of the training, 11 words in the same order, got another of 4" in said
     assert "must be the folder of a training on images" in message(lambda: train_cifar10.main(["--evaluate", str(out)]))
+    for script in (train_cifar10, train_ptb):
+        words = ["--evaluate", str(tmp_path), "--threads", "-1"]
+        assert message(partial(script.main, words)) == "error: threads must be >= 0, got -1"
 
 
 def test_a_folder_without_a_trained_network_is_named(train, images, tmp_path):
@@ -555,6 +559,7 @@ import sys, torch
 import nas
 assert "torch.nn" in sys.modules and "nas.train" not in sys.modules  # nas itself imports nothing
 from nas_cases import fake_cifar
+from functools import partial
 from pathlib import Path
 fake_cifar(Path(sys.argv[1]))
 from nas.data.cifar import load_cifar

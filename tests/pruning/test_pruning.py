@@ -128,6 +128,22 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         pruning.load(tmp_path)
 
 
+def test_an_evaluation_refuses_what_it_cannot_compute_in_one_line(cut, tmp_path):
+    _, out = cut
+    evaluated = lambda folder, *words: message(lambda: prune_transformer.main(["--evaluate", str(folder), *words]))
+    assert evaluated(out, "--length", "32").startswith("error: length must be at most 16, as the network reads no more symbols")
+    assert evaluated(out, "--threads", "-1") == "error: threads must be >= 0, got -1"
+    content = torch.load(out / "compact.pt", weights_only=True)
+    for about in ({}, None, {"symbols": None}):
+        torch.save({**content, "about": about}, tmp_path / "compact.pt")
+        assert "compact.pt must hold the symbols of the data as a str, got None" in evaluated(tmp_path)
+    for network in ("F", "torch", "nobody"):
+        torch.save({**content, "network": network}, tmp_path / "compact.pt")
+        assert "must be the compact network of a pruning, but it has no network" in evaluated(tmp_path)
+    torch.save({**content, "sizes": [1]}, tmp_path / "compact.pt")
+    assert r"but sizes must be a dict of integers by name or None, got [1]" in evaluated(tmp_path)
+
+
 BAD = [
     (["--macs", "1.5"], r"macs must lie in \(0, 1\), got 1.5"),
     (["--due", "0.05"], r"due must lie in \(start, 1\] = \(0.1, 1\], got 0.05"),
@@ -305,5 +321,7 @@ def test_a_transformer_is_pruned_without_data(tmp_path):
     assert "compact, after the cut" in done.stdout and "python topics: 800 characters to train on" in done.stderr
     found = json.loads((tmp_path / "runs" / "prune_transformer" / "seed-1" / "settings.json").read_text(encoding="utf-8"))
     assert found["command"] == "prune_transformer" and found["seed"] == 1
+    rows = rows_in(tmp_path / "runs" / "prune_transformer" / "seeds.csv")
+    assert [(row["seed"], row["network"]) for row in rows] == [(s, n) for s in "01" for n in ("sparse", "compact")]
     done = command([sys.executable, script, "--macs", "2"])
     assert done.returncode == 1 and done.stderr == "error: macs must lie in (0, 1), got 2.0\n"

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -477,25 +478,34 @@ def test_arguments_are_checked():
     refused(ValueError, "exactly one of macs, parameters, sparsity, living_groups, latency must be given, got none", macs=None)
     refused(ValueError, "must be given, got macs, latency", latency=0.5)
     refused(ValueError, r"macs must be a number in \(0, 1\), got 1", macs=1)
+    refused(ValueError, r"macs must be a number in \(0, 1\), got -1", macs=-1)
+    refused(TypeError, r"macs must be a number, got tensor\(0.5000\)", macs=torch.tensor(0.5))
     refused(TypeError, "macs must be a number, got '0.5'", macs="0.5")
     refused(ValueError, r"steps must be >= 1, got 0", steps=0)
     refused(TypeError, r"every must be an integer, got 2.0", every=2.0)
     refused(ValueError, r"start must lie in \[0, 1\), got 1", start=1)
     refused(ValueError, r"tolerance must be a number in \(0, 1\), got 0", tolerance=0)
+    refused(ValueError, r"start must lie in \[0, 1\), got nan", start=float("nan"))
     refused(ValueError, "schedule must be 'cubic', 'linear' or a function, got 'quartic'", schedule="quartic")
+    refused(ValueError, r"schedule must be 'cubic', 'linear' or a function, got \['cubic'\]", schedule=["cubic"])
+    refused(ValueError, r"schedule\(0\) must lie in \[0, 1\], got nan", schedule=lambda t: float("nan"))
     refused(TypeError, "freeze must be True or False, got 1", freeze=1)
     refused(TypeError, "by_cost must be True, False or None, got 'yes'", by_cost="yes")
+    refused(TypeError, "by_cost must be True, False or None, got 1", by_cost=1)
     refused(ValueError, "by_cost must be False or None for latency", macs=None, latency=0.5, by_cost=True)
     elements = ProxAdam(net.parameters(), penalty=L1(1e-3))
     refused(ValueError, r"by_cost must be False where a penalty has no groups, got L1\(", elements, by_cost=True)
     refused(ValueError, "modules must name layers of the model, got 'fc'", modules="fc")
     refused(ValueError, "modules must hold multiply-adds, got none in '1'", modules="1")
+    refused(ValueError, r"example_inputs must be such that the model has multiply-adds, got shape \(0, 6\)", example=x[:0])
+    refused(ValueError, r"example_inputs must be .* with which the model runs, got shape \(4, 6\): Runtime", example=x.double())
     refused(ValueError, "modules must be None for latency", macs=None, latency=0.5, modules="0")
     refused(TypeError, "optimizer must be an optimizer of proxopt_torch, got Adam", torch.optim.Adam(net.parameters()))
     refused(TypeError, "model must be an nn.Module, got int", model=3)
     refused(ValueError, "model must hold the parameters of the optimizer, got a Sequential", model=mlp())
     refused(ValueError, "penalty has a strength to set, got none", ProxAdam(net.parameters()))
     refused(ValueError, "strength of param group 0 must be > 0", ProxAdam(net.parameters(), penalty=L1(0.0)))
+    assert {group["strength"] for group in optimizer.param_groups[:2]} == {1e-3}, "nothing was changed"
 
     class Untraceable(nn.Module):
         def __init__(self):
@@ -509,6 +519,20 @@ def test_arguments_are_checked():
     Budget(optimizer, Untraceable(), None, sparsity=0.5, steps=5)
 
 
+def test_a_constructor_that_ends_with_a_warning_as_an_error_changes_nothing():
+    net, x = mlp(), torch.randn(8, 6)
+    optimizer = ProxAdam(groups.coupled(net, x, GroupL2(1e-3), include="0"))
+    before = [group["strength"] for group in optimizer.param_groups]
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match="out of reach"):
+        warnings.filterwarnings("error", message=".*out of reach")
+        Budget(optimizer, net, x, macs=0.01, steps=5)
+    assert [group["strength"] for group in optimizer.param_groups] == before
+
+
+def test_the_number_of_steps_may_be_one_of_numpy():
+    assert type(Training(macs=0.5, steps=np.int64(7)).budget.steps) is int
+
+
 def test_a_state_of_other_groups_is_refused():
     state = Training().budget.state_dict()
     state["own"] = {5: 1.0}
@@ -519,7 +543,62 @@ def test_a_state_of_other_groups_is_refused():
 def test_a_truncated_state_is_refused_and_changes_nothing():
     budget = Training().budget
     before = budget.state_dict()
-    for broken in ({"calls": 3}, [1], {**before, "calls": 9, "record": {}}, {**before, "calls": 9, "control": {"x": 1}}):
+    broken = [{"calls": 3}, [1], {**before, "calls": 9, "record": {}}, {**before, "calls": 9, "control": {"x": 1}}]
+    broken += [{**before, "calls": calls} for calls in ("9", -1, 2.5)] + [{**before, "frozen": "no"}, {**before, "own": None}]
+    for state in broken:
         with pytest.raises(ValueError, match=r"state_dict must be what state_dict\(\) of a Budget returned, got "):
-            budget.load_state_dict(broken)
+            budget.load_state_dict(state)
+    for strength in (float("nan"), -1.0, torch.ones(2)):
+        with pytest.raises(ValueError, match="state_dict must hold a strength > 0 for param group 0, got "):
+            budget.load_state_dict({**before, "calls": 9, "own": {0: strength, 1: 1.0}})
     assert budget.state_dict() == before
+
+
+@pytest.mark.parametrize("other", [{"parameters": 0.5}, {"sparsity": 0.5}, {"macs": 0.3}])
+def test_a_state_of_another_target_is_refused(other):
+    """Else what was reached of one target would count as reached of the other."""
+    state, ((name, target),) = Training(macs=0.5).budget.state_dict(), other.items()
+    with pytest.raises(ValueError, match=f"state_dict must be of a budget with {name}={target}, got macs=0.5"):
+        Training(**other).budget.load_state_dict(state)
+    del state["kind"]  # as in earlier checkpoints
+    Training(macs=0.5).budget.load_state_dict(state)
+
+
+def test_a_resumed_budget_has_its_own_arguments():
+    state = Training(macs=0.5, tolerance=0.02, steps=10).budget.state_dict()
+    budget = Training(macs=0.5, tolerance=0.1, steps=40).budget
+    budget.load_state_dict(state)
+    assert (budget.state_dict()["control"]["tolerance"], budget.state_dict()["control"]["measurements"]) == (0.1, 40)
+
+
+def cut_by_hand(training):
+    """Half of the network, so that the next measurement finds the target reached."""
+    with torch.no_grad():
+        training.net[0].weight[38:], training.net[0].bias[38:], training.net[2].weight[:, 38:] = 0, 0, 0
+
+
+def test_a_budget_does_not_say_that_zeros_are_frozen_which_are_not():
+    training = Training(macs=0.5, steps=4)
+    cut_by_hand(training)
+    assert training.budget.step().frozen
+    training.optimizer.freeze_zeros(False)
+    with pytest.raises(RuntimeError, match="the zeros must stay frozen once the budget has frozen them, got an optimizer"):
+        training.budget.step()
+    resumed = Training(macs=0.5, steps=4)
+    resumed.budget.load_state_dict(training.budget.state_dict())  # without that of the optimizer
+    with pytest.raises(RuntimeError, match="load the states of both the optimizer and the budget"):
+        resumed.budget.step()
+
+
+def test_zeros_that_the_user_freezes_end_control():
+    training = Training(macs=0.5, steps=4)
+    before = training.budget.step()
+    training.optimizer.freeze_zeros()
+    assert training.budget.step().frozen and training.budget.record.strength == before.strength and not before.frozen
+    training.optimizer.freeze_zeros(False)
+    assert not training.budget.step().frozen
+
+
+def test_a_budget_says_how_to_copy_it():
+    with pytest.raises(TypeError, match=r"a Budget cannot be pickled or copied, .*: keep its state_dict\(\)"):
+        copy.deepcopy(Training().budget)

@@ -76,6 +76,15 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.stack(torch._foreach_norm([t.detach() for t in tensors], float("inf"))).isfinite().all())
 
 
+def join(settings: Any) -> tuple[Processes, torch.device]:
+    """Set the number of threads, and return the process and its device. ValueError for a setting outside its domain."""
+    if settings.threads < 0:
+        raise ValueError(f"threads must be >= 0, got {settings.threads}")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return join_processes(settings.device)
+
+
 def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: Path) -> dict[str, Any]:
     """Build a run, resume it from its checkpoint if there is one, and run it to the end; return the row of its result.
 
@@ -89,11 +98,7 @@ def launch(make: Callable[[Processes, torch.device], Run], settings: Any, out: P
       Interrupted: the run was stopped by Ctrl-C or SIGTERM, and has saved.
       ValueError: a setting outside its domain; a checkpoint of other settings or of JAX, or a damaged one; a run that diverges.
     """
-    if settings.threads < 0:
-        raise ValueError(f"threads must be >= 0, got {settings.threads}")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    processes, device = join_processes(settings.device)
+    processes, device = join(settings)
     with locked(out) if processes.first else nullcontext():
         there = find_checkpoint(out, "torch", settings.resume)
         run = make(processes, device)

@@ -99,6 +99,17 @@ def test_a_resumed_fit_is_the_uninterrupted_one(pl, maker, scaled, tmp_path):
     assert {int(state["step"]) for state in own.optimizer.state.values()} == {22 if scaled else 24}
 
 
+def test_a_trainer_that_fits_once_more_makes_a_budget_for_the_updates_to_come(pl):
+    own, model = callback(budget={"macs": 0.6}), module(pl)
+    fit = trainer(pl, own, epochs=2)
+    fit.fit(model, loader())
+    first, updates = own.budget, fit.global_step
+    assert first.steps == first.record.step == updates
+    fit.fit_loop.max_epochs = 5
+    fit.fit(model, loader())
+    assert own.budget is not first and own.budget.steps == own.budget.record.step == fit.global_step - updates > 0
+
+
 def test_checkpoints_hold_the_sparse_point_and_the_search_point(pl, tmp_path):
     """With weights only, as a whole, within an epoch, and after the fit; the module trains on at the search point."""
 
@@ -307,6 +318,8 @@ def test_a_checkpoint_with_a_budget_needs_one(pl, tmp_path):
         ({"compact": "yes"}, TypeError, "compact must be True, False or a dict"),
         ({"compact": {"input": True}}, TypeError, r"compact must hold arguments of compact, .* got \['input'\]"),
         ({"save_compact": "small.pt"}, ValueError, "save_compact must be None where compact is False"),
+        ({"save_compact": True, "compact": True}, TypeError, "save_compact must be the path of a file or None, got True"),
+        ({"save_compact": "/", "compact": True}, ValueError, "save_compact must be the path of a file, got the folder '/'"),
     ],
 )
 def test_arguments_are_checked_at_once(pl, arguments, error, text):
