@@ -7,13 +7,13 @@ removes the zeros: the network is smaller and computes the same. The residual st
 it. The same training without a penalty comes first, for comparison. The folder --data-dir contains Penn Treebank or other text;
 without it the text is the documentation of Python.
 
-Presets: full (the default, for a GPU) and small (ten minutes on two cores). Before the first step of each training it is printed
-what it will compute, and after a few steps the time and memory that it needs. Results in --out: a table of quality, size and
-latency of the dense, the sparse and the compact network (table.csv), the heads and hidden units of each layer (layers.csv),
-pruning.png, the compact network (compact.pt), and the folders dense and sparse of the two trainings: train.csv, network.pt, a
-checkpoint, and budget.csv with each measurement of the budget. Where TensorBoard is installed (`pip install tensorboard`),
-`tensorboard --logdir OUT` shows the columns of train.csv. With several --seeds each
-has a folder of its own, and OUT/seeds.csv has the tables of all.
+Presets: full (the default, for a GPU) and small (ten minutes on two cores). Before the first step of each training it is
+printed what it will compute, and after a few steps the time and memory that it needs. Results in --out: a table of quality,
+size and latency of the dense, the sparse and the compact network (table.csv), the heads and hidden units of each layer
+(layers.csv), pruning.png, the compact network (compact.pt), and the folders dense and sparse of the two trainings: train.csv,
+network.pt, a checkpoint, and budget.csv with each measurement of the budget. Where TensorBoard is installed (`pip install
+tensorboard`), `tensorboard --logdir OUT` shows the columns of train.csv. With several --seeds each has a folder of its own, and
+OUT/seeds.csv has the tables of all.
 
 `--resume --out FOLDER` continues an interrupted run, `--config FILE` starts a new one with the settings in a settings.json, and
 `--evaluate FOLDER` prints the quality of a compact network, which `pruning.load(FOLDER)` returns as a module of PyTorch.
