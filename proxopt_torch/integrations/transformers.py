@@ -38,7 +38,8 @@ class ProximalTrainerCallback(SparseTraining, TrainerCallback, ExportableState):
       point. A checkpoint holds the search point beside them, and ``train(resume_from_checkpoint=...)`` continues bit for bit, the
       budget included;
     - after ``train()`` the model is at the prox point: of the last update, or of the best checkpoint with
-      ``load_best_model_at_end=True``.
+      ``load_best_model_at_end=True``. An error or Ctrl-C in it is no event of the ``Trainer``: call
+      ``callback.optimizer.eval()`` then, before the model is used in another way.
 
     Each log entry gets these values: ``zero_share``, the share of zero entries in the parameters of the optimizer;
     ``living_groups``, the share of the groups of its penalties that are not zero; ``budget_share``, ``budget_wanted`` and
@@ -109,11 +110,12 @@ class ProximalTrainerCallback(SparseTraining, TrainerCallback, ExportableState):
         self._forget()
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step > 0:
-            self._restore(_decoded(stored["attributes"]["saved"]))
+            self._restore(_saved_state(stored))
         example = None
         if self._given_example is None and not self._network:
             example = _first_members(train_dataloader)
-        self._begin(model, [optimizer], example, state.max_steps)
+        done = 0 if self._saved else state.global_step  # of a training without a budget
+        self._begin(model, [optimizer], example, state.max_steps - done)
         self._train()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -169,6 +171,17 @@ def _first_members(loader: DataLoader[Any]) -> Any:
     with torch.random.fork_rng():
         batch = loader.collate_fn([data[i] for i in range(min(2, len(data)))])
     return {k: v for k, v in batch.items() if "label" not in k} if isinstance(batch, Mapping) else None
+
+
+def _saved_state(stored: Any) -> dict[str, Any]:
+    """The state of the callback in ``trainer_state.json``."""
+    try:
+        found = _decoded(stored["attributes"]["saved"])
+        if isinstance(found, dict) and isinstance(found.get("budget", {}), dict):
+            return found
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"trainer_state.json must hold the state of ProximalTrainerCallback as it was saved, got {stored!r}")
 
 
 def _encoded(value: Any) -> Any:

@@ -210,6 +210,41 @@ def test_a_checkpoint_of_a_training_without_the_callback_is_continued(hf, tmp_pa
     stored = json.loads((tmp_path / "checkpoint-24" / "trainer_state.json").read_text(encoding="utf-8"))
     assert stored["stateful_callbacks"]["ProximalTrainerCallback"] == {"args": {}, "attributes": {"saved": {}}}
     assert own.report == sparsity_report(own.optimizer)
+    own = callback(budget={"living_groups": 0.5})
+    trainer(hf, tmp_path, own, num_train_epochs=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert own.budget.steps == own.budget.record.step == 16, "a new budget is for the updates that are left"
+
+
+@pytest.mark.parametrize(
+    "stored", [[1], {"attributes": {}}, {"attributes": {"saved": 3}}, {"attributes": {"saved": {"budget": 1}}}]
+)
+def test_a_damaged_state_in_a_checkpoint_is_refused(hf, tmp_path, stored):
+    trainer(hf, tmp_path, callback(budget={"living_groups": 0.5}), num_train_epochs=1, save_strategy="epoch").train()
+    file = tmp_path / "checkpoint-8" / "trainer_state.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["stateful_callbacks"]["ProximalTrainerCallback"] = stored
+    file.write_text(json.dumps(content), encoding="utf-8")
+    training = trainer(hf, tmp_path, callback(budget={"living_groups": 0.5}), num_train_epochs=2)
+    with pytest.raises(
+        ValueError, match=r"trainer_state.json must hold the state of ProximalTrainerCallback as it was saved, got "
+    ):
+        training.train(resume_from_checkpoint=str(file.parent))
+
+
+def test_after_an_interruption_the_optimizer_in_eval_mode_ends_what_was_changed(hf, tmp_path):
+    class Stop(hf.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    own = callback()
+    training = trainer(hf, tmp_path, own, Stop())
+    with pytest.raises(KeyboardInterrupt):
+        training.train()
+    own.optimizer.eval()
+    with torch.no_grad():
+        training.model.net[0].weight.add_(1)
+    assert all(torch.equal(value, training.model.state_dict()[name]) for name, value in training.model.named_parameters())
 
 
 def restoring(hf, folder, own):
