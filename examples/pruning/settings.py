@@ -43,8 +43,8 @@ class PruningSettings(RunSettings):
     """Share of the multiply-adds that is to remain, in (0, 1)."""
     penalty: PenaltyName = "group_lasso"
     """Penalty of all parameters that are removed together: the norm of each group, or with it the sum of the absolute values."""
-    l1_ratio: float = 0.1
-    """Share of the absolute values in the sparse group lasso, in (0, 1)."""
+    l1_ratio: float | Literal["auto"] = "auto"
+    """Share of the absolute values in the sparse group lasso, in (0, 1). auto: 0.1."""
     start: float = 0.1
     """Share of the steps before the penalty acts, in [0, 1)."""
     due: float = 0.8
@@ -71,14 +71,23 @@ class PruningSettings(RunSettings):
         )
         if not isinstance(self.lr, str) and not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be finite and > 0, or auto, got {self.lr}")
-        for name in ("macs", "tolerance", "l1_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        if self.penalty == "group_lasso" and not isinstance(self.l1_ratio, str):
+            raise ValueError(
+                f"l1_ratio must be auto with the penalty group_lasso, which has no absolute values, got {self.l1_ratio}"
+            )
+        for name, value in (("macs", self.macs), ("tolerance", self.tolerance), ("l1_ratio", self.l1_share)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value}")
         if not self.start < self.due <= 1:
             raise ValueError(f"due must lie in (start, 1] = ({self.start}, 1], got {self.due}")
 
     def schedules(self) -> list[str]:
         return [*super().schedules(), "the learning rate", "the budget"]
+
+    @property
+    def l1_share(self) -> float:
+        """The share of the absolute values in the sparse group lasso."""
+        return 0.1 if isinstance(self.l1_ratio, str) else self.l1_ratio
 
     @property
     def largest_lr(self) -> float:

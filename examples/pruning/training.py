@@ -57,7 +57,7 @@ class Pruning(Run):
         s = self.settings
         found: Any = self.params
         if self.sparse:
-            penalty = GroupL2(STRENGTH) if s.penalty == "group_lasso" else SparseGroupLasso(STRENGTH, l1_ratio=s.l1_ratio)
+            penalty = GroupL2(STRENGTH) if s.penalty == "group_lasso" else SparseGroupLasso(STRENGTH, l1_ratio=s.l1_share)
             found = groups.coupled(self.net, self.task.example(), penalty)
         if s.optimizer == "proxadam":
             betas = (s.momentum, 0.999)

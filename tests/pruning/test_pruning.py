@@ -149,7 +149,8 @@ BAD = [
     (["--due", "0.05"], r"due must lie in \(start, 1\] = \(0.1, 1\], got 0.05"),
     (["--lr", "0"], "lr must be finite and > 0, or auto, got 0"),
     (["--momentum", "1"], r"momentum must lie in \[0, 1\), got 1.0"),
-    (["--l1-ratio", "0"], r"l1_ratio must lie in \(0, 1\), got 0"),
+    (["--penalty", "sparse_group_lasso", "--l1-ratio", "0"], r"l1_ratio must lie in \(0, 1\), got 0"),
+    (["--l1-ratio", "0.2"], r"l1_ratio must be auto with the penalty group_lasso, .* got 0\.2"),
     (["--measurements", "0"], "measurements must be >= 1, got 0"),
     (["--weight-decay", "-1"], "weight_decay must be finite and >= 0, got -1"),
 ]
