@@ -375,8 +375,8 @@ def _broadcasts(name: str, value: Any, x: Array) -> None:
     if not _arrays.ndim(value):
         return
     pairs = zip(reversed(value.shape), reversed(x.shape))
-    if len(value.shape) > len(x.shape) or not all(v in (1, n) for v, n in pairs):
-        raise ValueError(f"{name} must broadcast to x of shape {tuple(x.shape)}, got shape {tuple(value.shape)}")
+    if not all(v == n or v == 1 or n == 1 for v, n in pairs):
+        raise ValueError(f"{name} must broadcast against x of shape {tuple(x.shape)}, got shape {tuple(value.shape)}")
 
 
 def _write(out: Any, result: list[Array]) -> list[Array]:

@@ -59,23 +59,13 @@ def test_a_step_is_finite_and_not_negative(kind, step):
     [
         (None, TypeError, "step must be a number, got None"),
         ("auto", TypeError, "step must be a number, got 'auto'"),
-        (np.ones(4), ValueError, r"step must broadcast to x of shape \(4, 3\), got shape \(4,\)"),
-        (np.ones((2, 4, 3)), ValueError, r"step must broadcast to x of shape \(4, 3\), got shape \(2, 4, 3\)"),
+        (np.ones(4), ValueError, r"step must broadcast against x of shape \(4, 3\), got shape \(4,\)"),
         ([0.1, 0.2], ValueError, "step must be a number or one entry per array, 1, got 2"),
     ],
 )
 def test_a_step_fits_x(kind, step, error, message):
     with pytest.raises(error, match=message):
         KINDS[kind](0.1).prox(X, step)
-
-
-@every_kind
-@pytest.mark.parametrize("x", [np.array(3.0), np.ones((1, 3))], ids=lambda x: str(x.shape))
-def test_a_step_or_strength_larger_than_x_is_refused(kind, x):
-    larger = np.ones((2, 3))
-    for call in (lambda: KINDS[kind](0.1).prox(x, larger), lambda: KINDS[kind](larger).prox(x)):
-        with pytest.raises(ValueError, match=r"(step|strength) must broadcast to x of shape"):
-            call()
 
 
 @every_kind

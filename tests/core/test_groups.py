@@ -235,7 +235,7 @@ REFUSED = {
     "strengths for a list": (lambda: GroupL2(np.ones(3)).prox([X, X]), r"strength must be one number for a list of arrays"),
     "strength of another shape": (
         lambda: L1(np.ones(4)).prox(X),
-        r"strength must broadcast to x of shape \(4, 3\), got .*\(4,\)",
+        r"strength must broadcast against x of shape \(4, 3\), got .*\(4,\)",
     ),
     "a batch of labels": (
         lambda: SparseGroupLasso(np.ones((4, 1, 1)), 0.5, Groups.labels([0, 1, 2, 3])).prox(X),
